@@ -1,0 +1,46 @@
+"""A pinhole camera: the one description of a view that the scene, the plan and the renderers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """Undistorted pinhole camera, OpenCV axes (x right, y down, z forward). Pixel (j, i) has its centre at (j+0.5, i+0.5)."""
+
+    width: int  # px
+    height: int  # px
+    fx: float  # px
+    fy: float  # px
+    cx: float  # px, from the left edge of the image
+    cy: float  # px, from the top edge
+    world_to_camera: np.ndarray = field(repr=False)  # [4, 4] f64, rigid
+
+    @property
+    def K(self) -> np.ndarray:
+        """Intrinsics [3, 3] f64."""
+        return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
+
+    @property
+    def position(self) -> np.ndarray:
+        """Camera centre in world coordinates [3] f64."""
+        return -self.world_to_camera[:3, :3].T @ self.world_to_camera[:3, 3]
+
+    @property
+    def forward(self) -> np.ndarray:
+        """Viewing direction in world coordinates [3] f64, unit length."""
+        return self.world_to_camera[2, :3]
+
+    def resized(self, width: int, height: int) -> Camera:
+        """The same camera for an image resampled to width x height; each axis is scaled by its own exact ratio."""
+        sx, sy = width / self.width, height / self.height
+        return Camera(width, height, self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy, self.world_to_camera)
+
+    def packed(self) -> np.ndarray:
+        """What the kernels take: rows of [R|t] (12), fx, fy, cx, cy, width, height, centre xyz. [21] f32."""
+        w2c = self.world_to_camera[:3, :4].reshape(-1)
+        rest = [self.fx, self.fy, self.cx, self.cy, self.width, self.height, *self.position]
+        return np.ascontiguousarray(np.concatenate([w2c, rest]), dtype=np.float32)

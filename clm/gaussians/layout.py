@@ -1,0 +1,24 @@
+"""Columns of a row in memory: geometry (11 floats padded to 12) and colour (48 floats); names carry their activation."""
+
+from __future__ import annotations
+
+GEOMETRY_COLUMNS = 12
+COLOUR_COLUMNS = 48
+GRAD_GEOMETRY_COLUMNS = 16
+
+MEANS = slice(0, 3)  # world units, world frame
+QUATS = slice(3, 7)  # wxyz, any norm
+LOG_SCALES = slice(7, 10)  # natural log of the standard deviation in world units
+LOGIT_OPACITIES = 10
+
+SH0 = slice(0, 3)  # colour = 0.5 + SH_C0 * sh0
+SHN = slice(3, 48)  # [15, 3] coefficient-major, as gsplat's shN
+
+GRAD_DRAWN = 11  # geometry gradient column: number of views that drew the row
+GRAD_SCREEN = 12  # geometry gradient column: sum of screen-space gradient norms
+
+GROUPS = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
+SH_C0 = 0.28209479177387814
+
+BLOCK_ROWS = 2048
+EXTENT_SIGMAS = 3.33  # the rasteriser never draws farther out (RASTER.md 4)

@@ -1,0 +1,81 @@
+"""The C++ kernels behind a C ABI: chosen for this CPU at load, called through ctypes (which releases the GIL).
+
+Invariants: every kernel gives bitwise equal results for any thread count; no kernel allocates memory that outlives the
+call, except the rasteriser's workspace handle. The typed faces live beside this file (`rows.py`, `raster.py`, ...).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from clm.errors import ClmError
+
+_ABI = 1
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return set()
+
+
+def variants() -> list[str]:
+    """Names of the builds this CPU can run, best first."""
+    flags = _cpu_flags() if platform.machine() in ("x86_64", "AMD64") else set()
+    names = ["base"]
+    if {"avx2", "fma"} <= flags:
+        names.insert(0, "avx2")
+        if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= flags:
+            names.insert(0, "avx512")
+    return names
+
+
+def variant() -> str:
+    """The build in use; the environment variable CLM_KERNELS overrides the choice (for tests and comparisons)."""
+    return os.environ.get("CLM_KERNELS") or variants()[0]
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The kernel library for this CPU. Starts one thread per core; `set_threads` changes that."""
+    suffix = "dylib" if platform.system() == "Darwin" else "so"
+    path = Path(__file__).parent / f"libclm_{variant()}.{suffix}"
+    if not path.exists():
+        raise ClmError(
+            f"The CPU kernels are not built: {path} is missing.",
+            "Install the package (`pip install .`) or run `bash scripts/setup.sh`.",
+        )
+    library = ctypes.CDLL(str(path))
+    if library.clm_abi_version() != _ABI:
+        raise ClmError(f"The CPU kernels in {path} are from another version of clm.", "Run `pip install .` again.")
+    library.clm_set_threads(os.cpu_count() or 1)
+    return library
+
+
+def set_threads(count: int) -> None:
+    """Number of threads that share one kernel call, the caller included."""
+    load().clm_set_threads(int(count))
+
+
+def get_threads() -> int:
+    return int(load().clm_get_threads())
+
+
+def pointer(array: np.ndarray | None, dtype: type, *shape: int | None) -> ctypes.c_void_p:
+    """Address of a C-contiguous array after checking dtype and shape (None = any length); None gives NULL."""
+    if array is None:
+        return ctypes.c_void_p(None)
+    ok = array.dtype == dtype and array.flags.c_contiguous and array.ndim == len(shape)
+    if not ok or any(want is not None and have != want for have, want in zip(array.shape, shape, strict=True)):
+        raise TypeError(f"kernel argument: want {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}")
+    return ctypes.c_void_p(array.ctypes.data)

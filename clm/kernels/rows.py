@@ -1,0 +1,169 @@
+"""Face of the row kernels: deferred Adam, fetch, placement in the arena, gradient send-back (source: `src/rows.cpp`).
+
+All arrays are C-contiguous numpy, float32 unless said otherwise; ids are int32. Every call releases the GIL.
+`colour_columns` is how many of the 48 colour columns are active (3, 12, 27 or 48 for SH degree 0 to 3).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Protocol
+
+import numpy as np
+
+from clm.kernels import load, pointer
+
+GEOMETRY, COLOUR, GRAD_GEOMETRY = 12, 48, 16
+f32, i32 = np.float32, np.int32
+
+
+def colour_columns(sh_degree: int) -> int:
+    """Active colour columns at a spherical-harmonics degree: 3 (degree + 1)^2."""
+    return 3 * (sh_degree + 1) ** 2
+
+
+class AdamStep(ctypes.Structure):
+    """Constants and tables of one optimizer step; built by `clm.optim.adam.Adam.at`, which also keeps the tables alive."""
+
+    _fields_ = (
+        ("step", ctypes.c_int32),
+        ("table_steps", ctypes.c_int32),
+        ("beta1", ctypes.c_float),
+        ("beta2", ctypes.c_float),
+        ("eps", ctypes.c_float),
+        ("gradient_scale", ctypes.c_float),
+        ("drift", ctypes.c_void_p),
+        ("ratio_power", ctypes.c_void_p),
+        ("beta1_power", ctypes.c_void_p),
+        ("beta2_power", ctypes.c_void_p),
+        ("eps_drift", ctypes.c_void_p),
+        ("rate", ctypes.c_float * 6),
+        ("eps_step", ctypes.c_float),
+    )
+
+
+class StoreView(ctypes.Structure):
+    """Addresses of a store's arrays; moments and stamps are NULL for a store that only renders."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in ("geometry", "colour", "m_geometry", "v_geometry", "m_colour", "v_colour", "stamp")
+    )
+
+
+class StoreArrays(Protocol):
+    """What the kernels need of a store."""
+
+    def view(self) -> StoreView: ...
+
+
+class GradientRows(Protocol):
+    """A place that holds gradient rows: grad_geometry [n, 16], grad_colour [n, 48]."""
+
+    grad_geometry: np.ndarray
+    grad_colour: np.ndarray
+
+
+def _step(step: AdamStep | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None) if step is None else ctypes.cast(ctypes.byref(step), ctypes.c_void_p)
+
+
+def _ids(ids: np.ndarray | None) -> ctypes.c_void_p:
+    return pointer(ids, i32, None)
+
+
+def _gradients(place: GradientRows) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+    return pointer(place.grad_geometry, f32, None, GRAD_GEOMETRY), pointer(place.grad_colour, f32, None, COLOUR)
+
+
+def fetch(
+    store: StoreArrays,
+    step: AdamStep | None,
+    rows: np.ndarray,
+    geometry: np.ndarray,
+    colour: np.ndarray,
+    columns: int,
+    slots: np.ndarray | None = None,
+) -> None:
+    """Catch rows [M] up to `step - 1` and copy them to geometry/colour at slots [M] (None: positions 0..M-1)."""
+    out = pointer(geometry, f32, None, GEOMETRY), pointer(colour, f32, None, COLOUR)
+    load().clm_fetch(
+        ctypes.byref(store.view()), _step(step), _ids(rows), _ids(slots), ctypes.c_int64(len(rows)), *out, columns
+    )
+
+
+def settle(store: StoreArrays, step: AdamStep, first: int, last: int) -> None:
+    """Write rows first..last-1 back into the store as they are after `step - 1`."""
+    load().clm_settle(ctypes.byref(store.view()), _step(step), ctypes.c_int64(first), ctypes.c_int64(last))
+
+
+def adam(
+    store: StoreArrays,
+    step: AdamStep,
+    rows: np.ndarray,
+    gradients: GradientRows,
+    slots: np.ndarray | None,
+    columns: int,
+    statistics: np.ndarray | None,
+    entries: np.ndarray,
+) -> None:
+    """Apply `step` to rows [M]; entries [M, 4] receives their new cull entries (radius -1: the row did not change)."""
+    load().clm_adam(
+        ctypes.byref(store.view()),
+        _step(step),
+        _ids(rows),
+        _ids(slots),
+        ctypes.c_int64(len(rows)),
+        *_gradients(gradients),
+        columns,
+        pointer(statistics, f32, None, 2),
+        pointer(entries, f32, None, 4),
+    )
+
+
+def cull_entries(store: StoreArrays, step: AdamStep | None, first: int, last: int, out: np.ndarray) -> None:
+    """Cull entries of stored rows first..last-1 into out [last-first, 4]: centre and bounding radius, pending steps included."""
+    view = ctypes.byref(store.view())
+    load().clm_entries(view, _step(step), ctypes.c_int64(first), ctypes.c_int64(last), pointer(out, f32, None, 4))
+
+
+def put_entries(rows: np.ndarray, fresh: np.ndarray, entries: np.ndarray) -> None:
+    """entries[rows] = fresh where the fresh radius is not negative."""
+    count = ctypes.c_int64(len(rows))
+    load().clm_put_entries(_ids(rows), pointer(fresh, f32, None, 4), count, pointer(entries, f32, None, 4))
+
+
+def place(
+    staging: tuple[np.ndarray, np.ndarray] | None,
+    slots: np.ndarray,
+    geometry: np.ndarray,
+    colour: np.ndarray,
+    gradients: GradientRows,
+    columns: int,
+) -> None:
+    """Scatter staged rows into arena slots [M] and zero their gradient rows (staging None: only zero)."""
+    staged = staging if staging is not None else (None, None)
+    load().clm_place(
+        pointer(staged[0], f32, None, GEOMETRY),
+        pointer(staged[1], f32, None, COLOUR),
+        _ids(slots),
+        ctypes.c_int64(len(slots)),
+        pointer(geometry, f32, None, GEOMETRY),
+        pointer(colour, f32, None, COLOUR),
+        *_gradients(gradients),
+        columns,
+    )
+
+
+def move_gradients(
+    source: GradientRows,
+    source_slots: np.ndarray | None,
+    target: GradientRows,
+    target_slots: np.ndarray | None,
+    count: int,
+    columns: int,
+) -> None:
+    """target[target_slots[i]] = source[source_slots[i]] for i < count; None means position i."""
+    load().clm_move_gradients(
+        *_gradients(source), _ids(source_slots), ctypes.c_int64(count), *_gradients(target), _ids(target_slots), columns
+    )

@@ -1,0 +1,18 @@
+"""Where the real scenes are, and what to say when they are not here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SCENES = Path(os.environ.get("CLM_SCENES", Path(__file__).resolve().parents[2] / "shared" / "scenes"))
+
+
+def scene_path(name: str) -> Path:
+    """Path of a real scene; skips the test, naming the folder, where it is absent."""
+    path = SCENES / name
+    if not path.exists():
+        pytest.skip(f"real scene {name} not found in {SCENES} (set CLM_SCENES)")
+    return path
