@@ -167,3 +167,8 @@ def move_gradients(
     load().clm_move_gradients(
         *_gradients(source), _ids(source_slots), ctypes.c_int64(count), *_gradients(target), _ids(target_slots), columns
     )
+
+
+def touch(values: np.ndarray) -> None:
+    """values [n] += 1 in place with all threads: the read+write limit of this machine, for benchmarks."""
+    load().clm_touch(pointer(values, f32, None), ctypes.c_int64(len(values)))

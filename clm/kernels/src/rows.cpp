@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "pool.h"
+#include "simd.h"
 
 namespace {
 
@@ -90,7 +91,7 @@ inline void prefetch_row(const StoreView& s, int64_t row, bool moments, int colu
 }
 
 constexpr int64_t kChunk = 512;   // rows per claimed piece of work
-constexpr int64_t kAhead = 8;     // rows between prefetch and use
+constexpr int64_t kAhead = 3;     // rows between prefetch and use
 
 template <class F>
 void over_rows(int64_t count, F&& body) {
@@ -167,16 +168,53 @@ CLM_API void clm_settle(const StoreView* s, const AdamStep* a, int64_t first, in
 
 namespace {
 
-struct Decay {
-    float b1, b2;  // beta^missed: the zero-gradient steps before this one
+typedef float f4 __attribute__((vector_size(16)));
+
+inline clm::f8 square_root(clm::f8 x) { return clm::vsqrt(x); }
+inline f4 square_root(f4 x) {
+#ifdef CLM_AVX2
+    return (f4)_mm_sqrt_ps((__m128)x);
+#else
+    for (int i = 0; i < 4; ++i) x[i] = std::sqrt(x[i]);
+    return x;
+#endif
+}
+
+// What one row needs of the step, copied to registers.
+struct RowStep {
+    float beta1, beta2;           // of this step
+    float decay1, decay2;         // beta^missed: the zero-gradient steps before it
+    float eps, eps_drift, gradient_scale;
 };
 
-// One column: missed steps in closed form, then the step with this gradient.
-inline void adam_column(const AdamStep& a, Decay decay, float drift, float eps_drift, float rate, float g, float& p, float& m, float& v) {
-    const float caught_up = p - drift * (m / (std::sqrt(v) + eps_drift));
-    m = a.beta1 * (m * decay.b1) + (1.f - a.beta1) * g;
-    v = a.beta2 * (v * decay.b2) + (1.f - a.beta2) * g * g;
-    p = caught_up - rate * (m / (std::sqrt(v) + a.eps_step));
+// V::count columns: missed steps in closed form, then the step with gradient g. Both fractions over one denominator:
+// drift m/a + rate m'/b = (drift m b + rate m' a) / (a b); a and b are at least eps, so the product stays a normal float.
+template <class V>
+inline void adam_columns(const RowStep& r, V drift, V rate, const float* g_at, float* p_at, float* m_at, float* v_at) {
+    const V g = clm::load<V>(g_at) * r.gradient_scale;
+    V m = clm::load<V>(m_at), v = clm::load<V>(v_at);
+    const V before = square_root(v) + r.eps_drift, drifted = drift * m;
+    m = (m * r.decay1) * r.beta1 + g * (1.f - r.beta1);
+    v = (v * r.decay2) * r.beta2 + g * g * (1.f - r.beta2);
+    const V after = square_root(v) + r.eps;
+    clm::store(p_at, clm::load<V>(p_at) - (drifted * after + rate * m * before) / (before * after));
+    clm::store(m_at, m);
+    clm::store(v_at, v);
+}
+
+inline void adam_colour(const RowStep& r, clm::f8 drift_head, float drift, clm::f8 rate_head, clm::f8 rate, const float* g,
+                        float* p, float* m, float* v, int vectors, int columns) {
+    using clm::f8;
+    const f8 drift_rest = clm::splat<f8>(drift);
+    for (int k = 0; k < vectors; ++k) {
+        float active[8];
+        const float* from = g + 8 * k;
+        if (8 * k + 8 > columns) {  // gradient columns beyond the active ones were never written
+            for (int j = 0; j < 8; ++j) active[j] = 8 * k + j < columns ? from[j] : 0.f;
+            from = active;
+        }
+        adam_columns<f8>(r, k ? drift_rest : drift_head, k ? rate : rate_head, from, p + 8 * k, m + 8 * k, v + 8 * k);
+    }
 }
 
 }  // namespace
@@ -188,14 +226,20 @@ inline void adam_column(const AdamStep& a, Decay decay, float drift, float eps_d
 CLM_API void clm_adam(const StoreView* s, const AdamStep* a, const int32_t* rows, const int32_t* slots, int64_t count,
                       const float* grad_geometry, const float* grad_colour, int32_t colour_columns, float* statistics,
                       float* entries) {
+    using clm::f8;
     float rate_geometry[kGeometry];
     spread(a->rate, rate_geometry);
+    const f8 rate0 = clm::load<f8>(rate_geometry), rateN = clm::splat<f8>(a->rate[5]);
+    const f4 rate1 = clm::load<f4>(rate_geometry + 8);
+    const f8 is_sh0 = {1, 1, 1, 0, 0, 0, 0, 0};
+    const f8 rate_head = is_sh0 * a->rate[4] + (1.f - is_sh0) * a->rate[5];
+    const int vectors = (colour_columns + 7) / 8;  // columns beyond the active ones hold zeros: zero gradient, no change
     over_rows(count, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             if (i + kAhead < end) prefetch_row(*s, rows[i + kAhead], true, colour_columns);
             const int64_t row = rows[i], from = slots ? slots[i] : i;
-            const float* __restrict gg = grad_geometry + from * kGradGeometry;
-            const float* __restrict gc = grad_colour + from * kColour;
+            const float* gg = grad_geometry + from * kGradGeometry;
+            const float* gc = grad_colour + from * kColour;
             if (gg[kDrawnColumn] == 0.f) {
                 entries[i * 4 + 3] = -1.f;
                 continue;
@@ -206,25 +250,14 @@ CLM_API void clm_adam(const StoreView* s, const AdamStep* a, const int32_t* rows
             Drift d{};
             d.eps = a->eps;
             if (behind) d = drift_between(*a, stamp, a->step - 1);
-            const Decay decay{a->beta1_power[missed], a->beta2_power[missed]};
-            float* __restrict pg = s->geometry + row * kGeometry;
-            float* __restrict mg = s->m_geometry + row * kGeometry;
-            float* __restrict vg = s->v_geometry + row * kGeometry;
-            float masked[kGeometry];
-            for (int k = 0; k < kGeometry; ++k) masked[k] = gg[k] * a->gradient_scale;
-            masked[kDrawnColumn] = 0.f;
-            for (int k = 0; k < kGeometry; ++k)
-                adam_column(*a, decay, d.geometry[k], d.eps, rate_geometry[k], masked[k], pg[k], mg[k], vg[k]);
-            float* __restrict pc = s->colour + row * kColour;
-            float* __restrict mc = s->m_colour + row * kColour;
-            float* __restrict vc = s->v_colour + row * kColour;
-            float drift[16], rate[16];
-            for (int k = 0; k < 16; ++k) drift[k] = k < 3 ? d.sh0 : d.shN, rate[k] = k < 3 ? a->rate[4] : a->rate[5];
-            const int head = std::min(16, colour_columns);
-            for (int k = 0; k < head; ++k)
-                adam_column(*a, decay, drift[k], d.eps, rate[k], gc[k] * a->gradient_scale, pc[k], mc[k], vc[k]);
-            for (int k = 16; k < colour_columns; ++k)
-                adam_column(*a, decay, d.shN, d.eps, a->rate[5], gc[k] * a->gradient_scale, pc[k], mc[k], vc[k]);
+            const RowStep r{a->beta1, a->beta2, a->beta1_power[missed], a->beta2_power[missed],
+                            a->eps_step, d.eps, a->gradient_scale};
+            float *pg = s->geometry + row * kGeometry, *mg = s->m_geometry + row * kGeometry, *vg = s->v_geometry + row * kGeometry;
+            const float tail[4] = {gg[8], gg[9], gg[10], 0.f};  // column 11 of a gradient row is a count, not a gradient
+            adam_columns<f8>(r, clm::load<f8>(d.geometry), rate0, gg, pg, mg, vg);
+            adam_columns<f4>(r, clm::load<f4>(d.geometry + 8), rate1, tail, pg + 8, mg + 8, vg + 8);
+            float *pc = s->colour + row * kColour, *mc = s->m_colour + row * kColour, *vc = s->v_colour + row * kColour;
+            adam_colour(r, is_sh0 * d.sh0 + (1.f - is_sh0) * d.shN, d.shN, rate_head, rateN, gc, pc, mc, vc, vectors, colour_columns);
             s->stamp[row] = a->step;
             if (statistics) {
                 statistics[row * 2] += gg[kDrawnColumn];
@@ -281,5 +314,14 @@ CLM_API void clm_move_gradients(const float* from_geometry, const float* from_co
             std::memcpy(to_geometry + to * kGradGeometry, from_geometry + from * kGradGeometry, sizeof(float) * kGradGeometry);
             std::memcpy(to_colour + to * kColour, from_colour + from * kColour, sizeof(float) * colour_columns);
         }
+    });
+}
+
+// values += 1 over the whole array: the machine's read+write limit that the benchmarks compare with.
+CLM_API void clm_touch(float* values, int64_t count) {
+    constexpr int64_t piece = 1 << 16;
+    clm::parallel((count + piece - 1) / piece, [&](int64_t chunk, int) {
+        const int64_t end = std::min(count, (chunk + 1) * piece);
+        for (int64_t i = chunk * piece; i < end; ++i) values[i] += 1.f;
     });
 }

@@ -1,0 +1,114 @@
+"""Typed face of the culling kernels: block bounds, block classes, row tests.
+
+What the numbers mean (planes, radii, margins) is derived in `clm.plan.visibility`; this file checks shapes and sizes
+the outputs. The result does not depend on the thread count, nor on how rows are cut into blocks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+import numpy as np
+
+from clm.kernels import load, pointer
+
+CAMERA_FLOATS = 32  # six planes of four, |t|_1, padding
+
+_long, _float, _address = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = load()
+    library.clm_block_bounds.argtypes = [_address, _long, _long, _address, _long, _address]
+    library.clm_cull_blocks.argtypes = [_address, _long, _address, _long, _float, _float, _address]
+    library.clm_cull_rows.argtypes = (
+        [_address, _long, _long, _address, _long] + [_address] * 4 + [_float, _float] + [_address] * 2
+    )
+    library.clm_cull_ids.argtypes = [_long, _address, _long] + [_address] * 6
+    for name in ("clm_block_bounds", "clm_cull_blocks", "clm_cull_rows", "clm_cull_ids"):
+        getattr(library, name).restype = None
+    return library
+
+
+def block_bounds(entries: np.ndarray, block_rows: int, bounds: np.ndarray, blocks: np.ndarray | None = None) -> None:
+    """Fills bounds [nb, 8] f32 from entries [N, 4] f32 for the listed blocks (int32; None = all)."""
+    rows = len(entries)
+    total = -(-rows // block_rows)
+    if blocks is not None and blocks.size and (int(blocks.min()) < 0 or int(blocks.max()) >= total):
+        raise ValueError(f"blocks must lie in [0, {total})")
+    count = total if blocks is None else len(blocks)
+    _library().clm_block_bounds(
+        pointer(entries, np.float32, None, 4),
+        rows,
+        block_rows,
+        pointer(blocks, np.int32, None),
+        count,
+        pointer(bounds, np.float32, total, 8),
+    )
+
+
+def cull(
+    entries: np.ndarray, bounds: np.ndarray, cameras: np.ndarray, growth: float, extra: float, block_rows: int
+) -> list[np.ndarray]:
+    """Sorted int32 row ids per camera; cameras [C, 32] f32 as packed by `clm.plan.visibility.camera_planes`.
+
+    Memory: one byte per (block, camera), `block_rows` bits per pair that is neither out nor in, and the ids.
+    """
+    library, rows, count = _library(), len(entries), len(cameras)
+    blocks = -(-rows // block_rows)
+    if rows == 0 or count == 0:
+        return [np.empty(0, np.int32) for _ in range(count)]
+    planes = pointer(cameras, np.float32, None, CAMERA_FLOATS)
+    classes = np.empty((blocks, count), np.uint8)
+    library.clm_cull_blocks(
+        pointer(bounds, np.float32, blocks, 8),
+        blocks,
+        planes,
+        count,
+        growth,
+        extra,
+        pointer(classes, np.uint8, None, None),
+    )
+    pairs = np.flatnonzero(classes)
+    pair_class = classes.reshape(-1)[pairs]
+    pair_block, pair_camera = ((part.astype(np.int32)) for part in np.divmod(pairs, count))
+    starts = np.flatnonzero(np.diff(pair_block, prepend=-1))
+    runs = np.append(starts, len(pairs)).astype(np.int64)
+    bits = np.empty((len(pairs), -(-block_rows // 64)), np.uint64)
+    counts = np.empty(len(pairs), np.int64)
+    run_list = (pointer(runs, np.int64, None), len(starts))
+    block_list, class_list = pointer(pair_block, np.int32, None), pointer(pair_class, np.uint8, None)
+    bit_words, count_list = pointer(bits, np.uint64, None, None), pointer(counts, np.int64, None)
+    library.clm_cull_rows(
+        pointer(entries, np.float32, None, 4),
+        rows,
+        block_rows,
+        *run_list,
+        block_list,
+        pointer(pair_camera, np.int32, None),
+        class_list,
+        planes,
+        growth,
+        extra,
+        bit_words,
+        count_list,
+    )
+    by_camera = np.argsort(pair_camera, kind="stable")
+    offsets = np.empty(len(pairs), np.int64)
+    ends = np.cumsum(counts[by_camera])
+    offsets[by_camera] = ends - counts[by_camera]
+    ids = np.empty(int(ends[-1]) if len(ends) else 0, np.int32)
+    library.clm_cull_ids(
+        block_rows,
+        *run_list,
+        block_list,
+        class_list,
+        bit_words,
+        count_list,
+        pointer(offsets, np.int64, None),
+        pointer(ids, np.int32, None),
+    )
+    sizes = np.bincount(pair_camera, weights=counts, minlength=count).astype(np.int64)
+    return np.split(ids, np.cumsum(sizes)[:-1])

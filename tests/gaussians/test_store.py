@@ -1,0 +1,147 @@
+"""The store, its blocks, and densification: rows survive every rebuild, in order, with their moments."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clm.gaussians.blocks import block_order, morton_codes
+from clm.gaussians.densify import (
+    SPLIT_SHRINK,
+    Thresholds,
+    choose_growth,
+    densify,
+    quats_to_rotations,
+    reset_opacity,
+    resort,
+    split_rows,
+)
+from clm.gaussians.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS
+from clm.gaussians.store import Store
+from clm.plan.budget import store_bytes
+
+LIMITS = Thresholds(screen_gradient=2e-4, split_scale=0.05, prune_opacity=0.005, prune_scale=None)
+
+
+def random_store(rows: int, seed: int = 0) -> Store:
+    rng = np.random.default_rng(seed)
+    geometry = rng.normal(size=(rows, 12)).astype(np.float32)
+    geometry[:, LOG_SCALES] = rng.normal(-3, 1, size=(rows, 3))
+    geometry[:, LOGIT_OPACITIES] = rng.normal(0, 2, size=rows)
+    geometry[:, 11] = 0
+    store = Store.from_rows(geometry, rng.normal(size=(rows, 48)).astype(np.float32))
+    store.m_geometry[:] = rng.normal(size=(rows, 12))
+    store.statistics[:, 0] = rng.integers(0, 5, rows)
+    store.statistics[:, 1] = store.statistics[:, 0] * rng.uniform(0, 4e-4, rows)
+    store.refresh(None)
+    return store
+
+
+def always(_store: Store, _drop: np.ndarray) -> bool:
+    return True
+
+
+def test_bytes_per_row_are_those_that_the_budget_counts() -> None:
+    store = random_store(3000)
+    assert store.bytes == store_bytes(3000)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 500), st.integers(0, 100))
+def test_block_order_is_a_permutation_and_stable(rows: int, seed: int) -> None:
+    entries = np.random.default_rng(seed).normal(size=(rows, 4)).astype(np.float32)
+    entries[:, 3] = np.abs(entries[:, 3])
+    order = block_order(entries)
+    assert sorted(order) == list(range(rows))
+    again = block_order(entries[order])
+    np.testing.assert_array_equal(again, np.arange(rows))
+
+
+def test_large_rows_get_their_own_blocks_at_the_end() -> None:
+    entries = np.random.default_rng(0).uniform(size=(10_000, 4)).astype(np.float32)
+    entries[::100, 3] = 1e4
+    order = block_order(entries)
+    assert (entries[order[-100:], 3] == 1e4).all()
+
+
+def test_morton_order_keeps_neighbours_together() -> None:
+    means = np.random.default_rng(0).uniform(size=(50_000, 3)).astype(np.float32)
+    blocks = means[np.argsort(morton_codes(means))][: 2048 * 24].reshape(24, 2048, 3)
+    volume = np.prod(blocks.max(axis=1) - blocks.min(axis=1), axis=1)
+    assert np.median(volume) < 3 * 2048 / 50_000
+
+
+def test_resorting_moves_moments_and_stamps_with_their_rows() -> None:
+    store = random_store(5000)
+    tag = store.geometry[:, 0] + 7
+    store.m_colour[:, 5], store.stamp[:] = tag, np.arange(5000)
+    before = dict(zip(tag.tolist(), store.stamp.tolist(), strict=True))
+    resort(store)
+    assert dict(zip(store.m_colour[:, 5].tolist(), store.stamp.tolist(), strict=True)) == before
+    np.testing.assert_array_equal(store.m_colour[:, 5], store.geometry[:, 0] + 7)
+
+
+def test_growth_takes_the_strongest_gradients_when_the_budget_is_short() -> None:
+    store = random_store(2000)
+    gradient = store.statistics[:, 1] / np.maximum(store.statistics[:, 0], 1)
+    clones, splits, refused = choose_growth(store, LIMITS, 50)
+    chosen = np.concatenate([clones, splits])
+    assert len(chosen) == 50 and refused == (gradient > LIMITS.screen_gradient).sum() - 50
+    rest = np.setdiff1d(np.arange(2000), chosen)
+    assert gradient[chosen].min() >= gradient[rest].max()
+    assert store.geometry[clones, LOG_SCALES].max() <= np.log(LIMITS.split_scale)
+    assert store.geometry[splits, LOG_SCALES].max(axis=1).min() > np.log(LIMITS.split_scale)
+
+
+def test_densify_counts_add_up_and_new_rows_have_zero_moments() -> None:
+    store = random_store(3000)
+    result = densify(store, LIMITS, 10**9, [0, 1], always)
+    assert result.cloned > 0 and result.split > 0 and result.pruned > 0
+    assert store.rows == result.rows
+    limit = np.log(LIMITS.prune_opacity / (1 - LIMITS.prune_opacity))
+    assert (store.geometry[:, LOGIT_OPACITIES] >= limit).all()
+    tail = store.m_geometry[-(result.cloned // 2) :]
+    assert (tail == 0).all() and (store.statistics == 0).all()
+
+
+@pytest.mark.parametrize("cap", [3000, 3010, 3400])
+def test_densify_never_exceeds_the_row_limit(cap: int) -> None:
+    store = random_store(3000)
+    store.geometry[:, LOGIT_OPACITIES] = 0  # nothing is pruned
+    result = densify(store, LIMITS, cap, [0], always)
+    assert store.rows == cap and result.refused > 0
+
+
+def test_densify_grows_less_when_the_arena_refuses_and_never_loses_rows() -> None:
+    store = random_store(3000)
+    store.geometry[:, LOGIT_OPACITIES] = 0
+    asked = []
+
+    def admits(grown: Store, drop: np.ndarray) -> bool:
+        asked.append(grown.rows - int(drop.sum()))
+        return asked[-1] <= 3100
+
+    densify(store, LIMITS, 10**9, [0], admits)
+    assert len(asked) > 1 and 3000 <= store.rows <= 3100
+
+
+def test_children_of_a_split_lie_in_their_parent_and_are_smaller() -> None:
+    store = random_store(4000)
+    children, colours = split_rows(store.geometry, store.colour, np.random.default_rng(0))
+    parents = np.repeat(store.geometry, 2, axis=0)
+    np.testing.assert_allclose(children[:, LOG_SCALES], parents[:, LOG_SCALES] - np.log(SPLIT_SHRINK), rtol=1e-5, atol=1e-6)
+    rotations = quats_to_rotations(parents[:, 3:7])
+    local = np.einsum("nji,nj->ni", rotations, children[:, MEANS] - parents[:, MEANS]) / np.exp(parents[:, LOG_SCALES])
+    assert abs(local.mean()) < 0.02 and abs(local.std() - 1) < 0.02
+    np.testing.assert_array_equal(colours[::2], store.colour)
+
+
+def test_opacity_reset_lowers_opacities_and_clears_their_moments_only() -> None:
+    store = random_store(100)
+    kept = store.m_geometry[:, :10].copy()
+    reset_opacity(store, 0.01)
+    assert store.geometry[:, LOGIT_OPACITIES].max() <= np.log(0.01 / 0.99) + 1e-6
+    assert (store.m_geometry[:, LOGIT_OPACITIES] == 0).all()
+    np.testing.assert_array_equal(store.m_geometry[:, :10], kept)

@@ -1,0 +1,161 @@
+"""A slow simulator executes plans and checks, row by row, what the fast planner promises."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import combinations, pairwise
+from time import perf_counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clm.plan.residency import Plan, make_plan
+
+
+def execute(plan: Plan, sets: list[np.ndarray], capacity: int) -> dict[int, list[int]]:
+    """Runs a plan with dictionaries; returns for each row the views whose gradients were summed, in that order."""
+    arena: dict[int, int] = {}  # slot -> row
+    gradients: dict[int, list[int]] = {}  # slot -> views summed so far
+    partial: dict[int, list[int]] = {}  # row -> partial sum on the host
+    final: dict[int, list[int]] = {}
+    occupied_before: set[int] = set()  # slots taken while the previous step computes
+    for i, step in enumerate(plan.steps):
+        assert np.array_equal(step.rows, sets[i])
+        for k, (row, slot) in enumerate(zip(step.load_rows.tolist(), step.load_slots.tolist(), strict=True)):
+            assert 0 <= slot < capacity
+            assert slot not in arena, "overwritten before its gradient has left"
+            assert row not in arena.values(), "loaded twice"
+            assert row not in final, "loaded after its last use"
+            if k < step.load_early:
+                assert slot not in occupied_before, "an early load needs a slot that is free before"
+            assert bool(step.load_partial[k]) == (row in partial)
+            arena[slot], gradients[slot] = row, partial.pop(row, [])
+        for group in (slice(0, step.load_early), slice(step.load_early, None)):
+            assert np.all(np.diff(step.load_rows[group]) > 0) and np.all(np.diff(step.load_slots[group]) > 0)
+        for row, slot in zip(step.rows.tolist(), step.slots.tolist(), strict=True):
+            assert arena.get(slot) == row, "a view finds its row in its slot"
+            gradients[slot].append(i)
+        occupied_before = set(arena)
+        for row, slot, is_final in zip(
+            step.send_rows.tolist(), step.send_slots.tolist(), step.send_final.tolist(), strict=True
+        ):
+            assert arena.pop(slot) == row
+            target = final if is_final else partial
+            assert row not in target
+            target[row] = gradients.pop(slot)
+        finals = int(step.send_final.sum())
+        assert step.send_final[:finals].all(), "final rows first"
+        for group in (slice(0, finals), slice(finals, None)):
+            assert np.all(np.diff(step.send_rows[group]) > 0)
+    assert not arena and not partial, "everything has left at the end"
+    return final
+
+
+def check(sets: list[np.ndarray], capacity: int, block_rows: int = 4) -> Plan:
+    plan = make_plan(list(range(100, 100 + len(sets))), sets, capacity, block_rows)
+    final = execute(plan, sets, capacity)
+    union = sorted(set().union(*(s.tolist() for s in sets)))
+    assert plan.union_rows.tolist() == union == sorted(final)
+    for row, views in final.items():
+        assert views == [i for i, rows in enumerate(sets) if row in rows.tolist()], "summed in batch order"
+    traffic, steps = plan.traffic, plan.steps
+    assert [step.view for step in steps] == list(range(100, 100 + len(sets)))
+    assert traffic.loaded == sum(len(step.load_rows) for step in steps)
+    assert traffic.sent_back == sum(len(step.send_rows) for step in steps) == traffic.loaded
+    assert traffic.loaded_partial == traffic.loaded - len(union)
+    assert traffic.lower_bound == len(union) <= traffic.loaded <= traffic.consecutive_reuse <= traffic.no_reuse
+    kept = [set(a.tolist()) & set(b.tolist()) for a, b in pairwise(sets)]
+    assert traffic.consecutive_reuse == sum(map(len, sets)) - sum(map(len, kept))
+    assert traffic.bytes_loaded == 240 * traffic.loaded + 256 * traffic.loaded_partial
+    assert traffic.bytes_sent_back == 256 * traffic.sent_back
+    if capacity >= len(union):
+        assert traffic.loaded == len(union)
+    return plan
+
+
+batches = st.lists(st.sets(st.integers(0, 30), max_size=14), min_size=1, max_size=9)
+
+
+def as_rows(sets: list[set[int]], spread: int = 1) -> list[np.ndarray]:
+    return [np.array(sorted(s), np.int32) * spread for s in sets]
+
+
+@given(batches, st.integers(0, 20), st.sampled_from([1, 13, 40_000]), st.sampled_from([1, 4, 2048]))
+@settings(max_examples=300, deadline=None)
+def test_every_plan_can_be_executed_and_predicts_its_traffic(
+    sets: list[set[int]], extra: int, spread: int, block_rows: int
+) -> None:
+    check(as_rows(sets, spread), max(map(len, sets)) + extra, block_rows)
+
+
+@given(batches)
+@settings(max_examples=50, deadline=None)
+def test_plans_load_less_with_more_capacity_down_to_the_union(sets: list[set[int]]) -> None:
+    rows = as_rows(sets)
+    least, union = max(map(len, sets)), len(set().union(*sets))
+    loads = [make_plan(range(len(rows)), rows, c).traffic.loaded for c in range(least, max(least, union) + 2)]
+    assert loads == sorted(loads, reverse=True) and loads[-1] == union
+
+
+def fewest_loads(sets: list[set[int]], capacity: int) -> int:
+    """Brute force over everything that may be kept between steps."""
+
+    @cache
+    def after(i: int, resident: frozenset[int]) -> int:
+        if i == len(sets):
+            return 0
+        loads = len(sets[i] - resident)
+        arena = resident | sets[i]
+        options = [frozenset(keep) for k in range(len(arena) + 1) for keep in combinations(sorted(arena), k)]
+        following = sets[i + 1] if i + 1 < len(sets) else set()
+        return loads + min(after(i + 1, keep) for keep in options if len(keep | following) <= capacity)
+
+    return after(0, frozenset())
+
+
+@given(st.lists(st.sets(st.integers(0, 5), max_size=3), min_size=2, max_size=5), st.integers(0, 2))
+@settings(max_examples=40, deadline=None)
+def test_no_policy_loads_fewer_rows(sets: list[set[int]], extra: int) -> None:
+    capacity = max(map(len, sets)) + extra
+    assert make_plan(range(len(sets)), as_rows(sets), capacity).traffic.loaded == fewest_loads(sets, capacity)
+
+
+def test_evicts_the_row_whose_next_use_is_farthest() -> None:
+    sets = as_rows([{1, 2, 3}, {4}, {2}, {3}, {1}])
+    plan = check(sets, capacity=3)
+    partial = ~plan.steps[0].send_final
+    assert plan.steps[0].send_rows[partial].tolist() == [1]
+    assert plan.steps[4].load_rows.tolist() == [1] and plan.steps[4].load_partial.tolist() == [True]
+
+
+def test_loads_run_early_when_there_is_room_for_two_views() -> None:
+    sets = as_rows([{0, 1, 2, 3}, {4, 5, 6, 7}, {0, 1, 8, 9}])
+    assert [step.load_early for step in check(sets, capacity=10).steps] == [4, 4, 2]
+    assert [step.load_early for step in check(sets, capacity=5).steps] == [4, 1, 0]
+    assert [step.load_early for step in check(sets, capacity=4).steps] == [4, 0, 0]
+
+
+def test_an_arena_smaller_than_the_largest_view_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"2 slots.*needs 3"):
+        make_plan([0, 1], as_rows([{1}, {1, 2, 3}]), 2)
+
+
+def test_an_empty_batch_and_empty_views_have_plans() -> None:
+    assert make_plan([], [], 0).steps == ()
+    plan = check(as_rows([set(), {5}, set(), {5}]), capacity=1)
+    assert plan.traffic.loaded == 1
+
+
+def test_planning_64_views_of_10k_rows_takes_milliseconds() -> None:
+    rng = np.random.default_rng(0)
+    starts = np.sort(rng.integers(0, 85_000, 64))
+    sets = [np.sort(rng.permutation(15_000)[:10_000] + start).astype(np.int32) for start in starts]
+    seconds = []
+    for _ in range(3):
+        begin = perf_counter()
+        plan = make_plan(range(64), sets, 20_000)
+        seconds.append(perf_counter() - begin)
+    assert plan.traffic.loaded <= plan.traffic.consecutive_reuse
+    assert min(seconds) < 0.3  # 0.03 s on an idle core; ten times that still catches a quadratic planner
