@@ -59,7 +59,9 @@ class Config:
     downscale: str = _option("auto", "Shrink photos by this factor.", metavar="auto|1|2|4|8")
     max_size: int = _option(1600, "Longer side of a training image in pixels, at most.")
     test_every: int = _option(8, "Hold out every Nth image (sorted by name) for testing; 0: none.")
-    init_ply: str | None = _option(None, "Start from the Gaussians of a PLY instead of the COLMAP points.", metavar="PLY")
+    init_ply: str | None = _option(
+        None, "Start from the Gaussians of a PLY instead of the COLMAP points.", metavar="PLY"
+    )
     strict: bool = _option(False, "Fail on a corrupt image instead of skipping it.")
     # Model
     sh_degree: int = _option(3, "Highest spherical-harmonics degree, 0 to 3.")
@@ -83,7 +85,9 @@ class Config:
     ssim_weight: float = _option(0.2, "Weight of 1 - SSIM in the loss; the rest is L1.", flag=None)
     # Densification thresholds
     init_opacity: float = _option(0.1, "Opacity of initial Gaussians.", flag=None)
-    grow_screen_gradient: float = _option(2e-4, "Mean screen gradient (half image sizes) above which a row grows.", flag=None)
+    grow_screen_gradient: float = _option(
+        2e-4, "Mean screen gradient (half image sizes) above which a row grows.", flag=None
+    )
     absgrad: bool = _option(False, "Screen gradient from absolute per-pixel sums (AbsGS).", flag=None)
     split_scale: float = _option(0.01, "Rows above this size (times scene scale) are split, below cloned.", flag=None)
     prune_opacity: float = _option(0.005, "Rows more transparent than this are pruned.", flag=None)
@@ -142,7 +146,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
-        raise ClmError(f"Cannot read the configuration {path}: {reason}.", "It must be a YAML file of `key: value`.") from None
+        raise ClmError(
+            f"Cannot read the configuration {path}: {reason}.", "It must be a YAML file of `key: value`."
+        ) from None
     if not isinstance(values, dict):
         raise ClmError(f"The configuration {path} is not a list of `key: value` lines.")
     return _checked(values, str(path))
@@ -193,7 +199,9 @@ def parse_background(text: str) -> tuple[float, float, float] | None:
     try:
         r, g, b = (float(part) for part in text.split(","))
     except ValueError:
-        raise ClmError(f"`background` is `{text}`.", "Use black, white, random, or r,g,b with numbers in 0..1.") from None
+        raise ClmError(
+            f"`background` is `{text}`.", "Use black, white, random, or r,g,b with numbers in 0..1."
+        ) from None
     return r, g, b
 
 

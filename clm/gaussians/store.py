@@ -82,9 +82,9 @@ class Store:
         return -(-self.rows // self.block_rows)
 
     def view(self) -> StoreView:
-        return StoreView(**{
-            name: self._arrays[name].ctypes.data if name in self._arrays else None for name, _ in StoreView._fields_
-        })
+        return StoreView(
+            **{name: self._arrays[name].ctypes.data if name in self._arrays else None for name, _ in StoreView._fields_}
+        )
 
     def append(self, geometry: np.ndarray, colour: np.ndarray) -> None:
         """Add rows at the tail with zero moments, stamps and statistics (as the in-core reference does for new rows)."""

@@ -49,7 +49,9 @@ def variant() -> str:
 def load() -> ctypes.CDLL:
     """The kernel library for this CPU. Starts one thread per core; `set_threads` changes that."""
     suffix = "dylib" if platform.system() == "Darwin" else "so"
-    path = Path(__file__).parent / f"libclm_{variant()}.{suffix}"
+    # CLM_KERNELS_DIR: another build of the same kernels, such as the sanitized one of scripts/asan.sh.
+    folder = Path(os.environ.get("CLM_KERNELS_DIR") or Path(__file__).parent)
+    path = folder / f"libclm_{variant()}.{suffix}"
     if not path.exists():
         raise ClmError(
             f"The CPU kernels are not built: {path} is missing.",

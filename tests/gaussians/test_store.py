@@ -131,7 +131,9 @@ def test_children_of_a_split_lie_in_their_parent_and_are_smaller() -> None:
     store = random_store(4000)
     children, colours = split_rows(store.geometry, store.colour, np.random.default_rng(0))
     parents = np.repeat(store.geometry, 2, axis=0)
-    np.testing.assert_allclose(children[:, LOG_SCALES], parents[:, LOG_SCALES] - np.log(SPLIT_SHRINK), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        children[:, LOG_SCALES], parents[:, LOG_SCALES] - np.log(SPLIT_SHRINK), rtol=1e-5, atol=1e-6
+    )
     rotations = quats_to_rotations(parents[:, 3:7])
     local = np.einsum("nji,nj->ni", rotations, children[:, MEANS] - parents[:, MEANS]) / np.exp(parents[:, LOG_SCALES])
     assert abs(local.mean()) < 0.02 and abs(local.std() - 1) < 0.02

@@ -67,7 +67,9 @@ def run_both(touched: list[list[bool]], seed: int, views: int = 1) -> tuple[np.n
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(1, 40).flatmap(lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=60)),
+    st.integers(1, 40).flatmap(
+        lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=60)
+    ),
     st.integers(0, 1000),
 )
 def test_deferred_adam_equals_dense_adam_on_any_touch_pattern(pattern: list[list[bool]], seed: int) -> None:

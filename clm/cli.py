@@ -1,0 +1,179 @@
+"""The command line: parses, calls `clm.commands`, turns a ClmError into one sentence and an exit code.
+
+Nothing heavy is imported before a command runs: `clm --help` must be quick and needs neither torch nor pycolmap.
+Exit codes: 0 done, 1 a bug (traceback with --debug), 2 bad input, 3 resources, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clm.config import COUNTS, field_type, fields
+from clm.errors import ClmError
+
+app = typer.Typer(
+    name="clm",
+    help="Train 3D Gaussian Splatting scenes that do not fit in GPU memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
+Device = Annotated[str, typer.Option("--gpu-memory", help="Device budget for the arena.")]
+
+
+def _train_options() -> list[inspect.Parameter]:
+    """One option per flag of Config; its help is the field's help, its default is left to the configuration."""
+    options = []
+    for f in fields():
+        flag, want = f.metadata["flag"], str if f.name in COUNTS else field_type(f.name)
+        if flag is None:
+            continue
+        name = "--" + f.name.replace("_", "-")
+        default = str(f.default) if f.default is not None else False
+        annotation = Annotated[
+            want | None,
+            typer.Option(name, help=f.metadata["help"], metavar=f.metadata["metavar"], show_default=default),
+        ]
+        options.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    return options
+
+
+def train(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="COLMAP scene: images/ and sparse/0 (or sparse/, or flat).")
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run directory (default: runs/NAME).")] = None,
+    preset: Annotated[str | None, typer.Option(help="A named set of options from configs/.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON lines on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    **flags: Any,
+) -> None:
+    """Train a scene; out of core when it does not fit the device budget."""
+    from clm.commands.train import run_training
+
+    finished = run_training(data, output, flags, preset, config, resume=resume, as_json=as_json, quiet=quiet)
+    if not finished:
+        raise typer.Exit(130)
+
+
+_fixed = [p for p in inspect.signature(train, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in _fixed] + _train_options()
+)
+train.__annotations__ = {p.name: p.annotation for p in train.__signature__.parameters.values()}  # type: ignore[attr-defined]
+app.command()(train)
+
+
+@app.command()
+def render(
+    model: Annotated[Path, typer.Argument(metavar="RUN|PLY", help="A run directory or a PLY of any tool.")],
+    output: Output,
+    cameras: Annotated[str, typer.Option(metavar="test|train|all|FILE.json", help="Which cameras.")] = "test",
+    path: Annotated[
+        str | None, typer.Option(metavar="interp|ellipse", help="A camera path instead of single views.")
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Frames of a camera path.")] = 120,
+    video: Annotated[bool, typer.Option("--video", help="Also write a video of the frames.")] = False,
+    depth: Annotated[
+        bool, typer.Option("--depth", help="Also write depth (.npy in world units and a 16-bit PNG).")
+    ] = False,
+    background: Annotated[str, typer.Option(help="black, white, or r,g,b in 0..1.")] = "black",
+    gpu_memory: Device = "8GiB",
+) -> None:
+    """Render a run or a PLY without loading the whole model on the device."""
+    from clm.commands.render import render_model
+
+    count = render_model(
+        model, output, cameras, path=path, frames=frames, video=video, depth=depth, background=background,
+        gpu_memory=gpu_memory,
+    )  # fmt: skip
+    typer.echo(f"{count} images in {output}")
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    split: Annotated[str, typer.Option(metavar="test|train", help="Which views.")] = "test",
+    gpu_memory: Device = "8GiB",
+) -> None:
+    """Measure PSNR and SSIM of a run from its PLY."""
+    from clm.commands.evaluate import evaluate_run
+
+    result = evaluate_run(run, split, gpu_memory)
+    typer.echo(f"{split}: PSNR {result['psnr']:.2f} dB, SSIM {result['ssim']:.4f} over {len(result['per_view'])} views")
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(metavar="RUN|PLY", help="A run directory or a PLY of any tool.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.ply", help="The file to write.")],
+    sh: Annotated[int, typer.Option(min=0, max=3, help="Highest SH degree to keep.")] = 3,
+) -> None:
+    """Write a model as a PLY that every viewer opens."""
+    from clm.commands.export import export_model
+
+    typer.echo(f"{export_model(model, out, sh):,} Gaussians in {out}")
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(metavar="RUN|PLY|DATA", help="A run directory, a PLY, or a COLMAP scene.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a run, a PLY or a scene contains."""
+    from clm.commands.info import describe, format_description
+
+    facts = describe(path)
+    typer.echo(format_description(facts, as_json))
+
+
+def _version(show: bool) -> None:
+    if show:
+        from clm import __version__
+
+        typer.echo(f"clm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")  # accepted before or after the command
+    try:
+        app()
+    except ClmError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        typer.echo(f"bug: {type(error).__name__}: {error} (run again with --debug for the traceback)", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

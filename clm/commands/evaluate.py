@@ -1,0 +1,57 @@
+"""`clm eval`: metrics of a finished run, from the PLY it wrote and the photos it was trained on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clm.commands.render import model_renderer
+from clm.commands.train import open_scene
+from clm.config import Config, from_dict, parse_background
+from clm.errors import ClmError
+from clm.files import write_json
+from clm.gaussians.model import open_model
+from clm.plan.budget import parse_bytes
+from clm.scene import ImageCache
+from clm.train.evaluate import measure_views
+
+
+def read_run_config(run: Path) -> tuple[Path, Config]:
+    """The data folder and the configuration that a run directory was trained with."""
+    path = run / "config.yaml"
+    if not path.exists():
+        raise ClmError(f"{run} is not a run directory: {path} is missing.", "Pass the folder given to `clm train -o`.")
+    values = yaml.safe_load(path.read_text())
+    return Path(values.pop("data")), from_dict(values, str(path))
+
+
+def evaluate_run(run: Path, split: str, gpu_memory: str) -> dict[str, Any]:
+    """`{"psnr", "ssim", "per_view"}` of a split; also written to `eval/step_N/SPLIT.json` with the renders."""
+    if split not in ("test", "train"):
+        raise ClmError(f"--split is `{split}`.", "Use test or train.")
+    data, config = read_run_config(run)
+    model = open_model(run)
+    scene = open_scene(data, config)
+    views = scene.test if split == "test" else scene.train
+    if not len(views):
+        raise ClmError(f"The run held out no views (test_every {config.test_every}).", "Use --split train.")
+    iteration = re.sub(r"\D", "", model.ply.parent.name)
+    folder = run / "eval" / f"step_{iteration}"
+    background = parse_background(config.background) or (0.0, 0.0, 0.0)
+    render = model_renderer(model, background, parse_bytes(gpu_memory))
+    images, messages = ImageCache(scene, parse_bytes(config.image_cache)), []
+    try:
+        result = measure_views(render, scene, images, views, messages.append, folder)
+    finally:
+        images.close()
+    if not result["per_view"]:
+        raise ClmError(
+            f"None of the {len(views)} {split} images could be read.", "See the warnings of the training run."
+        )
+    write_json(
+        folder / f"{split}.json", {"iteration": int(iteration), "num_gaussians": model.rows.count, split: result}
+    )
+    return result

@@ -1,0 +1,22 @@
+"""`clm export`: a model rewritten as a PLY, streamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clm.errors import ClmError
+from clm.gaussians.model import open_model
+from clm.gaussians.ply import write_ply
+
+_CHUNK_ROWS = 1 << 16
+
+
+def export_model(model: Path, out: Path, sh_degree: int) -> int:
+    """Write `out` with spherical harmonics up to `sh_degree`; returns the number of rows."""
+    if out.suffix != ".ply" or out.name.endswith(".compressed.ply"):
+        raise ClmError(f"Cannot write {out.name}: this version writes .ply only.", "Name the output OUT.ply.")
+    opened = open_model(model)
+    if out.exists() and out.samefile(opened.ply):
+        raise ClmError(f"{out} is the model itself.", "Choose another name for the output.")
+    chunks = opened.rows.chunks(_CHUNK_ROWS)
+    return write_ply(out, chunks, sh_degree=sh_degree, antialiased=opened.rows.antialiased)

@@ -1,0 +1,133 @@
+"""`clm render`: images, depth and camera paths of a model, each view fetched through an arena of bounded size."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from clm.camera import Camera
+from clm.config import parse_background
+from clm.errors import ClmError
+from clm.files import atomic_write
+from clm.gaussians.model import ModelFile, open_model
+from clm.plan.budget import parse_bytes, slots_for
+from clm.render import CpuRasterizer
+from clm.scene import camera_from_json, ellipse_path, interp_path
+from clm.stream.arena import Arena
+from clm.stream.view import Render, render_view
+from clm.train.evaluate import flat_name, save_png, to_uint8
+
+Named = list[tuple[str, Camera]]
+
+
+def model_renderer(
+    model: ModelFile, background: tuple[float, float, float], device_budget: int
+) -> Callable[..., Render]:
+    """Renders any camera from a model on the host; the device holds only the rows of one view."""
+    store = model.store()
+    arena = Arena(min(store.rows, slots_for(device_budget)))
+    rasterizer = CpuRasterizer(antialiased=model.rows.antialiased)
+    degree = model.rows.sh_degree
+    return partial(render_view, store, None, arena, rasterizer, sh_degree=degree, background=background)
+
+
+def read_cameras(path: Path) -> Named:
+    """(name, camera) of a cameras.json of ours or of another tool."""
+    try:
+        entries = json.loads(path.read_text())
+    except OSError:
+        raise ClmError(f"No such file: {path}.", "Pass test, train, all, or a cameras.json.") from None
+    except json.JSONDecodeError as error:
+        raise ClmError(f"{path} is not JSON: {error}.", "Pass a cameras.json as written by `clm train`.") from None
+    return camera_from_json(entries)
+
+
+def choose_cameras(model: ModelFile, which: str) -> Named:
+    """Cameras of a split of the run, or of a file."""
+    if which not in ("test", "train", "all"):
+        return read_cameras(Path(which))
+    if model.run is None:
+        raise ClmError(f"{model.ply} belongs to no run, so there are no cameras.", "Pass --cameras FILE.json.")
+    named = read_cameras(model.run / "cameras.json")
+    if which == "all":
+        return named
+    from clm.commands.evaluate import read_run_config
+
+    every = read_run_config(model.run)[1].test_every
+    held_out = {k for k in range(len(named)) if every and k % every == 0}
+    chosen = [named[k] for k in range(len(named)) if (k in held_out) == (which == "test")]
+    if not chosen:
+        raise ClmError(f"The run has no {which} views.", "Use --cameras all.")
+    return chosen
+
+
+def path_cameras(named: Named, path: str, frames: int) -> Named:
+    """A camera path through (interp) or around (ellipse) the given cameras."""
+    makers = {"interp": interp_path, "ellipse": ellipse_path}
+    if path not in makers:
+        raise ClmError(f"--path is `{path}`.", "Use interp or ellipse.")
+    cameras = makers[path]([camera for _, camera in named], frames)
+    return [(f"frame_{k:05d}", camera) for k, camera in enumerate(cameras)]
+
+
+def save_depth(output: Path, stem: str, depth: np.ndarray) -> None:
+    """Expected depth [H, W] f32: exact as .npy (world units), and as a 16-bit PNG scaled to its largest value."""
+    with atomic_write(output / f"{stem}.depth.npy") as file:
+        np.save(file, depth)
+    top = float(depth.max()) or 1.0
+    save_png(output / f"{stem}.depth.png", (np.clip(depth / top, 0, 1) * 65535).astype(np.uint16))
+
+
+def write_video(output: Path, stems: list[str], rate: int = 30) -> Path:
+    """video.mp4 through ffmpeg, or an animated video.webp where there is none."""
+    pictures = [output / f"{stem}.png" for stem in stems]
+    if shutil.which("ffmpeg"):
+        target, temporary = output / "video.mp4", output / ".video.tmp.mp4"
+        options = ["-f", "image2pipe", "-framerate", str(rate), "-i", "-", "-pix_fmt", "yuv420p"]
+        even = ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"]
+        command = ["ffmpeg", "-y", "-loglevel", "error", *options, *even, str(temporary)]
+        subprocess.run(command, input=b"".join(p.read_bytes() for p in pictures), check=True)
+        temporary.replace(target)
+        return target
+    from PIL import Image
+
+    first, *rest = (Image.open(p) for p in pictures)
+    with atomic_write(output / "video.webp") as file:
+        first.save(file, format="WEBP", save_all=True, append_images=rest, duration=round(1000 / rate), quality=80)
+    return output / "video.webp"
+
+
+def render_model(
+    model: Path,
+    output: Path,
+    cameras: str,
+    *,
+    path: str | None,
+    frames: int,
+    video: bool,
+    depth: bool,
+    background: str,
+    gpu_memory: str,
+) -> int:
+    """Write one PNG per camera to `output`; returns how many."""
+    opened = open_model(model)
+    named = choose_cameras(opened, "all" if path and cameras == "test" else cameras)
+    if path:
+        named = path_cameras(named, path, frames)
+    render = model_renderer(opened, parse_background(background) or (0.0, 0.0, 0.0), parse_bytes(gpu_memory))
+    stems = []
+    for name, camera in named:
+        image = render(camera, depth=depth)
+        stems.append(flat_name(name))
+        save_png(output / f"{stems[-1]}.png", to_uint8(image.rgb))
+        if depth:
+            save_depth(output, stems[-1], image.depth)
+    if video:
+        write_video(output, stems)
+    return len(stems)

@@ -1,0 +1,112 @@
+"""`clm train`: configuration, scene, run directory, signals, consumers; the training itself is `clm.train.loop`."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from clm.config import Config, load_config
+from clm.errors import ClmError
+from clm.train.events import Emit, Message
+
+
+class StopRequest:
+    """Set by Ctrl-C or SIGTERM: the batch is finished and saved. A second signal interrupts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __call__(self) -> bool:
+        return self.requested
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM while inside."""
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def resolve_device(config: Config) -> str:
+    """`cpu`; training on CUDA is refused in one sentence until the backend is there."""
+    if config.device == "cuda":
+        raise ClmError("--device cuda is not available in this version.", "Use --device cpu (or auto).")
+    return "cpu"
+
+
+def open_scene(data: Path, config: Config, **overrides: Any):
+    """The scene that `config` describes."""
+    from clm.scene import load_scene
+
+    downscale = config.downscale if config.downscale == "auto" else int(config.downscale)
+    options = {
+        "images": config.images,
+        "model": config.model,
+        "downscale": downscale,
+        "max_size": config.max_size,
+        "test_every": config.test_every,
+        "masks": config.masks,
+        "strict": config.strict,
+    }
+    return load_scene(data, **{**options, **overrides})
+
+
+def _consumers(run: Path, as_json: bool, quiet: bool) -> tuple[Emit, Any]:
+    from clm.train.console import Console, EventLog, fan_out, json_lines
+
+    log = EventLog(run / "events.jsonl")
+    shown = [] if quiet else [json_lines if as_json else Console()]
+    return fan_out(log, *shown), log
+
+
+def run_training(
+    data: Path,
+    output: Path | None,
+    flags: dict[str, Any],
+    preset: str | None,
+    file: Path | None,
+    *,
+    resume: bool,
+    as_json: bool,
+    quiet: bool,
+) -> bool:
+    """Train; returns False when stopped by a signal (state saved, and how to resume was said)."""
+    config = load_config(flags, preset=preset, file=file)
+    resolve_device(config)
+    run = output or Path("runs") / data.resolve().name
+    scene = open_scene(data, config)
+
+    from clm.train.checkpoint import checkpoints, latest_checkpoint
+    from clm.train.loop import train
+
+    checkpoint = latest_checkpoint(run / "checkpoints") if resume else None
+    if not resume and checkpoints(run / "checkpoints"):
+        raise ClmError(f"{run} already holds a run.", "Pass --resume to go on with it, or another folder with -o.")
+    emit, log = _consumers(run, as_json, quiet)
+    stop = StopRequest()
+    try:
+        for message in scene.messages:
+            emit(Message(message))
+        with stop.listening():
+            finished = train(scene, config, run, emit, resume=checkpoint, stop=stop)
+        if finished:
+            emit(
+                Message(f"results: {run}/point_cloud/iteration_{config.iterations}/point_cloud.ply, {run}/metrics.json")
+            )
+        else:
+            emit(Message(f"Stopped and saved. Go on with the same command and --resume (-o {run})."))
+    finally:
+        log.close()
+    return finished

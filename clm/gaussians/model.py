@@ -1,0 +1,49 @@
+"""A trained model opened for rendering or export: a run directory or a PLY of any tool, streamed into a host store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from clm.errors import ClmError
+from clm.gaussians.ply import PlyRows, open_ply
+from clm.gaussians.store import Store
+
+_CHUNK_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """Where a model's rows are; `run` is the run directory it belongs to, if any."""
+
+    ply: Path
+    rows: PlyRows
+    run: Path | None
+
+    def store(self) -> Store:
+        """All rows in host memory, without moments, culling bounds ready."""
+        store = Store.from_chunks(self.rows.count, self.rows.chunks(_CHUNK_ROWS), moments=False)
+        store.refresh(None)
+        return store
+
+
+def newest_ply(run: Path) -> Path:
+    """The PLY with the highest iteration in a run directory."""
+    found = [p for p in run.glob("point_cloud/iteration_*/point_cloud.ply") if p.parent.name[10:].isdigit()]
+    if not found:
+        raise ClmError(
+            f"No PLY in {run}. Looked for: point_cloud/iteration_*/point_cloud.ply.",
+            "Finish the training (`clm train ... --resume`) or pass a PLY file.",
+        )
+    return max(found, key=lambda p: int(p.parent.name[10:]))
+
+
+def open_model(path: Path) -> ModelFile:
+    """A run directory or a .ply file; ClmError says what was looked for otherwise."""
+    if path.is_dir():
+        ply = newest_ply(path)
+        return ModelFile(ply, open_ply(ply), path)
+    if not path.exists():
+        raise ClmError(f"No such file or directory: {path}.", "Pass a run directory or a .ply file.")
+    run = path.resolve().parents[2] if len(path.resolve().parents) > 2 else None
+    return ModelFile(path, open_ply(path), run if run is not None and (run / "cameras.json").exists() else None)

@@ -1,0 +1,152 @@
+"""The rasteriser's kernels behind shapes and checks: one opaque workspace per view in flight.
+
+The workspace keeps addresses of the arrays of the last `forward`; this face keeps references, so they stay alive, and the
+caller keeps their content unchanged until `backward` has run. Buffers only grow.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_double, c_int, c_int64, c_void_p
+
+import numpy as np
+
+from clm.camera import Camera
+from clm.errors import ResourceError
+from clm.kernels import load, pointer
+
+STAGES = ("project", "sort", "lists", "forward", "backward", "project_backward")
+
+
+def _library() -> ctypes.CDLL:
+    library = load()
+    library.clm_raster_create.restype = c_void_p
+    library.clm_raster_destroy.argtypes = [c_void_p]
+    library.clm_raster_forward.argtypes = [
+        *(c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p),
+        *(c_int, c_int, c_int, c_int, c_void_p, c_void_p, c_void_p, c_void_p),
+    ]
+    library.clm_raster_forward.restype = c_int64
+    library.clm_raster_backward.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_void_p, c_void_p]
+    library.clm_raster_backward.restype = c_int
+    library.clm_raster_read.argtypes = [c_void_p, c_void_p, c_void_p]
+    library.clm_raster_pairs.argtypes = [c_void_p]
+    library.clm_raster_pairs.restype = c_int64
+    library.clm_raster_seconds.argtypes = [c_void_p, c_void_p]
+    return library
+
+
+def _out_of_memory() -> ResourceError:
+    return ResourceError(
+        "The rasteriser ran out of host memory for its (tile, Gaussian) lists.",
+        "Render a smaller image (--max-size) or fewer Gaussians.",
+    )
+
+
+class RasterWorkspace:
+    """Owns the C++ workspace. Not for two threads at once."""
+
+    def __init__(self) -> None:
+        self._library = _library()
+        handle = self._library.clm_raster_create()
+        if not handle:
+            raise _out_of_memory()
+        self._handle = c_void_p(handle)
+        self._arena: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._size = (0, 0)
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._library.clm_raster_destroy(self._handle)
+
+    def forward(
+        self,
+        geometry: np.ndarray,
+        colour: np.ndarray,
+        slots: np.ndarray,
+        camera: Camera,
+        sh_degree: int,
+        options: np.ndarray,
+        antialiased: bool,
+        rgb: np.ndarray,
+        alpha: np.ndarray,
+        depth: np.ndarray | None,
+    ) -> int:
+        """Geometry [A, 12], colour [A, 48] f32, slots [M] i32 in row order; options [6] f32: near, far, radius_clip,
+        background. Writes rgb [3, H, W], alpha [H, W], depth [H, W] or None; returns the number of rows drawn."""
+        height, width = camera.height, camera.width
+        if not 0 <= sh_degree <= 3:
+            raise ValueError(f"sh_degree must be 0..3, got {sh_degree}")
+        if len(slots) and (int(slots.min()) < 0 or int(slots.max()) >= min(len(geometry), len(colour))):
+            raise IndexError(f"slots reach outside the arena of {min(len(geometry), len(colour))} rows")
+        packed = camera.packed()
+        drawn = self._library.clm_raster_forward(
+            self._handle,
+            pointer(geometry, np.float32, None, 12),
+            pointer(colour, np.float32, None, 48),
+            pointer(slots, np.int32, None),
+            len(slots),
+            pointer(packed, np.float32, 21),
+            width,
+            height,
+            sh_degree,
+            int(antialiased),
+            pointer(options, np.float32, 6),
+            pointer(rgb, np.float32, 3, height, width),
+            pointer(alpha, np.float32, height, width),
+            pointer(depth, np.float32, height, width),
+        )
+        if drawn < 0:
+            self._arena = None
+            raise _out_of_memory()
+        self._arena = (geometry, colour, slots)
+        self._size = (height, width)
+        return drawn
+
+    def backward(
+        self,
+        v_rgb: np.ndarray,
+        v_alpha: np.ndarray | None,
+        v_depth: np.ndarray | None,
+        absgrad: bool,
+        grad_geometry: np.ndarray,
+        grad_colour: np.ndarray,
+    ) -> None:
+        """Adds to grad_geometry [A, 16] and grad_colour [A, 48] at the slots of the last forward."""
+        if self._arena is None:
+            raise RuntimeError("backward() needs a forward() first")
+        height, width = self._size
+        rows = len(self._arena[0])
+        if len(grad_geometry) < rows or len(grad_colour) < rows:
+            raise IndexError(f"gradient arrays have fewer rows than the arena ({rows})")
+        code = self._library.clm_raster_backward(
+            self._handle,
+            pointer(v_rgb, np.float32, 3, height, width),
+            pointer(v_alpha, np.float32, height, width),
+            pointer(v_depth, np.float32, height, width),
+            int(absgrad),
+            pointer(grad_geometry, np.float32, None, 16),
+            pointer(grad_colour, np.float32, None, 48),
+        )
+        if code < 0:
+            raise _out_of_memory()
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of radii [M, 2] i32 (0 = not drawn) and means2d [M, 2] f32 of the last forward."""
+        rows = len(self._arena[2]) if self._arena else 0
+        radii, means2d = np.zeros((rows, 2), np.int32), np.zeros((rows, 2), np.float32)
+        if rows:
+            self._library.clm_raster_read(
+                self._handle, pointer(radii, np.int32, None, 2), pointer(means2d, np.float32, None, 2)
+            )
+        return radii, means2d
+
+    def pairs(self) -> int:
+        """(tile, Gaussian) pairs of the last forward."""
+        return int(self._library.clm_raster_pairs(self._handle))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of the last call of each stage."""
+        out = (c_double * len(STAGES))()
+        self._library.clm_raster_seconds(self._handle, out)
+        return dict(zip(STAGES, out, strict=True))

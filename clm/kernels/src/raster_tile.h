@@ -1,0 +1,55 @@
+// What the forward and the backward pass must do identically, bit for bit: coverage, alpha, transmittance.
+#pragma once
+#include "raster.h"
+
+namespace clm {
+
+// Pixel centres of every block of a tile, relative to its first pixel.
+struct BlockPixels {
+    vf x[kBlocks], y[kBlocks];
+    BlockPixels() {
+        for (int b = 0; b < kBlocks; ++b)
+            for (int i = 0; i < W; ++i) {
+                x[b][i] = float((b & 3) * kBlockWidth + i % kBlockWidth) + 0.5f;
+                y[b][i] = float((b >> 2) * kBlockHeight + i / kBlockWidth) + 0.5f;
+            }
+    }
+};
+
+struct Alpha {
+    vf dx, dy, raw, alpha;  // raw = before the clamp
+    vi valid;
+};
+
+CLM_INLINE Alpha alpha_at(const float* g, vf px, vf py) {
+    Alpha o;
+    o.dx = px - splat<vf>(g[0]);
+    o.dy = py - splat<vf>(g[1]);
+    vf l = splat<vf>(g[5]);
+    vf e = fma(splat<vf>(g[4]) * o.dy, o.dy, l);
+    e = fma(o.dx, fma(splat<vf>(g[2]), o.dx, splat<vf>(g[3]) * o.dy), e);
+    o.valid = (e >= splat<vf>(kExponentMin)) & (e <= l);
+    o.raw = exp2(e);
+    o.alpha = vmin(o.raw, splat<vf>(kAlphaMax));
+    return o;
+}
+
+// Blends one Gaussian: returns its weight and the lanes it reached. A pixel that is finished carries -T.
+CLM_INLINE vf advance(const Alpha& a, vf& transmittance, vi& reached) {
+    vf w = keep(a.valid, a.alpha) * transmittance;
+    vf after = transmittance - w;
+    reached = a.valid & (after > splat<vf>(kTransmittanceMin));
+    vf stopped = bits<vf>(bits<vi>(transmittance) | (a.valid & int32_t(0x80000000)));
+    transmittance = blend(reached, after, stopped);
+    return keep(reached, w);
+}
+
+constexpr uint32_t kAllLanes = uint32_t((uint64_t(1) << W) - 1);
+
+// -1 in lanes outside the image (they start finished), +1 inside.
+CLM_INLINE vf initial_transmittance(vf px, vf py, float width, float height) {
+    vi inside = (px < splat<vf>(width)) & (py < splat<vf>(height));
+    return blend(inside, splat<vf>(1.0f), splat<vf>(-1.0f));
+}
+
+}  // namespace clm

@@ -1,0 +1,112 @@
+"""The CPU backend: gsplat 1.5.3's conventions on our own kernels, forward and backward without torch.
+
+Invariants: bitwise equal for any thread count and any placement of rows in the arena (slots); only spherical-harmonic
+bands up to `sh_degree` are used; a row that was not drawn gets no gradient, not even a zero in its view count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clm.camera import Camera
+from clm.kernels.raster import RasterWorkspace
+
+
+@dataclass(frozen=True)
+class Render:
+    """One rendered view. The arrays are read-only and reused by the rasteriser's next `forward`: copy what must stay."""
+
+    rgb: np.ndarray  # [3, H, W] f32, background blended in, not clamped
+    alpha: np.ndarray  # [H, W] f32
+    depth: np.ndarray | None  # [H, W] f32 expected camera depth, scene units; 0 where nothing was drawn
+    drawn: int  # rows with radii > 0
+
+
+class CpuRasterizer:
+    """Forward and backward of one view at a time; the workspace and the images are reused from call to call."""
+
+    def __init__(
+        self,
+        antialiased: bool = False,
+        absgrad: bool = False,
+        near: float = 0.01,
+        far: float = 1e10,
+        radius_clip: float = 0.0,
+    ) -> None:
+        if not 0 < near < far:
+            raise ValueError(f"want 0 < near < far, got near={near}, far={far}")
+        self.antialiased = antialiased
+        self.absgrad = absgrad
+        self._limits = (near, far, radius_clip)
+        self._workspace = RasterWorkspace()
+        self._planes = np.zeros((5, 0, 0), np.float32)  # rgb, alpha, depth
+        self._has_depth = False
+
+    def forward(
+        self,
+        geometry: np.ndarray,
+        colour: np.ndarray,
+        slots: np.ndarray,
+        camera: Camera,
+        sh_degree: int,
+        background: np.ndarray | tuple[float, float, float],
+        depth: bool = False,
+    ) -> Render:
+        """Draw the rows geometry[slots] [A, 12] and colour[slots] [A, 48] (raw: log scales, logit opacities).
+
+        `slots` [M] i32 in ascending row order. The arena must not change before `backward` of this view.
+        """
+        if self._planes.shape[1:] != (camera.height, camera.width):
+            self._planes = np.zeros((5, camera.height, camera.width), np.float32)
+        planes, self._has_depth = self._planes, depth
+        options = np.array([*self._limits, *background], np.float32)
+        drawn = self._workspace.forward(
+            geometry,
+            colour,
+            slots,
+            camera,
+            sh_degree,
+            options,
+            self.antialiased,
+            planes[:3],
+            planes[3],
+            planes[4] if depth else None,
+        )
+        frozen = planes.view()
+        frozen.flags.writeable = False
+        return Render(frozen[:3], frozen[3], frozen[4] if depth else None, drawn)
+
+    def backward(
+        self,
+        v_rgb: np.ndarray,
+        grad_geometry: np.ndarray,
+        grad_colour: np.ndarray,
+        v_alpha: np.ndarray | None = None,
+        v_depth: np.ndarray | None = None,
+    ) -> None:
+        """Add the gradients of the last forward to grad_geometry [A, 16] and grad_colour [A, 48] at its slots.
+
+        Columns 0:11 as geometry; 11: +1 per drawn row; 12: + norm of the screen gradient in half image sizes (with
+        absgrad of the per-axis sums over pixels of its absolute value). `v_depth` needs a forward with depth=True.
+        """
+        if v_depth is not None and not self._has_depth:
+            raise ValueError("v_depth needs a forward with depth=True")
+        self._workspace.backward(v_rgb, v_alpha, v_depth, self.absgrad, grad_geometry, grad_colour)
+
+    def radii(self) -> np.ndarray:
+        """[M, 2] i32, px; (0, 0) for rows that were not drawn. A copy."""
+        return self._workspace.read()[0]
+
+    def means2d(self) -> np.ndarray:
+        """[M, 2] f32, px; meaningful where radii > 0. A copy."""
+        return self._workspace.read()[1]
+
+    def pairs(self) -> int:
+        """(tile, Gaussian) pairs of the last forward."""
+        return self._workspace.pairs()
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of the last call of each stage: project, sort, lists, forward, backward, project_backward."""
+        return self._workspace.seconds()

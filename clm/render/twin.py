@@ -1,0 +1,225 @@
+"""The rasteriser in plain differentiable torch: slow, short, any dtype. It is the judge of the fast backends.
+
+Same conventions as gsplat 1.5.3: `project` does activations, projection and spherical harmonics; `composite` blends the
+projected Gaussians tile by tile; autograd gives every gradient. In float64 it can be checked by finite differences.
+Invariant: the image does not depend on `tile`, because a Gaussian's rectangle contains every pixel it can touch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clm.camera import Camera
+
+ALPHA_MIN = 1.0 / 255.0
+ALPHA_MAX = 0.999
+TRANSMITTANCE_MIN = 1e-4
+BLUR = 0.3  # px^2, added to the diagonal of every projected covariance
+
+
+@dataclass
+class Projection:
+    """Per-Gaussian values in screen space; culled rows have radii 0. The tensors stay in the autograd graph."""
+
+    means2d: Tensor  # [N, 2] px
+    conics: Tensor  # [N, 3] inverse covariance (xx, xy, yy), 1/px^2
+    opacities: Tensor  # [N] after sigmoid and, if antialiased, compensation
+    colours: Tensor  # [N, 3]
+    depths: Tensor  # [N] camera z
+    radii: Tensor  # [N, 2] int64 px
+    absgrad: Tensor  # [N, 2] sum over pixels of |dL/d mean2d|, filled by backward
+
+
+class TwinLoss(NamedTuple):
+    total: Tensor
+    l1: Tensor
+    ssim: Tensor
+
+
+def rotation_matrices(quats: Tensor) -> Tensor:
+    """[N, 4] quaternions wxyz of any norm -> [N, 3, 3]."""
+    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
+    rows = [
+        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    ]
+    return torch.stack(rows, -1).reshape(-1, 3, 3)
+
+
+def sh_basis(directions: Tensor, degree: int) -> Tensor:
+    """Real spherical harmonics with INRIA's signs at unit directions [N, 3] -> [N, (degree+1)^2]."""
+    x, y, z = directions.unbind(-1)
+    out = [torch.full_like(x, 0.28209479177387814)]
+    if degree >= 1:
+        c1 = 0.4886025119029199
+        out += [-c1 * y, c1 * z, -c1 * x]
+    if degree >= 2:
+        xx, yy, zz = x * x, y * y, z * z
+        out += [1.0925484305920792 * x * y, -1.0925484305920792 * y * z, 0.31539156525252005 * (2 * zz - xx - yy)]
+        out += [-1.0925484305920792 * x * z, 0.5462742152960396 * (xx - yy)]
+    if degree >= 3:
+        out += [-0.5900435899266435 * y * (3 * xx - yy), 2.890611442640554 * x * y * z]
+        out += [-0.4570457994644658 * y * (4 * zz - xx - yy), 0.3731763325901154 * z * (2 * zz - 3 * xx - 3 * yy)]
+        out += [-0.4570457994644658 * x * (4 * zz - xx - yy), 1.445305721320277 * z * (xx - yy)]
+        out += [-0.5900435899266435 * x * (xx - 3 * yy)]
+    return torch.stack(out, -1)
+
+
+def _jacobians(means_camera: Tensor, camera: Camera) -> Tensor:
+    """Pinhole Jacobians [N, 2, 3] with x/z, y/z clamped to 0.15 image widths outside the image on each side."""
+    x, y, z = means_camera.unbind(-1)
+    margin_x, margin_y = 0.15 * camera.width / camera.fx, 0.15 * camera.height / camera.fy
+    u = (x / z).clamp(-(camera.cx / camera.fx + margin_x), (camera.width - camera.cx) / camera.fx + margin_x)
+    v = (y / z).clamp(-(camera.cy / camera.fy + margin_y), (camera.height - camera.cy) / camera.fy + margin_y)
+    zero = torch.zeros_like(z)
+    rows = [camera.fx / z, zero, -camera.fx * u / z, zero, camera.fy / z, -camera.fy * v / z]
+    return torch.stack(rows, -1).reshape(-1, 2, 3)
+
+
+def project(
+    geometry: Tensor,
+    colour: Tensor,
+    camera: Camera,
+    sh_degree: int,
+    antialiased: bool = False,
+    near: float = 0.01,
+    far: float = 1e10,
+    radius_clip: float = 0.0,
+) -> Projection:
+    """Raw rows geometry [N, 12] and colour [N, 48] (log scales, logit opacities, SH) -> screen space, pixels."""
+    dtype = geometry.dtype
+    world_to_camera = torch.as_tensor(camera.world_to_camera, dtype=dtype)
+    rotation, translation = world_to_camera[:3, :3], world_to_camera[:3, 3]
+    means = geometry[:, 0:3]
+    means_camera = means @ rotation.T + translation
+    z = means_camera[:, 2]
+    in_range = (z >= near) & (z <= far)
+    # Rows out of range would put infinities into the graph; their place is taken by a harmless point.
+    safe = torch.where(in_range[:, None], means_camera, torch.ones_like(means_camera))
+    scaled = rotation_matrices(geometry[:, 3:7]) * torch.exp(geometry[:, 7:10])[:, None, :]
+    half = _jacobians(safe, camera) @ rotation @ scaled  # [N, 2, 3]
+    cov = half @ half.transpose(1, 2)
+    a0, b, c0 = cov[:, 0, 0], cov[:, 0, 1], cov[:, 1, 1]
+    a, c = a0 + BLUR, c0 + BLUR
+    det = a * c - b * b
+    opacities = torch.sigmoid(geometry[:, 10])
+    if antialiased:
+        ratio = (a0 * c0 - b * b) / det
+        positive = ratio > 0
+        opacities = opacities * torch.where(positive, torch.where(positive, ratio, torch.ones_like(ratio)).sqrt(), 0.0)
+    x, y, zs = safe.unbind(-1)
+    means2d = torch.stack([camera.fx * x / zs + camera.cx, camera.fy * y / zs + camera.cy], -1)
+    with torch.no_grad():
+        extent = torch.sqrt(2 * torch.log((255 * opacities).clamp(min=1.0))).clamp(max=3.33)
+        radii = torch.ceil(extent[:, None] * torch.stack([a, c], -1).sqrt())
+        size = torch.tensor([camera.width, camera.height], dtype=dtype)
+        inside = ((means2d + radii > 0) & (means2d - radii < size)).all(-1)
+        drawn = in_range & inside & (opacities >= ALPHA_MIN) & (det > 0) & torch.isfinite(det)
+        drawn &= ~(radii <= radius_clip).all(-1)
+        radii = torch.where(drawn[:, None], radii.clamp(max=1e9), 0.0).long()
+    centre = torch.as_tensor(camera.position, dtype=dtype)
+    directions = torch.nn.functional.normalize(means - centre, dim=-1)
+    coefficients = colour[:, : 3 * (sh_degree + 1) ** 2].reshape(len(colour), -1, 3)
+    colours = (sh_basis(directions, sh_degree)[:, :, None] * coefficients).sum(1) + 0.5
+    conics = torch.stack([c / det, -b / det, a / det], -1)
+    return Projection(means2d, conics, opacities, colours.clamp(min=0), z, radii, torch.zeros_like(means2d))
+
+
+def _blend(p: Projection, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour [P, 3], summed depth [P] and final transmittance [P] of pixels [P, 2] under depth-ordered rows `ids`."""
+    means = p.means2d[ids]
+    delta = pixels[:, None, :] - means[None]  # [P, n, 2]
+    if delta.requires_grad:
+
+        def add_absolute(gradient: Tensor) -> None:
+            p.absgrad.index_add_(0, ids, gradient.abs().sum(0))
+
+        delta.register_hook(add_absolute)
+    conics = p.conics[ids]
+    dx, dy = delta.unbind(-1)
+    sigma = 0.5 * (conics[:, 0] * dx * dx + conics[:, 2] * dy * dy) + conics[:, 1] * dx * dy
+    alpha = (p.opacities[ids] * torch.exp(-sigma)).clamp(max=ALPHA_MAX)
+    alpha = torch.where((sigma >= 0) & (alpha >= ALPHA_MIN), alpha, 0.0)
+    after = torch.cumprod(1 - alpha, 1)
+    # The product only falls, so the Gaussian that would cross the limit and all behind it are excluded together.
+    alive = after.detach() > TRANSMITTANCE_MIN
+    alpha = torch.where(alive, alpha, 0.0)
+    after = torch.cumprod(1 - alpha, 1)
+    before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], 1)
+    weights = alpha * before
+    return weights @ p.colours[ids], weights @ p.depths[ids], after[:, -1]
+
+
+def composite(p: Projection, camera: Camera, background: Tensor, tile: int = 16) -> tuple[Tensor, Tensor, Tensor]:
+    """Blend front to back: rgb [3, H, W], alpha [H, W], expected depth [H, W]."""
+    dtype, height, width = p.means2d.dtype, camera.height, camera.width
+    order = torch.argsort(p.depths.detach(), stable=True)
+    order = order[(p.radii[order] > 0).all(-1)]
+    low, high = (p.means2d - p.radii).detach()[order], (p.means2d + p.radii).detach()[order]
+    rows = []
+    for y0 in range(0, height, tile):
+        cells = []
+        h = min(tile, height - y0)
+        for x0 in range(0, width, tile):
+            w = min(tile, width - x0)
+            near_tile = (low[:, 0] < x0 + w) & (high[:, 0] > x0) & (low[:, 1] < y0 + h) & (high[:, 1] > y0)
+            ids = order[near_tile]
+            ys, xs = torch.meshgrid(torch.arange(y0, y0 + h), torch.arange(x0, x0 + w), indexing="ij")
+            pixels = torch.stack([xs, ys], -1).reshape(-1, 2).to(dtype) + 0.5
+            if len(ids):
+                rgb, depth, transmittance = _blend(p, ids, pixels)
+            else:
+                rgb, depth = torch.zeros(len(pixels), 3, dtype=dtype), torch.zeros(len(pixels), dtype=dtype)
+                transmittance = torch.ones(len(pixels), dtype=dtype)
+            rgb = rgb + transmittance[:, None] * background.to(dtype)
+            cell = torch.cat([rgb, 1 - transmittance[:, None], depth[:, None]], 1)
+            cells.append(cell.T.reshape(5, h, w))
+        rows.append(torch.cat(cells, 2))
+    out = torch.cat(rows, 1)
+    return out[0:3], out[3], out[4] / out[3].clamp(min=1e-10)
+
+
+def rasterize(
+    geometry: Tensor,
+    colour: Tensor,
+    camera: Camera,
+    sh_degree: int,
+    background: Tensor,
+    antialiased: bool = False,
+    near: float = 0.01,
+    far: float = 1e10,
+    radius_clip: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows -> rgb [3, H, W], alpha [H, W], expected depth [H, W]. For means2d and radii call `project`, `composite`."""
+    p = project(geometry, colour, camera, sh_degree, antialiased, near, far, radius_clip)
+    return composite(p, camera, background)
+
+
+def l1_ssim(rgb: Tensor, target: Tensor, ssim_weight: float = 0.2, mask: Tensor | None = None) -> TwinLoss:
+    """(1-w) L1 + w (1-SSIM) of rgb [3, H, W] and target [H, W, 3] u8; `mask` [H, W] (0 = ignore) multiplies both.
+
+    SSIM: 11x11 Gaussian window, sigma 1.5, zero padding, C1 = 0.01^2, C2 = 0.03^2 (Wang et al. 2004, as in 3DGS).
+    """
+    photo = target.to(rgb.dtype).permute(2, 0, 1) / 255
+    if mask is not None:
+        keep = (mask != 0).to(rgb.dtype)
+        rgb, photo = rgb * keep, photo * keep
+    taps = torch.exp(-((torch.arange(11, dtype=rgb.dtype) - 5) ** 2) / (2 * 1.5**2))
+    taps = taps / taps.sum()
+    window = (taps[:, None] * taps[None, :])[None, None]
+
+    def blur(image: Tensor) -> Tensor:
+        return torch.nn.functional.conv2d(image[:, None], window, padding=5)[:, 0]
+
+    mu1, mu2 = blur(rgb), blur(photo)
+    var1, var2 = blur(rgb * rgb) - mu1 * mu1, blur(photo * photo) - mu2 * mu2
+    covariance = blur(rgb * photo) - mu1 * mu2
+    c1, c2 = 0.01**2, 0.03**2
+    ssim = (2 * mu1 * mu2 + c1) * (2 * covariance + c2) / ((mu1 * mu1 + mu2 * mu2 + c1) * (var1 + var2 + c2))
+    l1 = (rgb - photo).abs().mean()
+    return TwinLoss((1 - ssim_weight) * l1 + ssim_weight * (1 - ssim.mean()), l1, ssim.mean())

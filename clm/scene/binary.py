@@ -1,0 +1,87 @@
+"""Walks COLMAP's binary files by their record lengths before anything trusts them.
+
+COLMAP's own reader takes a cut-off cameras.bin as complete and asks for memory by counts that it read past the end of a
+file, so a damaged model is found here, cheaply (no coordinates are decoded), and named in one sentence.
+Layout of the records: COLMAP's format description, `cameras.bin`, `images.bin`, `points3D.bin` (little endian).
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from clm.errors import ClmError
+
+_COUNT = struct.Struct("<Q")
+
+
+@cache
+def parameter_counts() -> dict[int, tuple[str, int]]:
+    """Camera model id -> (name, number of parameters), for every model of the installed COLMAP."""
+    import pycolmap
+
+    known = {}
+    for name, model in pycolmap.CameraModelId.__members__.items():
+        if name != "INVALID":
+            camera = pycolmap.Camera.create_from_model_id(1, model, 1.0, 2, 2)
+            known[int(model)] = (name, len(camera.params))
+    return known
+
+
+def check_binary_model(folder: Path) -> None:
+    """Raise ClmError naming the first of cameras.bin, images.bin, points3D.bin in `folder` that is not whole."""
+    _walk(folder / "cameras.bin", "camera", _after_camera)
+    _walk(folder / "images.bin", "image", _after_image)
+    if (folder / "points3D.bin").exists():
+        _walk(folder / "points3D.bin", "point", _after_point)
+
+
+def _after_camera(data: mmap.mmap, at: int) -> int:
+    model = struct.unpack_from("<i", data, at + 4)[0]
+    if model not in parameter_counts():
+        raise _UnknownModel(model)
+    return at + 24 + 8 * parameter_counts()[model][1]  # id, model, width, height; parameters
+
+
+def _after_image(data: mmap.mmap, at: int) -> int:
+    end = data.find(b"\0", at + 64)  # id, quaternion, translation, camera id; then the name
+    if end < 0:
+        raise struct.error
+    return end + 9 + 24 * _COUNT.unpack_from(data, end + 1)[0]  # observations: x, y, point id
+
+
+def _after_point(data: mmap.mmap, at: int) -> int:
+    return at + 51 + 8 * _COUNT.unpack_from(data, at + 43)[0]  # id, xyz, rgb, error, track length; track
+
+
+class _UnknownModel(Exception):
+    pass
+
+
+def _walk(path: Path, what: str, after: Callable[[mmap.mmap, int], int]) -> None:
+    size = path.stat().st_size
+    fix = "Copy the file again, or export the model from COLMAP again."
+    if size < 8:
+        raise ClmError(f"{path} is cut off: it holds {size} bytes, less than a count.", fix)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        count, at, done = _COUNT.unpack_from(data, 0)[0], 8, 0
+        try:
+            for done in range(count):  # noqa: B007 (reported below)
+                at = after(data, at)
+                if at > size:
+                    break
+            else:
+                return
+        except struct.error:
+            pass
+        except _UnknownModel as error:
+            names = ", ".join(name for name, _ in parameter_counts().values())
+            raise ClmError(
+                f"{path} uses camera model number {error}, which is unknown here. Supported: {names}.",
+                f"Undistort first: colmap image_undistorter --image_path IMAGES --input_path {path.parent} "
+                "--output_path UNDISTORTED --output_type COLMAP",
+            ) from None
+        raise ClmError(f"{path} is cut off or damaged: it ends inside {what} {done + 1} of {count}.", fix)

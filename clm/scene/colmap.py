@@ -1,0 +1,202 @@
+"""COLMAP models as plain values: where they are found, read, and checked. No image is touched here.
+
+pycolmap reads the files (binary or text); `binary.py` checks binary ones first. Everything that leaves this module is
+numpy and dataclasses in the input's world frame, float64, sorted (images by name, points by id), so that the text and the
+binary form of one model give equal values. Poses are world to camera, OpenCV axes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clm.errors import ClmError
+from clm.scene.binary import check_binary_model
+from clm.scene.undistort import SourceCamera, source_camera
+
+_PLACES = ("sparse", "colmap/sparse", ".")
+
+
+@dataclass(frozen=True, eq=False)
+class ModelImage:
+    """One registered image."""
+
+    name: str  # as in COLMAP, with subfolders
+    camera: SourceCamera  # as calibrated, distortion included
+    world_to_camera: np.ndarray = field(repr=False)  # [4, 4] f64
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A COLMAP model in its own world frame."""
+
+    folder: Path
+    images: tuple[ModelImage, ...]  # sorted by name
+    points: np.ndarray = field(repr=False)  # [P, 3] f64, sorted by point id
+    point_colors: np.ndarray = field(repr=False)  # [P, 3] u8
+    messages: tuple[str, ...]
+
+
+def read_model(path: Path | str, *, model: int | None = None) -> Model:
+    """The COLMAP model of a scene folder; with several (sparse/0, sparse/1, ...) the one with most images, or `model`.
+
+    Raises ClmError where there is none, or where a file of it is damaged (naming the file).
+    """
+    folder, messages = _find_model(Path(path), model)
+    reconstruction = _reconstruct(folder)
+    images, skipped = _images(reconstruction)
+    if not images:
+        raise ClmError(
+            f"The COLMAP model in {folder} has no registered image.", "Run COLMAP's mapper again, or choose --model N."
+        )
+    if skipped:
+        messages.append(f"{len(skipped)} images have no finite pose (first: {skipped[0]}). Training without them.")
+    points, colors = _points(reconstruction)
+    finite = np.isfinite(points).all(axis=1)
+    if not finite.all():
+        messages.append(f"{(~finite).sum()} of {len(points)} points are not finite and were dropped.")
+        points, colors = points[finite], colors[finite]
+    if len(points) == 0:
+        messages.append(f"The COLMAP model in {folder} has no 3D points: Gaussians start at random places.")
+    return Model(folder, images, points, colors, tuple(messages))
+
+
+def _suffix(folder: Path) -> str | None:
+    """Form of the model in this folder, or None where there is none; binary wins, as in COLMAP."""
+    for suffix in (".bin", ".txt"):
+        if all((folder / (stem + suffix)).is_file() for stem in ("cameras", "images")):
+            return suffix
+    return None
+
+
+def registered_images(folder: Path) -> int:
+    """How many images a model claims, from the first bytes (binary) or the number of lines (text)."""
+    if _suffix(folder) == ".bin":
+        with open(folder / "images.bin", "rb") as file:
+            return int.from_bytes(file.read(8), "little")
+    with open(folder / "images.txt", "rb") as file:
+        return sum(not line.startswith(b"#") for line in file) // 2
+
+
+def _find_model(path: Path, model: int | None) -> tuple[Path, list[str]]:
+    if not path.exists():
+        raise ClmError(f"No such directory: {path}")
+    if not path.is_dir():
+        raise ClmError(f"{path} is a file.", "Pass the folder that holds `images` and `sparse`.")
+    for place in _PLACES:
+        base = path / place
+        if not base.is_dir():
+            continue
+        numbered = [f for f in base.iterdir() if f.is_dir() and f.name.isdigit() and _suffix(f)]
+        numbered.sort(key=lambda folder: int(folder.name))
+        if model is not None and numbered:
+            chosen = [folder for folder in numbered if int(folder.name) == model]
+            if not chosen:
+                names = ", ".join(folder.name for folder in numbered)
+                raise ClmError(f"No COLMAP model {base / str(model)}.", f"--model can be one of: {names}.")
+            return chosen[0], []
+        if len(numbered) == 1:
+            return numbered[0], []
+        if numbered:
+            return _largest(numbered)
+        if _suffix(base) and not model:
+            return base, []
+    raise _no_model(path)
+
+
+def _largest(folders: list[Path]) -> tuple[Path, list[str]]:
+    """The folder with most registered images; the first of equals."""
+    counts = [registered_images(folder) for folder in folders]
+    best = counts.index(max(counts))
+    rest = ", ".join(f"{f.name}: {n}" for f, n in zip(folders, counts, strict=True))
+    message = (
+        f"{len(folders)} COLMAP models found (images per model: {rest}); using {folders[best]}. --model overrides."
+    )
+    return folders[best], [message]
+
+
+def _no_model(path: Path) -> ClmError:
+    looked = [f"{place}/cameras{suffix}" for place in ("sparse/0", "sparse") for suffix in (".bin", ".txt")]
+    looked += ["cameras.bin", "cameras.txt", "colmap/sparse/0/cameras.bin"]
+    fix = "Run COLMAP on the photos, or pass the folder that holds `sparse`."
+    if (path / "transforms.json").exists():
+        fix = "A transforms.json was found, which is not read: run COLMAP on its photos and pass that folder."
+    return ClmError(f"No COLMAP model in {path}. Looked for (each with images.*): {', '.join(looked)}.", fix)
+
+
+def _reconstruct(folder: Path) -> Any:
+    """Read with pycolmap; points3D may be absent, which COLMAP itself does not allow."""
+    import pycolmap
+
+    pycolmap.logging.minloglevel = 3  # its C++ logs to stderr; whatever matters arrives as an exception
+    suffix = _suffix(folder)
+    if suffix == ".bin":
+        check_binary_model(folder)
+    try:
+        if (folder / f"points3D{suffix}").is_file():
+            reconstruction = pycolmap.Reconstruction()
+            (reconstruction.read_binary if suffix == ".bin" else reconstruction.read_text)(str(folder))
+            return reconstruction
+        with tempfile.TemporaryDirectory() as stand_in:
+            for file in folder.glob(f"*{suffix}"):
+                shutil.copyfile(file, Path(stand_in) / file.name)
+            (Path(stand_in) / f"points3D{suffix}").write_bytes(bytes(8) if suffix == ".bin" else b"")
+            return pycolmap.Reconstruction(stand_in)
+    except ClmError:
+        raise
+    except Exception as error:  # pycolmap maps every C++ exception to some Python one
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ClmError(
+            f"Cannot read the COLMAP model in {folder}: {_suspect(folder, suffix)} is damaged or cut off ({reason}).",
+            "Copy the files again, or export the model from COLMAP again.",
+        ) from None
+
+
+def _suspect(folder: Path, suffix: str | None) -> str:
+    """The text file that holds fewer lines than its own header announces; all of them where that does not tell."""
+    stems = ("cameras", "images", "points3D")
+    for stem, lines_each in zip(stems, (1, 2, 1), strict=True):
+        path = folder / f"{stem}.txt"
+        if suffix != ".txt" or not path.is_file():
+            continue
+        announced, lines = None, 0
+        for line in path.read_text(errors="replace").splitlines():
+            if line.startswith("# Number of"):
+                digits = line.split(":", 1)[-1].split(",")[0].strip()
+                announced = int(digits) if digits.isdigit() else None
+            lines += not line.startswith("#")
+        if announced is None or lines < announced * lines_each:
+            return path.name
+    return f"one of {', '.join(stem + (suffix or '') for stem in stems)}"
+
+
+def _images(reconstruction: Any) -> tuple[tuple[ModelImage, ...], list[str]]:
+    cameras = {camera_id: source_camera(camera) for camera_id, camera in reconstruction.cameras.items()}
+    images, skipped = [], []
+    for image in sorted(reconstruction.images.values(), key=lambda image: image.name):
+        if not image.has_pose:
+            continue
+        world_to_camera = np.eye(4)
+        world_to_camera[:3] = image.cam_from_world().matrix()
+        if np.isfinite(world_to_camera).all():
+            images.append(ModelImage(image.name, cameras[image.camera_id], world_to_camera))
+        else:
+            skipped.append(image.name)
+    return tuple(images), skipped
+
+
+def _points(reconstruction: Any) -> tuple[np.ndarray, np.ndarray]:
+    """[P, 3] f64 and [P, 3] u8, by ascending point id."""
+    count = reconstruction.num_points3D()
+    ids = np.empty(count, np.uint64)
+    points = np.empty((count, 3))
+    colors = np.empty((count, 3), np.uint8)
+    for i, (point_id, point) in enumerate(reconstruction.points3D.items()):
+        ids[i], points[i], colors[i] = point_id, point.xyz, point.color
+    order = np.argsort(ids)
+    return points[order], colors[order]

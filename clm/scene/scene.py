@@ -1,0 +1,250 @@
+"""A scene: training views with their photos, the points to start from, and what the user should know about both.
+
+`load_scene` reads the COLMAP model, matches it with the photos on disk (headers only; pixels are decoded by `ImageCache`),
+fixes each view's training size and camera, and splits train and test.
+Invariants: views are sorted by name; every camera is a pinhole at training resolution that agrees with the decoded pixels; the world
+is the input's, minus `offset` (zeros unless float32 could not hold it).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from clm.camera import Camera
+from clm.errors import ClmError
+from clm.scene.colmap import Model, ModelImage, read_model
+from clm.scene.decode import CorruptImage, image_size
+from clm.scene.georef import find_offset, shifted_pose
+from clm.scene.undistort import SourceCamera, Training, plan_training
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One photo and its camera."""
+
+    name: str  # as in COLMAP, with subfolders
+    camera: Camera  # pinhole, at training resolution, in the scene's frame
+    training: Training = field(repr=False)  # how the file becomes the training image
+    image_path: Path | None  # None: loaded without photos
+    mask_path: Path | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded photo."""
+        return self.camera.width * self.camera.height * 3
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What training needs to know about the input."""
+
+    path: Path
+    model_path: Path
+    views: tuple[View, ...] = field(repr=False)  # sorted by name
+    train: np.ndarray = field(repr=False)  # i32 indices into views
+    test: np.ndarray = field(repr=False)  # i32 indices into views
+    points: np.ndarray = field(repr=False)  # [P, 3] f32, offset subtracted
+    point_colors: np.ndarray = field(repr=False)  # [P, 3] u8
+    offset: np.ndarray  # [3] f64: world = local + offset
+    scale: float  # scene_scale: 1.1 x the largest distance of a camera from the mean camera centre
+    messages: tuple[str, ...]  # plain sentences for the user
+
+
+def load_scene(
+    path: Path | str,
+    *,
+    images: Path | str | None = None,
+    model: int | None = None,
+    downscale: int | str = "auto",
+    max_size: int = 1600,
+    test_every: int = 8,
+    masks: Path | str | None = None,
+    strict: bool = False,
+    require_images: bool = True,
+) -> Scene:
+    """Load a folder with a COLMAP model and its photos.
+
+    images, masks: folders, relative to `path` or to the working directory. downscale: "auto" (only the cap applies), 1, 2,
+    4, 8. max_size: px, cap of the longer side. test_every: every Nth view by name is held out, 0: none. strict: fail on
+    an unreadable photo instead of leaving the view out. require_images=False: the model alone, at the sizes it states.
+    Raises ClmError for anything missing, damaged or contradictory.
+    """
+    path = Path(path)
+    if str(downscale) not in ("auto", "1", "2", "4", "8"):
+        raise ClmError(f"downscale is {downscale}.", "Use auto, 1, 2, 4 or 8.")
+    colmap = read_model(path, model=model)
+    messages = list(colmap.messages)
+    files: list[_File] = [_File(image, image.camera, None) for image in colmap.images]
+    if require_images:
+        files = _match_photos(colmap, _image_folder(path, images), strict, messages)
+    trainings = _plan(files, downscale, max_size, messages)
+    mask_paths = _match_masks(files, _folder(path, masks), messages) if masks is not None else [None] * len(files)
+
+    offset = _offset(colmap, trainings, messages)
+    views = tuple(
+        View(f.image.name, t.camera(shifted_pose(f.image.world_to_camera, offset)), t, f.path, m)
+        for f, t, m in zip(files, trainings, mask_paths, strict=True)
+    )
+    train, test = split_views(len(views), test_every, messages)
+    points = np.ascontiguousarray(colmap.points - offset, dtype=np.float32)
+    scale = scene_scale(views)
+    return Scene(path, colmap.folder, views, train, test, points, colmap.point_colors, offset, scale, tuple(messages))
+
+
+def split_views(count: int, test_every: int, messages: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Train and test indices (i32): index % test_every == 0 is test; all train where nothing would be left to train on."""
+    index = np.arange(count, dtype=np.int32)
+    held_out = index % test_every == 0 if test_every > 0 else np.zeros(count, bool)
+    if held_out.all():
+        messages.append(
+            f"Holding out every {test_every}. of {count} images would leave none to train: none is held out."
+        )
+        held_out[:] = False
+    return index[~held_out], index[held_out]
+
+
+def scene_scale(views: tuple[View, ...]) -> float:
+    """1.1 x the largest distance of a camera from the mean camera centre (gsplat's scene_scale); 1 for a single place."""
+    centres = np.array([view.camera.position for view in views])
+    radius = float(np.linalg.norm(centres - centres.mean(axis=0), axis=1).max())
+    return 1.1 * radius if radius > 0 else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class _File:
+    image: ModelImage
+    source: SourceCamera  # for the size on disk
+    path: Path | None
+
+
+def _folder(path: Path, given: Path | str) -> Path:
+    """A folder the user named: inside the scene, or relative to the working directory."""
+    for folder in (path / given, Path(given)):
+        if folder.is_dir():
+            return folder
+    looked = path / given if Path(given).is_absolute() else f"{path / given} and {Path(given).absolute()}"
+    raise ClmError(f"No such folder: {given} (looked for {looked}).")
+
+
+def _image_folder(path: Path, images: Path | str | None) -> Path:
+    if images is not None:
+        return _folder(path, images)
+    if not (path / "images").is_dir():
+        raise ClmError(f"No image folder: looked for {path / 'images'}.", "Name it with --images FOLDER.")
+    return path / "images"
+
+
+def _match_photos(colmap: Model, folder: Path, strict: bool, messages: list[str]) -> list[_File]:
+    """The registered images that exist and whose header can be read, with cameras for the sizes on disk."""
+    with ThreadPoolExecutor(8) as pool:  # headers: latency of the file system, not work
+        sizes = list(pool.map(_size_or_error, [folder / image.name for image in colmap.images]))
+    total, files = len(sizes), []
+    missing = [image.name for image, size in zip(colmap.images, sizes, strict=True) if size is None]
+    if len(missing) * 2 > total:
+        raise ClmError(
+            f"{len(missing)} of {total} images are missing in {folder} (first: {missing[0]}).",
+            "Name the right folder with --images FOLDER.",
+        )
+    if missing:
+        messages.append(f"{len(missing)} of {total} images are missing (first: {missing[0]}). Training without them.")
+    corrupt, other_size = [], []
+    for image, size in zip(colmap.images, sizes, strict=True):
+        if size is None:
+            continue
+        if isinstance(size, CorruptImage):
+            if strict:
+                raise size
+            corrupt.append(size)
+            continue
+        source = image.camera
+        if size != (source.width, source.height):
+            _check_aspect(folder / image.name, source, size)
+            other_size.append(f"{image.name}, {size[0]}x{size[1]} instead of {source.width}x{source.height}")
+            source = source.resized(*size)
+        files.append(_File(image, source, folder / image.name))
+    if corrupt:
+        messages.append(f"{len(corrupt)} of {total} images cannot be read. Training without them. {corrupt[0].message}")
+    if other_size:
+        count = f"{len(other_size)} of {total}"
+        messages.append(
+            f"{count} images differ in size from their COLMAP camera (first: {other_size[0]}). Intrinsics are scaled to fit."
+        )
+    if not files:
+        raise ClmError(f"None of the {total} images in {folder} can be read. {corrupt[0].message}", corrupt[0].fix)
+    return files
+
+
+def _size_or_error(path: Path) -> tuple[int, int] | CorruptImage | None:
+    if not path.is_file():
+        return None
+    try:
+        return image_size(path)
+    except CorruptImage as error:
+        return error
+
+
+def _check_aspect(path: Path, source: SourceCamera, size: tuple[int, int]) -> None:
+    """Both sides may be off by one pixel of rounding; more means that this is another picture."""
+    width, height = size
+    slope = source.height / source.width
+    if abs(height - width * slope) <= 1.0 + slope:
+        return
+    turned = abs(width - height * slope) <= 1.0 + slope
+    hint = "It looks rotated by 90 degrees: save it as COLMAP saw it." if turned else "Use the photos COLMAP ran on."
+    raise ClmError(
+        f"{path} is {width}x{height}, but its COLMAP camera is {source.width}x{source.height}: another aspect ratio.",
+        hint,
+    )
+
+
+def _plan(files: list[_File], downscale: int | str, max_size: int, messages: list[str]) -> list[Training]:
+    known: dict[SourceCamera, Training] = {}  # undistorting a camera costs milliseconds; scenes share cameras
+    for file in files:
+        if file.source not in known:
+            known[file.source] = plan_training(file.source, downscale, max_size)
+    trainings = [known[file.source] for file in files]
+    distorted = [f.source.colmap_model for f in files if not f.source.is_pinhole]
+    if distorted:
+        models = ", ".join(sorted(set(distorted)))
+        messages.append(f"{len(distorted)} of {len(files)} images are undistorted while loading ({models}).")
+    shrunk = sum(
+        t.width < t.pinhole[0] or t.working is not None and t.width < f.source.width * 0.9
+        for f, t in zip(files, trainings, strict=True)
+    )
+    if shrunk:
+        longest = max(max(t.width, t.height) for t in trainings)
+        messages.append(f"{shrunk} of {len(files)} images are shrunk; the longest side trained on is {longest} px.")
+    return trainings
+
+
+def _match_masks(files: list[_File], folder: Path, messages: list[str]) -> list[Path | None]:
+    """For each view NAME.png (COLMAP's way: a.jpg.png), STEM.png, or the same name; subfolders are kept."""
+    found: list[Path | None] = []
+    for file in files:
+        name = file.image.name
+        candidates = (folder / f"{name}.png", (folder / name).with_suffix(".png"), folder / name)
+        found.append(next((c for c in candidates if c.is_file()), None))
+    lacking = [f.image.name for f, m in zip(files, found, strict=True) if m is None]
+    if len(lacking) == len(files):
+        raise ClmError(
+            f"No mask in {folder} matches an image (looked for {lacking[0]}.png and {Path(lacking[0]).with_suffix('.png')}).",
+            "Name masks like the images.",
+        )
+    if lacking:
+        messages.append(f"{len(lacking)} of {len(files)} images have no mask (first: {lacking[0]}) and count entirely.")
+    return found
+
+
+def _offset(colmap: Model, trainings: list[Training], messages: list[str]) -> np.ndarray:
+    poses = np.array([image.world_to_camera for image in colmap.images])
+    centres = -np.einsum("vij,vi->vj", poses[:, :3, :3], poses[:, :3, 3])
+    focal = max(t.pinhole[2] * t.width / t.pinhole[0] for t in trainings)
+    offset = find_offset(centres, colmap.points, focal)
+    if offset.any():
+        x, y, z = (f"{v:.0f}" for v in offset)
+        messages.append(f"The scene is far from its origin: ({x}, {y}, {z}) is subtracted and kept in georef.json.")
+    return offset

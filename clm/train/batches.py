@@ -1,0 +1,109 @@
+"""Which views come when, and the plan of the next batch, made while the current one runs.
+
+The data order is a pure function of the seed, so a resumed run needs no state for it. A plan made ahead reads the cull
+entries as they were before the running batch; its margin covers how far one step can move a row (`Adam.reach`), so its
+visible sets stay supersets. Gradients decide what is updated, so the margin never changes the model.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from clm.camera import Camera
+from clm.errors import ResourceError
+from clm.gaussians.store import Store
+from clm.plan.order import order_views
+from clm.plan.residency import Plan, make_plan
+from clm.plan.visibility import visible_sets
+from clm.stream.view import view_too_large
+
+Margin = tuple[float, float]  # (growth, extra): every bounding radius R becomes R * growth + extra
+EXACT_MARGIN: Margin = (1.0, 0.0)
+
+
+def batch_views(train: np.ndarray, seed: int, first: int, count: int) -> list[int]:
+    """View ids of training images first..first+count-1: every epoch is its own seeded permutation of `train`."""
+    views = []
+    for image in range(first, first + count):
+        epoch, position = divmod(image, len(train))
+        views.append(int(np.random.default_rng([seed, epoch]).permutation(train)[position]))
+    return views
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The plan of one batch and what it took to make it."""
+
+    plan: Plan
+    largest_view: int  # rows
+    seconds: float
+
+
+def plan_batch(
+    store: Store,
+    cameras: Sequence[Camera],
+    views: Sequence[int],
+    capacity: int,
+    margin: Margin,
+    seed: int,
+    ordered: bool = False,
+) -> Planned:
+    """Cull, order and plan. `ordered`: keep the given order (a resumed batch whose order was already decided)."""
+    started = time.perf_counter()
+    sets = visible_sets(store.entries, store.bounds, [cameras[v] for v in views], margin)
+    if not ordered:
+        order = order_views(sets, store.rows, store.block_rows, seed)
+        views, sets = [views[k] for k in order], [sets[k] for k in order]
+    largest = max((len(rows) for rows in sets), default=0)
+    if largest > capacity:
+        raise view_too_large(largest, capacity, "The largest view of the batch")
+    return Planned(make_plan(views, sets, capacity), largest, time.perf_counter() - started)
+
+
+class PlanAhead:
+    """One thread that plans the next batch. `take` returns the plan made ahead, or makes one now."""
+
+    def __init__(self, make: Callable[[int, Margin], Planned]):
+        """make(first image of the batch, margin) -> Planned."""
+        self._make = make
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="plan")
+        self._future: Future[Planned] | None = None
+        self._first = -1
+
+    def request(self, first: int, reach: tuple[float, float]) -> None:
+        """Plan the batch that starts at image `first`, while a step moves means by `reach[0]`, log-scales by `reach[1]`."""
+        means, log_scales = reach
+        self._first = first
+        self._future = self._pool.submit(self._make, first, (math.exp(log_scales), means))
+
+    def ready(self) -> Planned | None:
+        """Wait for the plan being made, if any. The store's cull entries must not change before this returns."""
+        if self._future is None:
+            return None
+        try:
+            return self._future.result()
+        except ResourceError:
+            self._future = None  # the margin alone may exceed the arena: the exact plan decides
+            return None
+
+    def take(self, first: int) -> Planned:
+        """The plan of the batch at image `first`: the one made ahead, or one made now."""
+        future, self._future = self._future, None
+        if future is not None and self._first == first:
+            return future.result()
+        return self._make(first, EXACT_MARGIN)
+
+    def drop(self) -> None:
+        """Forget the plan made ahead: rows have changed places."""
+        if self._future is not None:
+            self._future.exception()  # nobody may read the store while it is rebuilt
+        self._future = None
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)

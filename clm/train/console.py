@@ -1,0 +1,142 @@
+"""Consumers of training events: a progress bar or plain lines, JSON lines on stdout, and `events.jsonl` in the run."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from clm.plan.budget import format_bytes
+from clm.train.events import (
+    BatchDone,
+    CheckpointSaved,
+    Densified,
+    Emit,
+    Evaluated,
+    Event,
+    Finished,
+    Message,
+    OpacityReset,
+    Started,
+)
+
+_PLAIN_EVERY = 10.0  # seconds between progress lines when stdout is not a terminal
+
+
+def fan_out(*consumers: Emit) -> Emit:
+    """One consumer that passes every event on."""
+
+    def emit(event: Event) -> None:
+        for consumer in consumers:
+            consumer(event)
+
+    return emit
+
+
+class EventLog:
+    """`events.jsonl`: one JSON object per line, `type` first, flushed per line; a resumed run appends."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "a")  # noqa: SIM115  (lives as long as the run)
+        self._began = time.time()
+
+    def __call__(self, event: Event) -> None:
+        self._file.write(json.dumps({**event.record(), "time": round(time.time(), 3)}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def json_lines(event: Event) -> None:
+    """`--json`: every event as a line on stdout."""
+    print(json.dumps(event.record()), flush=True)
+
+
+class Console:
+    """The progress a person sees: a bar on a terminal, a line now and then otherwise. Sentences go to stderr."""
+
+    def __init__(self, stream: IO[str] | None = None):
+        self._stream = stream or sys.stderr
+        self._bar: Any = None
+        self._loss = self._psnr = None
+        self._began, self._start_iteration, self._last_line = time.perf_counter(), 0, 0.0
+        self._total = 0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Message):
+            self._say(f"warning: {event.text}" if event.level == "warning" else event.text)
+        elif isinstance(event, Started):
+            self._start(event)
+        elif isinstance(event, BatchDone):
+            self._batch(event)
+        elif isinstance(event, Evaluated):
+            self._psnr = event.psnr
+            self._say(f"image {event.iteration}: {event.split} PSNR {event.psnr:.2f} dB, SSIM {event.ssim:.4f}")
+        elif isinstance(event, Densified) and event.refused:
+            self._say(f"image {event.iteration}: {event.refused:,} Gaussians more were wanted than the budget admits")
+        elif isinstance(event, CheckpointSaved):
+            self._say(f"saved {event.path}")
+        elif isinstance(event, Finished):
+            self._finish(event)
+        elif not isinstance(event, Densified | OpacityReset):
+            raise TypeError(f"unknown event {event}")
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def _start(self, event: Started) -> None:
+        self._say(
+            f"training on {event.train_views} views ({event.test_views} held out), {event.num_gaussians:,} Gaussians, "
+            f"device {event.device}, offload {event.offload}"
+        )
+        self._began, self._start_iteration, self._total = time.perf_counter(), event.iteration, event.iterations
+        if self._stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=event.iterations, initial=event.iteration, unit="img", file=self._stream, dynamic_ncols=True
+            )
+
+    def _batch(self, event: BatchDone) -> None:
+        self._loss = event.loss if self._loss is None else 0.95 * self._loss + 0.05 * event.loss
+        facts = {
+            "loss": f"{self._loss:.4f}",
+            "psnr": f"{self._psnr:.2f}" if self._psnr is not None else "-",
+            "gaussians": f"{event.num_gaussians:,}",
+            "device": format_bytes(event.device_bytes),
+            "hidden": f"{100 * event.hidden_fraction:.0f}%",
+        }
+        if self._bar is not None:
+            self._bar.set_postfix(facts, refresh=False)
+            self._bar.update(event.iteration - self._bar.n)
+            return
+        now = time.perf_counter()
+        if now - self._last_line < _PLAIN_EVERY and event.iteration < self._total:
+            return
+        self._last_line = now
+        rate = (event.iteration - self._start_iteration) / max(now - self._began, 1e-9)
+        eta = (self._total - event.iteration) / max(rate, 1e-9)
+        told = ", ".join(f"{key} {value}" for key, value in facts.items())
+        self._say(f"{event.iteration}/{self._total} images, {rate:.1f} img/s, ETA {_clock(eta)}, {told}")
+
+    def _finish(self, event: Finished) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        state = "stopped" if event.interrupted else "done"
+        self._say(
+            f"{state} at image {event.iteration} after {_clock(event.seconds)}, {event.num_gaussians:,} Gaussians"
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,79 @@
+"""Held-out quality: PSNR and SSIM per view, rendered out of core through the same arena as training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clm.camera import Camera
+from clm.files import atomic_write, write_json
+from clm.render import metrics
+from clm.scene import CorruptImage, ImageCache, Scene
+from clm.stream.view import Render
+from clm.train.events import Emit, Evaluated, Message
+from clm.train.session import Session
+
+_TRAIN_SAMPLE = 8  # training views measured for comparison with the held-out ones
+
+
+def to_uint8(rgb: np.ndarray) -> np.ndarray:
+    """[3, H, W] f32 in 0..1 (clamped) -> [H, W, 3] u8, rounded."""
+    return np.ascontiguousarray((np.clip(rgb, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8).transpose(1, 2, 0))
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """[H, W, 3] or [H, W] u8, or [H, W] u16, written whole."""
+    with atomic_write(path) as file:
+        Image.fromarray(pixels).save(file, format="PNG")
+
+
+def flat_name(name: str) -> str:
+    """An image name with subfolders as one file name without its extension."""
+    return str(Path(name).with_suffix("")).replace("/", "__")
+
+
+def measure_views(
+    render: Callable[[Camera], Render],
+    scene: Scene,
+    images: ImageCache,
+    views: Iterable[int],
+    emit: Emit,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """`{"psnr", "ssim", "per_view": {name: {...}}}` over views; renders are saved to `folder` if given."""
+    per_view: dict[str, dict[str, float]] = {}
+    for index in views:
+        view = scene.views[index]
+        try:
+            photo, mask = images.get(index), images.mask(index)
+        except CorruptImage as error:
+            emit(Message(f"{error} Not evaluated.", "warning"))
+            continue
+        image = render(view.camera)
+        psnr, ssim = metrics(image.rgb, photo, mask)
+        per_view[view.name] = {"psnr": psnr, "ssim": ssim}
+        if folder is not None:
+            save_png(folder / f"{flat_name(view.name)}.png", to_uint8(image.rgb))
+    means = {key: float(np.mean([v[key] for v in per_view.values()])) for key in ("psnr", "ssim")} if per_view else {}
+    return {"psnr": means.get("psnr"), "ssim": means.get("ssim"), "per_view": per_view}
+
+
+def evaluate(session: Session) -> dict[str, Any]:
+    """Measure the test views (and a sample of the training views), write `eval/step_N/` and `metrics.json`."""
+    iteration, scene = session.progress.iteration, session.scene
+    folder = session.run / "eval" / f"step_{iteration}"
+    sample = np.unique(np.linspace(0, len(scene.train) - 1, min(_TRAIN_SAMPLE, len(scene.train))).astype(int))
+    render = session.view_renderer()
+    test = measure_views(render, scene, session.images, scene.test, session.emit, folder) if len(scene.test) else None
+    train = measure_views(render, scene, session.images, scene.train[sample], session.emit)
+    result = {"iteration": iteration, "num_gaussians": session.store.rows, "test": test, "train": train}
+    write_json(folder / "metrics.json", result)
+    write_json(session.run / "metrics.json", result)
+    shown, split = (test, "test") if test else (train, "train")
+    if shown["per_view"]:
+        session.emit(Evaluated(iteration, split, shown["psnr"], shown["ssim"], len(shown["per_view"])))
+    return result

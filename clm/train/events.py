@@ -1,0 +1,100 @@
+"""What happens during training, as frozen values. The trainer emits them; bar, `events.jsonl` and tests consume them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events; `type` in a JSON line is the class name in snake_case."""
+
+    def record(self) -> dict[str, Any]:
+        name = "".join("_" + c.lower() if c.isupper() else c for c in type(self).__name__).lstrip("_")
+        return {"type": name, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class Message(Event):
+    """A sentence for the user; level is `info` or `warning`."""
+
+    text: str
+    level: str = "info"
+
+
+@dataclass(frozen=True)
+class Started(Event):
+    """Training begins (or goes on, when iteration > 0)."""
+
+    iteration: int
+    iterations: int
+    num_gaussians: int
+    train_views: int
+    test_views: int
+    device: str
+    offload: str
+
+
+@dataclass(frozen=True)
+class BatchDone(Event):
+    """One optimizer step. Seconds are of this batch; rows count Gaussians crossing to the device."""
+
+    step: int
+    iteration: int
+    loss: float
+    num_gaussians: int
+    seconds: float
+    rows_loaded: int
+    device_bytes: int
+    hidden_fraction: float
+
+
+@dataclass(frozen=True)
+class Densified(Event):
+    """Rows cloned, split, pruned, and refused for lack of budget."""
+
+    iteration: int
+    cloned: int
+    split: int
+    pruned: int
+    refused: int
+    num_gaussians: int
+    resorted: bool
+
+
+@dataclass(frozen=True)
+class OpacityReset(Event):
+    iteration: int
+
+
+@dataclass(frozen=True)
+class Evaluated(Event):
+    """Mean metrics over the held-out views (PSNR in dB)."""
+
+    iteration: int
+    split: str
+    psnr: float
+    ssim: float
+    views: int
+
+
+@dataclass(frozen=True)
+class CheckpointSaved(Event):
+    iteration: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """The run ended; `interrupted` says it was stopped before its last image."""
+
+    iteration: int
+    interrupted: bool
+    seconds: float
+    num_gaussians: int
+
+
+Emit = Callable[[Event], None]

@@ -1,0 +1,88 @@
+"""When rows are added and removed: the default strategy's calendar, and the one step that rebuilds the store."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from clm.config import Config
+from clm.gaussians.densify import Thresholds, densify, reset_opacity, resort, wants_resort
+from clm.gaussians.store import Store
+from clm.kernels import rows as row_kernels
+from clm.plan.budget import STORE_ROW_BYTES, slots_for, store_bytes
+from clm.plan.visibility import visible_sets
+from clm.train.events import Densified, OpacityReset
+from clm.train.session import Session, device_budget, host_budget
+
+
+def _crossed(every: int, before: int, now: int) -> bool:
+    """Whether a multiple of `every` lies in (before, now]; batches may jump over the exact image."""
+    return every > 0 and now // every > before // every
+
+
+def densify_due(config: Config, before: int, now: int) -> bool:
+    """Densification happens every `densify_every` images within (densify_from, densify_until]."""
+    return config.densify_from < now <= config.densify_until and _crossed(config.densify_every, before, now)
+
+
+def reset_due(config: Config, before: int, now: int) -> bool:
+    """Opacity resets happen only while densification may still prune what stays transparent."""
+    return now < config.densify_until and _crossed(config.opacity_reset_every, before, now)
+
+
+def rebuild_due(config: Config, before: int, now: int) -> bool:
+    """Whether the batch that ends at image `now` is followed by a change of the store, so that no plan can be made ahead."""
+    return densify_due(config, before, now) or reset_due(config, before, now)
+
+
+def thresholds(config: Config, scene_scale: float, now: int) -> Thresholds:
+    after_reset = 0 < config.opacity_reset_every < now
+    return Thresholds(
+        screen_gradient=config.grow_screen_gradient,
+        split_scale=config.split_scale * scene_scale,
+        prune_opacity=config.prune_opacity,
+        prune_scale=config.prune_scale * scene_scale if after_reset else None,
+    )
+
+
+def row_limit(session: Session) -> int:
+    """How many rows --max-gaussians and the host budget admit."""
+    limit = min(session.config.max_gaussians or np.iinfo(np.int32).max, host_budget(session.config) // STORE_ROW_BYTES)
+    return max(limit, session.store.rows)
+
+
+def admits(session: Session, store: Store, drop: np.ndarray) -> bool:
+    """Whether every view would still fit into the arena that the device budget allows, with `drop` [N] bool removed."""
+    budget = device_budget(session.config)
+    if session.config.offload == "none":
+        budget -= store_bytes(store.rows)  # auto would rather move the store to the host than stop growing
+    slots = slots_for(budget)
+    if store.rows <= slots:
+        return True
+    session.refresh_store()
+    sets = visible_sets(store.entries, store.bounds, session.cameras)
+    return all(len(rows) - int(drop[rows].sum()) <= slots for rows in sets)
+
+
+def rebuild(session: Session, before: int) -> None:
+    """Densify and reset opacity as due after the batch (before, now]: settle, decide, resort, refresh, place anew."""
+    config, store, now = session.config, session.store, session.progress.iteration
+    session.plans.drop()
+    next_step = session.adam.at(session.progress.step + 1)
+    row_kernels.settle(store, next_step, 0, store.rows)
+    if densify_due(config, before, now):
+        limits = thresholds(config, session.scene.scale, now)
+        result = densify(store, limits, row_limit(session), [config.seed, 3, now], partial(admits, session))
+        session.progress.new_rows_since_sort += result.cloned + 2 * result.split
+        resorted = wants_resort(session.progress.new_rows_since_sort, store.rows)
+        if resorted:
+            session.refresh_store()
+            resort(store)
+            session.progress.new_rows_since_sort = 0
+        session.emit(Densified(now, result.cloned, result.split, result.pruned, result.refused, result.rows, resorted))
+    if reset_due(config, before, now):
+        reset_opacity(store, config.reset_opacity)
+        session.emit(OpacityReset(now))
+    session.refresh_store()
+    session.replace_arena()

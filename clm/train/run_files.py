@@ -1,0 +1,65 @@
+"""The run directory: INRIA's layout (so that its viewers open it) plus ours. Every file appears whole or not at all."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import yaml
+
+from clm.config import Config, to_dict
+from clm.files import atomic_write, write_json
+from clm.gaussians.ply import write_ply
+from clm.scene import Scene, cameras_json, write_georef
+from clm.train.evaluate import evaluate
+from clm.train.report import report
+from clm.train.session import Session
+
+
+def start_run(session: Session) -> None:
+    """Files that describe the run before its first step."""
+    run, config, scene = session.run, session.config, session.scene
+    run.mkdir(parents=True, exist_ok=True)
+    with atomic_write(run / "config.yaml", "w") as file:
+        yaml.safe_dump({"data": str(scene.path), **to_dict(config)}, file, sort_keys=False)
+    with atomic_write(run / "cfg_args", "w") as file:
+        file.write(repr(_cfg_args(config, scene, run)))
+    write_json(run / "cameras.json", cameras_json(scene))
+    if scene.offset.any():
+        write_georef(run / "georef.json", scene.offset)
+    if session.progress.iteration == 0:
+        write_ply(run / "input.ply", session.store.exact_chunks(None), antialiased=config.antialias)
+
+
+def _cfg_args(config: Config, scene: Scene, run: Path) -> Namespace:
+    """What INRIA's tools eval(): they need sh_degree and the source path."""
+    return Namespace(
+        sh_degree=3,  # the PLY is padded to degree 3
+        source_path=str(scene.path),
+        model_path=str(run),
+        images=config.images or "images",
+        resolution=-1,
+        white_background=config.background == "white",
+        data_device="cpu",
+        eval=config.test_every > 0,
+    )
+
+
+def save_ply(session: Session) -> Path:
+    """The Gaussians as they are now, streamed to `point_cloud/iteration_N/point_cloud.ply` (georef.json beside it)."""
+    folder = session.run / "point_cloud" / f"iteration_{session.progress.iteration}"
+    adam = session.adam.at(session.progress.step + 1)
+    write_ply(folder / "point_cloud.ply", session.store.exact_chunks(adam), antialiased=session.config.antialias)
+    if session.scene.offset.any():
+        write_georef(folder / "georef.json", session.scene.offset)
+    return folder / "point_cloud.ply"
+
+
+def finish_run(session: Session) -> None:
+    """PLY, metrics and the receipt of a run that reached its last image."""
+    save_ply(session)
+    evaluate(session)
+    write_json(
+        session.run / "report.json",
+        report(session.totals, session.progress.iteration, session.store.rows, "cpu", session.placement.offload),
+    )

@@ -1,0 +1,244 @@
+"""The components of a training run and the state that a checkpoint holds: built here, used by `loop.train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from clm import kernels
+from clm.camera import Camera
+from clm.config import Config, from_dict, parse_background, to_dict
+from clm.errors import ClmError, ResourceError
+from clm.gaussians.blocks import block_order
+from clm.gaussians.layout import BLOCK_ROWS
+from clm.gaussians.init import rows_from_ply, rows_from_points, rows_random
+from clm.gaussians.store import Store
+from clm.optim.adam import Adam, Betas
+from clm.optim.schedules import learning_rates, sh_degree_at
+from clm.plan.budget import Placement, arena_bytes, choose_placement, in_core_bytes, parse_bytes, store_bytes
+from clm.plan.visibility import visible_sets
+from clm.render import CpuRasterizer
+from clm.scene import ImageCache, Scene
+from clm.stream.arena import Arena
+from clm.stream.lanes import CpuLanes
+from clm.stream.view import Render, render_view
+from clm.train.batches import Margin, PlanAhead, Planned, batch_views, plan_batch
+from clm.train.checkpoint import load_checkpoint, save_checkpoint
+from clm.train.events import CheckpointSaved, Emit, Message
+from clm.train.report import Totals
+
+RANDOM_ROWS = 100_000  # initial Gaussians when the model has no points (INRIA, gsplat)
+_SHAPE_KEYS = ("sh_degree",)  # a resumed run must agree on these
+_FREE_KEYS = ("gpu_memory", "host_memory", "offload", "threads", "image_cache", "eval_every", "save_every", "device")
+
+
+@dataclass
+class Progress:
+    """Where the run is. `next_order`: views of the next batch in their decided order, when it was planned ahead."""
+
+    iteration: int = 0
+    step: int = 0  # optimizer steps done
+    new_rows_since_sort: int = 0
+    next_order: list[int] | None = None
+
+
+class Session:
+    """Everything `train()` works with. Invariant: between batches the lanes are idle and the store is consistent."""
+
+    def __init__(self, scene: Scene, config: Config, run: Path, emit: Emit, resume: Path | None = None):
+        kernels.set_threads(config.threads or os.cpu_count() or 1)
+        self.scene, self.config, self.run, self.emit = scene, config, run, emit
+        self.cameras = [view.camera for view in scene.views]
+        self.background = parse_background(config.background)
+        self.adam = Adam(learning_rates(config, scene.scale), Betas.for_batch(config.batch_size))
+        self.progress, self.totals = Progress(), Totals()
+        self.bad_loss = ""  # set by a loss that is not finite: the batch is finished without it, then the run stops
+        if resume is None:
+            self.store = initial_store(scene, config, emit)
+        else:
+            self._restore(resume)
+        self.refresh_store()
+        self.rasterizer = CpuRasterizer(antialiased=config.antialias, absgrad=config.absgrad)
+        self.images = ImageCache(scene, parse_bytes(config.image_cache))
+        self.plans = PlanAhead(self._plan)
+        self.placement = self._place()
+        emit(Message(self.placement.reason))
+        self.arena = Arena(self.placement.arena_slots)
+        self.lanes = CpuLanes(self.store, self.arena, resident=self.placement.offload == "none")
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.plans.close()
+        self.lanes.close()
+        self.images.close()
+
+    def refresh_store(self) -> None:
+        """Cull entries and bounds of all rows, as of the step reached."""
+        self.store.refresh(self.adam.at(self.progress.step + 1))
+
+    def replace_arena(self) -> None:
+        """Placement is decided anew after rows were added or removed; the arena follows."""
+        placement = self._place()
+        if placement.offload != self.placement.offload:
+            self.emit(Message(placement.reason))
+        self.placement = placement
+        if placement.arena_slots != self.arena.slots:
+            self.arena = Arena(placement.arena_slots)
+        self.lanes.close()
+        self.lanes = CpuLanes(self.store, self.arena, resident=placement.offload == "none")
+
+    def batch_size(self, first: int) -> int:
+        return min(self.config.batch_size, self.config.iterations - first)
+
+    def image_background(self, image: int) -> tuple[float, float, float]:
+        """Background of the `image`-th training image."""
+        if self.background is not None:
+            return self.background
+        r, g, b = np.random.default_rng([self.config.seed, 1, image]).random(3)
+        return float(r), float(g), float(b)
+
+    def view_renderer(self) -> Callable[[Camera], Render]:
+        """Renders any camera from the Gaussians as they are now."""
+        degree = sh_degree_at(self.config, self.progress.iteration)
+        background, adam = self.background or (0.0, 0.0, 0.0), self.adam.at(self.progress.step + 1)
+        return partial(
+            render_view, self.store, adam, self.arena, self.rasterizer, sh_degree=degree, background=background
+        )
+
+    def save(self) -> None:
+        """Checkpoint the run as it is between two batches."""
+        state = {
+            "config": to_dict(self.config),
+            "scene_scale": self.scene.scale,
+            "progress": dataclasses.asdict(self.progress),
+            "totals": self.totals.state(),
+        }
+        folder = self.run / "checkpoints"
+        path = save_checkpoint(folder, self.progress.iteration, state, self.store, self.config.keep_checkpoints)
+        self.emit(CheckpointSaved(self.progress.iteration, str(path)))
+
+    def see_peak(self) -> None:
+        """Record the bytes held now."""
+        resident = self.placement.offload == "none"
+        state = store_bytes(self.store.rows)
+        host = self.lanes.staging_bytes + self.images.bytes + (0 if resident else state)
+        device = arena_bytes(self.arena.slots) + (state if resident else 0)
+        self.totals.see_peak(device, host, in_core_bytes(self.store.rows, self.store.rows))
+
+    def next_plan(self) -> Planned:
+        """The plan of the next batch. Views that outgrew the arena get a larger one, if the budget has it."""
+        try:
+            return self.plans.take(self.progress.iteration)
+        except ResourceError:
+            self.replace_arena()
+            return self.plans.take(self.progress.iteration)
+
+    def _plan(self, first: int, margin: Margin) -> Planned:
+        views = batch_views(self.scene.train, self.config.seed, first, self.batch_size(first))
+        decided = self.progress.next_order
+        ordered = decided is not None and sorted(decided) == sorted(views)  # else --batch-size was changed on resume
+        views = decided if ordered else views
+        planned = plan_batch(self.store, self.cameras, views, self.arena.slots, margin, self.config.seed, ordered)
+        self.images.prefetch([step.view for step in planned.plan.steps])
+        return planned
+
+    def _place(self) -> Placement:
+        rows, budget = self.store.rows, device_budget(self.config)
+        largest = largest_view(self.store, self.cameras)
+        # A batch never needs more than the sum of its views; the rest is room for rows that move and swell until the
+        # next rebuild.
+        needed = min(rows, int(1.25 * largest) * self.config.batch_size + BLOCK_ROWS)
+        return choose_placement(rows, needed, largest, budget, host_budget(self.config), self.config.offload)
+
+    def _restore(self, path: Path) -> None:
+        state, self.store = load_checkpoint(path)
+        saved = from_dict(state["config"], str(path))
+        for text in config_changes(saved, self.config):
+            self.emit(Message(text, "warning"))
+        self.progress = Progress(**state["progress"])
+        self.totals = Totals.from_state(state["totals"])
+        if self.progress.iteration > self.config.iterations:
+            raise ClmError(
+                f"{path} is already at image {self.progress.iteration}, beyond --iterations {self.config.iterations}."
+            )
+
+
+def config_changes(saved: Config, now: Config) -> list[str]:
+    """One line per key that differs between a checkpoint and this call; keys that change tensor shapes are refused."""
+    lines = []
+    for key, old in to_dict(saved).items():
+        new = getattr(now, key)
+        if old == new or key in _FREE_KEYS:
+            continue
+        if key in _SHAPE_KEYS:
+            raise ClmError(f"The checkpoint was trained with {key} {old}, this call says {new}.", f"Pass {key} {old}.")
+        lines.append(f"resumed with another {key}: {old} -> {new}")
+    return lines
+
+
+def initial_store(scene: Scene, config: Config, emit: Emit) -> Store:
+    """Rows from a PLY, from the COLMAP points, or random inside the cameras' bounds; sorted into blocks."""
+    if config.init_ply:
+        geometry, colour = rows_from_ply(config.init_ply)
+        geometry[:, :3] -= scene.offset.astype(np.float32) if len(geometry) and _far(geometry) else np.float32(0)
+    elif len(scene.points):
+        geometry, colour = rows_from_points(scene.points, scene.point_colors, config.seed, config.init_opacity)
+    else:
+        emit(Message("The model has no points: starting from random Gaussians inside the cameras' bounds.", "warning"))
+        positions = np.array([view.camera.position for view in scene.views])
+        forwards = np.array([view.camera.forward for view in scene.views])
+        count = min(RANDOM_ROWS, config.max_gaussians or RANDOM_ROWS)
+        geometry, colour = rows_random(positions, forwards, count, config.seed)
+    if config.max_gaussians is not None and len(geometry) > config.max_gaussians:
+        emit(
+            Message(
+                f"Keeping {config.max_gaussians:,} of {len(geometry):,} initial points (--max-gaussians).", "warning"
+            )
+        )
+        keep = np.random.default_rng([config.seed, 2]).permutation(len(geometry))[: config.max_gaussians]
+        geometry, colour = geometry[np.sort(keep)], colour[np.sort(keep)]
+    store = Store.from_rows(geometry, colour)
+    store.refresh(None)
+    store.take(block_order(store.entries))
+    return store
+
+
+def _far(geometry: np.ndarray) -> bool:
+    """Whether a PLY is still in far-away (georeferenced) coordinates; float32 has metres of rounding there already."""
+    return bool(np.abs(geometry[:, :3]).max() > 1e5)
+
+
+def largest_view(store: Store, cameras: list[Camera]) -> int:
+    """Rows of the largest visible set over `cameras`."""
+    sets = visible_sets(store.entries, store.bounds, cameras)
+    return max((len(rows) for rows in sets), default=0)
+
+
+def device_budget(config: Config) -> int:
+    return parse_bytes(config.gpu_memory)
+
+
+def host_budget(config: Config) -> int:
+    """Bytes the store may take on the host."""
+    if config.host_memory != "auto":
+        return parse_bytes(config.host_memory)
+    return int(0.8 * available_memory())
+
+
+def available_memory() -> int:
+    """Bytes of RAM that are free or reclaimable now."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

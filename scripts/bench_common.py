@@ -1,0 +1,39 @@
+"""What every benchmark prints first: date, hardware, command, commit; and where the real scenes are."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from clm import kernels
+
+ROOT = Path(__file__).resolve().parents[1]
+SCENES = Path(os.environ.get("CLM_SCENES", ROOT.parent / "shared" / "scenes"))
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown CPU"
+
+
+def header() -> str:
+    """Date, hardware, kernels, load, command and commit, as lines of text."""
+    described = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    command = " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    return "\n".join(
+        [
+            f"date     {time.strftime('%Y-%m-%d')}",
+            f"hardware {_cpu_name()}, {os.cpu_count()} cores, kernels {kernels.variant()}, load before the run {load}",
+            f"command  {command}",
+            f"commit   {described.stdout.strip() or 'unknown'}",
+            "",
+        ]
+    )

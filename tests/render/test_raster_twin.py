@@ -1,0 +1,108 @@
+"""The CPU kernels against the float64 torch twin: images and gradients, over the options of the rasteriser."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clm.camera import Camera
+from clm.render.cpu import CpuRasterizer
+from tests.render.scenes import all_slots, look_at_origin, random_rows
+
+torch = pytest.importorskip("torch")
+twin = pytest.importorskip("clm.render.twin")
+
+COUNT = 300
+BACKGROUND = np.array([0.2, 0.5, 0.8], np.float32)
+
+
+def outliers(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> float:
+    """Fraction of values that differ by more than the tolerance."""
+    return float(np.mean(np.abs(ours - theirs) > tolerance))
+
+
+def check_gradients(
+    camera: Camera, degree: int, antialiased: bool = False, absgrad: bool = False, seed: int = 0, count: int = COUNT
+) -> None:
+    geometry, colour = random_rows(count, seed)
+    rasterizer = CpuRasterizer(antialiased=antialiased, absgrad=absgrad)
+    render = rasterizer.forward(geometry, colour, all_slots(count), camera, degree, BACKGROUND, depth=True)
+    rows = [torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (geometry, colour)]
+    p = twin.project(*rows, camera, degree, antialiased)
+    p.means2d.retain_grad()
+    rgb, alpha, depth = twin.composite(p, camera, torch.tensor(BACKGROUND))
+    radii = p.radii.numpy()
+    assert render.drawn == np.count_nonzero(radii[:, 0]) > count // 4
+    assert np.mean(rasterizer.radii() != radii) < 0.005
+    assert render.depth is not None
+    assert outliers(render.rgb, rgb.detach().numpy(), 1e-4) < 1e-3
+    assert outliers(render.alpha, alpha.detach().numpy(), 1e-4) < 1e-3
+    assert outliers(render.depth, depth.detach().numpy(), 1e-3) < 1e-3
+
+    rng = np.random.default_rng(seed + 1)
+    v_rgb = rng.normal(size=render.rgb.shape).astype(np.float32)
+    v_alpha = rng.normal(size=render.alpha.shape).astype(np.float32)
+    v_depth = 0.1 * rng.normal(size=render.alpha.shape).astype(np.float32)
+    grad_geometry, grad_colour = np.zeros((count, 16), np.float32), np.zeros((count, 48), np.float32)
+    rasterizer.backward(v_rgb, grad_geometry, grad_colour, v_alpha, v_depth)
+    total = (rgb * torch.tensor(v_rgb)).sum() + (alpha * torch.tensor(v_alpha)).sum()
+    (total + (depth * torch.tensor(v_depth)).sum()).backward()
+
+    expected = rows[0].grad.numpy()
+    for columns in (slice(0, 3), slice(3, 7), slice(7, 10), slice(10, 11)):
+        error = np.abs(grad_geometry[:, columns] - expected[:, columns])
+        assert np.mean(error > 1e-3 * np.abs(expected[:, columns]).max()) < 0.005, columns
+    error = np.abs(grad_colour - rows[1].grad.numpy())
+    assert np.mean(error > 1e-3 * rows[1].grad.abs().max().item()) < 0.005
+    screen = (p.absgrad if absgrad else p.means2d.grad).numpy() * (camera.width / 2, camera.height / 2)
+    norm = np.sqrt((screen**2).sum(1))
+    assert np.mean(np.abs(grad_geometry[:, 12] - norm) > 1e-3 * norm.max()) < 0.005
+    assert np.array_equal(grad_geometry[:, 11], (rasterizer.radii()[:, 0] > 0).astype(np.float32))
+    assert not grad_geometry[:, 13:].any()
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_image_and_gradients_equal_the_twin_at_every_sh_degree(degree: int) -> None:
+    check_gradients(look_at_origin(), degree, seed=degree)
+
+
+def test_image_and_gradients_equal_the_twin_when_antialiased() -> None:
+    check_gradients(look_at_origin(), 2, antialiased=True)
+
+
+def test_absolute_screen_gradients_equal_the_twin() -> None:
+    check_gradients(look_at_origin(), 1, absgrad=True)
+
+
+def test_image_and_gradients_equal_the_twin_with_an_off_centre_principal_point() -> None:
+    check_gradients(look_at_origin(off_centre=25.0), 3)
+
+
+def test_image_and_gradients_equal_the_twin_inside_the_cloud_where_jacobians_are_clamped() -> None:
+    check_gradients(look_at_origin(distance=0.5, focal=25.0), 3, seed=3)
+
+
+def test_image_and_gradients_equal_the_twin_through_many_layers_that_saturate_pixels() -> None:
+    check_gradients(look_at_origin(40, 33, distance=8.0), 0, seed=4, count=1500)
+
+
+def test_a_forward_without_depth_gives_the_same_image_and_the_same_gradients() -> None:
+    geometry, colour = random_rows(COUNT)
+    camera, rasterizer = look_at_origin(), CpuRasterizer()
+    results = []
+    for depth in (False, True):
+        render = rasterizer.forward(geometry, colour, all_slots(COUNT), camera, 3, BACKGROUND, depth=depth)
+        rgb = render.rgb.copy()
+        gradients = np.zeros((COUNT, 16), np.float32), np.zeros((COUNT, 48), np.float32)
+        rasterizer.backward(np.ones_like(rgb), *gradients)
+        results.append((rgb, *gradients))
+    assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_depth_gradients_without_a_depth_forward_are_refused() -> None:
+    geometry, colour = random_rows(10)
+    camera, rasterizer = look_at_origin(), CpuRasterizer()
+    render = rasterizer.forward(geometry, colour, all_slots(10), camera, 0, BACKGROUND)
+    gradients = np.zeros((10, 16), np.float32), np.zeros((10, 48), np.float32)
+    with pytest.raises(ValueError, match="depth=True"):
+        rasterizer.backward(np.ones_like(render.rgb), *gradients, v_depth=np.ones_like(render.alpha))
