@@ -14,6 +14,7 @@ import numpy as np
 from clm.gaussians.layout import BLOCK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS
 from clm.kernels import rows as row_kernels
 from clm.kernels.cull import block_bounds
+from clm.kernels.memory import row_array
 from clm.kernels.rows import AdamStep, StoreView
 
 _PARAMETERS = {"geometry": GEOMETRY_COLUMNS, "colour": COLOUR_COLUMNS}
@@ -36,11 +37,12 @@ class Store:
         self.block_rows = block_rows
         self.bounds = np.zeros((0, 8), np.float32)
         widths = {**_PARAMETERS, **(_MOMENTS if moments else {}), "entries": 4}
-        # np.zeros maps pages lazily: capacity costs nothing until rows arrive.
-        self._arrays = {name: np.zeros((capacity, width), np.float32) for name, width in widths.items()}
+        self._arrays: dict[str, np.ndarray] = {
+            name: row_array(capacity, width, zeroed=True) for name, width in widths.items()
+        }
         if moments:
             self._arrays["stamp"] = np.zeros(capacity, np.int32)
-            self._arrays["statistics"] = np.zeros((capacity, 2), np.float32)
+            self._arrays["statistics"] = row_array(capacity, 2, zeroed=True)
 
     @classmethod
     def from_rows(cls, geometry: np.ndarray, colour: np.ndarray, *, moments: bool = True) -> Store:
@@ -82,9 +84,8 @@ class Store:
         return -(-self.rows // self.block_rows)
 
     def view(self) -> StoreView:
-        return StoreView(
-            **{name: self._arrays[name].ctypes.data if name in self._arrays else None for name, _ in StoreView._fields_}
-        )
+        names = (field[0] for field in StoreView._fields_)
+        return StoreView(**{name: self._arrays[name].ctypes.data for name in names if name in self._arrays})
 
     def append(self, geometry: np.ndarray, colour: np.ndarray) -> None:
         """Add rows at the tail with zero moments, stamps and statistics (as the in-core reference does for new rows)."""
@@ -127,6 +128,7 @@ class Store:
             return
         capacity = max(rows, self.capacity + self.capacity // 2)
         for name, array in self._arrays.items():
-            grown = np.zeros((capacity, *array.shape[1:]), array.dtype)
+            two_dimensional = array.ndim == 2
+            grown = row_array(capacity, array.shape[1], zeroed=True) if two_dimensional else np.zeros(capacity, array.dtype)
             grown[: len(array)] = array
             self._arrays[name] = grown

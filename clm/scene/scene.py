@@ -2,8 +2,8 @@
 
 `load_scene` reads the COLMAP model, matches it with the photos on disk (headers only; pixels are decoded by `ImageCache`),
 fixes each view's training size and camera, and splits train and test.
-Invariants: views are sorted by name; every camera is a pinhole at training resolution that agrees with the decoded pixels; the world
-is the input's, minus `offset` (zeros unless float32 could not hold it).
+Invariants: views are sorted by name; every camera is a pinhole at training resolution that agrees with the decoded pixels;
+the world is the input's, minus `offset` (zeros unless float32 could not hold it).
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def _plan(files: list[_File], downscale: int | str, max_size: int, messages: lis
         models = ", ".join(sorted(set(distorted)))
         messages.append(f"{len(distorted)} of {len(files)} images are undistorted while loading ({models}).")
     shrunk = sum(
-        t.width < t.pinhole[0] or t.working is not None and t.width < f.source.width * 0.9
+        t.width < t.pinhole[0] or (t.working is not None and t.width < f.source.width * 0.9)
         for f, t in zip(files, trainings, strict=True)
     )
     if shrunk:

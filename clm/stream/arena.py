@@ -5,9 +5,8 @@ Invariant: which row sits in which slot is the plan's knowledge alone; the arena
 
 from __future__ import annotations
 
-import numpy as np
-
 from clm.gaussians.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, GRAD_GEOMETRY_COLUMNS
+from clm.kernels.memory import row_array
 from clm.plan.budget import arena_bytes
 
 
@@ -15,8 +14,8 @@ class GradientBuffer:
     """A place for gradient rows: grad_geometry [n, 16] f32, grad_colour [n, 48] f32."""
 
     def __init__(self, rows: int):
-        self.grad_geometry = np.empty((rows, GRAD_GEOMETRY_COLUMNS), np.float32)
-        self.grad_colour = np.empty((rows, COLOUR_COLUMNS), np.float32)
+        self.grad_geometry = row_array(rows, GRAD_GEOMETRY_COLUMNS)
+        self.grad_colour = row_array(rows, COLOUR_COLUMNS)
 
     @property
     def rows(self) -> int:
@@ -32,8 +31,8 @@ class Arena(GradientBuffer):
 
     def __init__(self, slots: int):
         super().__init__(slots)
-        self.geometry = np.empty((slots, GEOMETRY_COLUMNS), np.float32)
-        self.colour = np.empty((slots, COLOUR_COLUMNS), np.float32)
+        self.geometry = row_array(slots, GEOMETRY_COLUMNS)
+        self.colour = row_array(slots, COLOUR_COLUMNS)
 
     @property
     def slots(self) -> int:
@@ -48,8 +47,8 @@ class RowStaging:
     """Host buffer that gathered rows pass through on their way to the device."""
 
     def __init__(self, rows: int):
-        self.geometry = np.empty((rows, GEOMETRY_COLUMNS), np.float32)
-        self.colour = np.empty((rows, COLOUR_COLUMNS), np.float32)
+        self.geometry = row_array(rows, GEOMETRY_COLUMNS)
+        self.colour = row_array(rows, COLOUR_COLUMNS)
 
     @property
     def rows(self) -> int:

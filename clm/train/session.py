@@ -16,8 +16,8 @@ from clm.camera import Camera
 from clm.config import Config, from_dict, parse_background, to_dict
 from clm.errors import ClmError, ResourceError
 from clm.gaussians.blocks import block_order
-from clm.gaussians.layout import BLOCK_ROWS
 from clm.gaussians.init import rows_from_ply, rows_from_points, rows_random
+from clm.gaussians.layout import BLOCK_ROWS
 from clm.gaussians.store import Store
 from clm.optim.adam import Adam, Betas
 from clm.optim.schedules import learning_rates, sh_degree_at
