@@ -81,7 +81,9 @@ def main() -> None:
     print(header())
     scene = load_scene(SCENES / args.scene, downscale=args.downscale)
     for batch in args.batches:
-        print(f"{args.scene}, 1/{args.downscale} size, batch {batch}, {args.images} images, arena budget {args.gpu_memory}")
+        print(
+            f"{args.scene}, 1/{args.downscale} size, batch {batch}, {args.images} images, arena budget {args.gpu_memory}"
+        )
         config = {"iterations": args.images, "batch_size": batch, "gpu_memory": args.gpu_memory}
         compare(scene, config, warm_up=max(2, 65 // batch))
 

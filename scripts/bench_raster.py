@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=50_000, help="Gaussians")
     parser.add_argument("--size", default="480x270", help="image size, WxH")
-    parser.add_argument("--pixels", type=float, default=1.7, help="typical standard deviation on screen, px")
+    parser.add_argument("--pixels", type=float, default=2.1, help="typical standard deviation on screen, px")
     parser.add_argument("--runs", type=int, default=15, help="runs to take the median of")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--no-twin", action="store_true", help="skip the torch twin (it takes seconds)")
@@ -122,7 +122,7 @@ def main() -> None:
     target = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
     medians, pairs, drawn = run_kernels(geometry, colour, camera, target, options.runs)
     slow = {} if options.no_twin else run_twin(geometry, colour, camera, target)
-    print(f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, {hardware()}, commit {commit()}")
+    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {hardware()}, commit {commit()}")
     print(f"command: {' '.join(sys.argv)}; kernels: {kernels.variant()}, {options.threads} threads")
     print(
         f"{width}x{height}, {drawn} Gaussians drawn, {pairs} (tile, Gaussian) pairs; median of {options.runs} runs, ms"

@@ -45,7 +45,9 @@ def main() -> None:
             print(f"whole step: median {median:.1f} ms per image (10th {tenth:.1f}, 90th {ninetieth:.1f})")
             for name in stages[0]:
                 print(f"  {name:16} {1e3 * float(np.median([s[name] for s in stages])):6.2f} ms (median)")
-            print(f"  {'compute in all':16} {1e3 * lanes.compute / totals.images:6.2f} ms (mean; loss and copies included)")
+            print(
+                f"  {'compute in all':16} {1e3 * lanes.compute / totals.images:6.2f} ms (mean; loss and copies included)"
+            )
             for name in ("load", "send_back", "update", "plan", "exposed", "plan_exposed"):
                 print(f"  {name:16} {1e3 * getattr(lanes, name) / totals.images:6.2f} ms (mean)")
 

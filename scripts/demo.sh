@@ -6,8 +6,8 @@ out="${1:-demo_out}"
 bash scripts/setup.sh .
 rm -rf "$out"
 clm=".venv/bin/clm"
-# 6 MiB of "device" memory: the scene's state does not fit, so it is trained from the host.
-"$clm" train data/demo -o "$out/run" --iterations 2000 --offload host --gpu-memory 6MiB
+# 8 MiB of "device" memory: the scene's state does not fit, so it is trained from the host.
+"$clm" train data/demo -o "$out/run" --iterations 2000 --offload host --gpu-memory 8MiB
 "$clm" render "$out/run" -o "$out/test_views"
 "$clm" render "$out/run" --path ellipse --frames 24 -o "$out/path"
 "$clm" export "$out/run" "$out/scene.ply"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Creates .venv and installs clm with its kernels. Extra arguments are passed to pip: `bash scripts/setup.sh .[test]`.
+# Creates .venv and installs clm with its kernels. Arguments go to pip install: `bash scripts/setup.sh -e ".[test]"`.
 # Installs everything itself; without a C++ compiler it takes the one inside the ziglang wheel.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-target="${1:-.}"
+[ $# -gt 0 ] || set -- .
 python="${PYTHON:-python3}"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "clm needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 2; }
 [ -x .venv/bin/python ] || "$python" -m venv .venv
@@ -21,4 +21,4 @@ if ! command -v c++ >/dev/null && ! command -v g++ >/dev/null && ! command -v cl
     export CXX="$PWD/.venv/bin/zig-c++"
     echo "no C++ compiler found: using the ziglang wheel's (its first compile takes about a minute)" >&2
 fi
-pip install "$target"
+pip install "$@"

@@ -2,12 +2,9 @@
 # Set-up and tests, from a fresh clone. Arguments go to pytest: `bash scripts/test.sh tests/plan -k order`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash scripts/setup.sh ".[test,dev]"
+bash scripts/setup.sh -e ".[test,dev]"  # editable: the kernels are built into the checkout, beside the tests
 export OMP_WAIT_POLICY=passive
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-# Tests run against the installed package, as a user has it: away from the checkout's own clm/.
-tests="$PWD/tests"
-cd "$(mktemp -d)"
-exec "$OLDPWD/.venv/bin/python" -m pytest -c "$OLDPWD/pyproject.toml" --rootdir "$OLDPWD" --durations=10 "${@:-$tests}"
+exec .venv/bin/python -m pytest --durations=10 "$@"

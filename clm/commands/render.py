@@ -45,7 +45,9 @@ def read_cameras(path: Path) -> Named:
         raise ClmError(f"No such file: {path}.", "Pass test, train, all, or a cameras.json.") from None
     except json.JSONDecodeError as error:
         raise ClmError(f"{path} is not JSON: {error}.", "Pass a cameras.json as written by `clm train`.") from None
-    return camera_from_json(entries)
+    cameras = camera_from_json(entries)
+    names = [str(entry.get("img_name", f"camera_{k:05d}")) for k, entry in enumerate(entries)]
+    return list(zip(names, cameras, strict=True))
 
 
 def choose_cameras(model: ModelFile, which: str) -> Named:

@@ -129,6 +129,8 @@ class Store:
         capacity = max(rows, self.capacity + self.capacity // 2)
         for name, array in self._arrays.items():
             two_dimensional = array.ndim == 2
-            grown = row_array(capacity, array.shape[1], zeroed=True) if two_dimensional else np.zeros(capacity, array.dtype)
+            grown = (
+                row_array(capacity, array.shape[1], zeroed=True) if two_dimensional else np.zeros(capacity, array.dtype)
+            )
             grown[: len(array)] = array
             self._arrays[name] = grown

@@ -13,11 +13,11 @@ import numpy as np
 
 from clm.camera import Camera
 from clm.errors import ClmError
-from clm.scene.scene import Scene, View
+from clm.scene.scene import Scene
 
 
 def cameras_json(scene: Scene) -> list[dict[str, Any]]:
-    """One entry per view: id, img_name, width, height (px), position [3], rotation [3][3] camera to world, fx, fy, cx, cy."""
+    """One entry per view: id, img_name, width, height (px), position, rotation (camera to world), fx, fy, cx, cy."""
     entries = []
     for index, view in enumerate(scene.views):
         camera = view.camera
@@ -74,22 +74,22 @@ def _pose(camera_to_world: np.ndarray, position: np.ndarray) -> np.ndarray:
     return pose
 
 
-def interp_path(views: Sequence[View], n: int) -> list[Camera]:
+def interp_path(cameras: Sequence[Camera], n: int) -> list[Camera]:
     """n cameras from the first view through all to the last: centres in straight lines, rotations by slerp.
 
     The intrinsics and the size are those of the first view, so that every frame of a video has one size.
     """
-    first = views[0].camera
-    centres = np.array([view.camera.position for view in views])
-    rotations = [view.camera.world_to_camera[:3, :3].T for view in views]
-    cameras = []
-    for t in np.linspace(0.0, len(views) - 1, n):
-        i = min(int(t), max(0, len(views) - 2))
-        j = min(i + 1, len(views) - 1)
+    first = cameras[0]
+    centres = np.array([camera.position for camera in cameras])
+    rotations = [camera.world_to_camera[:3, :3].T for camera in cameras]
+    path = []
+    for t in np.linspace(0.0, len(cameras) - 1, n):
+        i = min(int(t), max(0, len(cameras) - 2))
+        j = min(i + 1, len(cameras) - 1)
         part = t - i
         rotation = slerp(rotations[i], rotations[j], part)
-        cameras.append(_like(first, rotation, centres[i] + part * (centres[j] - centres[i])))
-    return cameras
+        path.append(_like(first, rotation, centres[i] + part * (centres[j] - centres[i])))
+    return path
 
 
 def slerp(start: np.ndarray, end: np.ndarray, part: float) -> np.ndarray:
@@ -110,15 +110,15 @@ def slerp(start: np.ndarray, end: np.ndarray, part: float) -> np.ndarray:
     return start @ turn
 
 
-def ellipse_path(views: Sequence[View], n: int) -> list[Camera]:
+def ellipse_path(cameras: Sequence[Camera], n: int) -> list[Camera]:
     """n cameras around an ellipse through the region of the views, all looking at the point the views look at.
 
     The ellipse lies across the mean up direction of the views; its half axes are the 90th percentiles of the camera
     offsets along their two principal directions there (after the render path of Mip-NeRF 360).
     """
-    centres = np.array([view.camera.position for view in views])
-    forwards = np.array([view.camera.forward for view in views])
-    up = _mean_up(views, forwards)
+    centres = np.array([camera.position for camera in cameras])
+    forwards = np.array([camera.forward for camera in cameras])
+    up = _mean_up(cameras, forwards)
     focus = _focus(centres, forwards)
     middle = centres.mean(axis=0)
     flat = (centres - middle) - np.outer((centres - middle) @ up, up)
@@ -126,16 +126,16 @@ def ellipse_path(views: Sequence[View], n: int) -> list[Camera]:
     first_axis = _unit(first_axis - (first_axis @ up) * up, _any_perpendicular(up))
     second_axis = np.cross(up, first_axis)
     a, b = (np.quantile(np.abs(flat @ axis), 0.9) for axis in (first_axis, second_axis))
-    cameras = []
+    path = []
     for angle in np.linspace(0.0, 2 * np.pi, n, endpoint=False):
         position = middle + a * np.cos(angle) * first_axis + b * np.sin(angle) * second_axis
-        cameras.append(_like(views[0].camera, _looking(position, focus, up, forwards.mean(axis=0)), position))
-    return cameras
+        path.append(_like(cameras[0], _looking(position, focus, up, forwards.mean(axis=0)), position))
+    return path
 
 
-def _mean_up(views: Sequence[View], forwards: np.ndarray) -> np.ndarray:
-    """Mean of the images' upward directions; where they cancel (a survey flown to and fro), against the view direction."""
-    up = -np.mean([view.camera.world_to_camera[1, :3] for view in views], axis=0)
+def _mean_up(cameras: Sequence[Camera], forwards: np.ndarray) -> np.ndarray:
+    """Mean upward direction of the images; where these cancel (a survey flown to and fro), against the view direction."""
+    up = -np.mean([camera.world_to_camera[1, :3] for camera in cameras], axis=0)
     return (
         up / np.linalg.norm(up)
         if np.linalg.norm(up) > 0.3

@@ -1,8 +1,8 @@
 """COLMAP models as plain values: where they are found, read, and checked. No image is touched here.
 
 pycolmap reads the files (binary or text); `binary.py` checks binary ones first. Everything that leaves this module is
-numpy and dataclasses in the input's world frame, float64, sorted (images by name, points by id), so that the text and the
-binary form of one model give equal values. Poses are world to camera, OpenCV axes.
+numpy and dataclasses in the input's world frame, float64, sorted (images by name, points by id), so that the text and
+the binary form of one model give equal values. Poses are world to camera, OpenCV axes.
 """
 
 from __future__ import annotations

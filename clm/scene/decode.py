@@ -1,6 +1,7 @@
 """One photo or mask from its file to the array that is trained on: RGB, undistorted, at training size.
 
-EXIF orientation is ignored, because COLMAP ignored it when it calibrated the camera. Alpha is dropped, 16 bits become 8.
+EXIF orientation is ignored, because COLMAP ignored it when it calibrated the camera.
+Alpha is dropped, 16 bits become 8.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """Luminance. Masks are often palettes or single-bit files, and some carry the values 0 and 1 instead of 0 and 255."""
+    """Luminance. Masks are often palettes or single-bit files, and some hold 0 and 1 instead of 0 and 255."""
     grey = _eight_bits(image).convert("L")
     return grey.point(lambda value: 255 * (value > 0)) if grey.getextrema()[1] == 1 else grey
 

@@ -15,6 +15,8 @@ from clm.plan.visibility import visible_sets
 from clm.train.events import Densified, OpacityReset
 from clm.train.session import Session, device_budget, host_budget
 
+_ARENA_FILL = 0.9  # views may grow to this share of the arena: rows also move and swell until the end of the run
+
 
 def _crossed(every: int, before: int, now: int) -> bool:
     """Whether a multiple of `every` lies in (before, now]; batches may jump over the exact image."""
@@ -60,6 +62,7 @@ def admits(session: Session, store: Store, drop: np.ndarray) -> bool:
     slots = slots_for(budget)
     if store.rows <= slots:
         return True
+    slots = int(slots * _ARENA_FILL)
     session.refresh_store()
     sets = visible_sets(store.entries, store.bounds, session.cameras)
     return all(len(rows) - int(drop[rows].sum()) <= slots for rows in sets)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clm.config import Config
-from clm.errors import ClmError
+from clm.errors import ClmError, ResourceError
 from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
 from clm.plan.residency import Step
@@ -44,7 +44,11 @@ def train(
         )
         while progress.iteration < config.iterations and not stop():
             before = progress.iteration
-            train_batch(session)
+            try:
+                train_batch(session)
+            except ResourceError:
+                session.save()  # raised before the batch began: the state is that of the last one
+                raise
             if rebuild_due(config, before, progress.iteration):
                 rebuild(session, before)
             if _due(config.eval_every, before, progress.iteration):

@@ -22,7 +22,12 @@ def outliers(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> float:
 
 
 def check_gradients(
-    camera: Camera, degree: int, antialiased: bool = False, absgrad: bool = False, seed: int = 0, count: int = COUNT
+    camera: Camera,
+    degree: int,
+    antialiased: bool = False,
+    absgrad: bool = False,
+    seed: int = 0,
+    count: int = COUNT,
 ) -> None:
     geometry, colour = random_rows(count, seed)
     rasterizer = CpuRasterizer(antialiased=antialiased, absgrad=absgrad)
@@ -84,6 +89,21 @@ def test_image_and_gradients_equal_the_twin_inside_the_cloud_where_jacobians_are
 
 def test_image_and_gradients_equal_the_twin_through_many_layers_that_saturate_pixels() -> None:
     check_gradients(look_at_origin(40, 33, distance=8.0), 0, seed=4, count=1500)
+
+
+def test_where_alpha_is_clamped_only_colour_gets_a_gradient() -> None:
+    camera = Camera(9, 9, 40.0, 40.0, 4.5, 4.5, np.eye(4))
+    geometry, colour = np.zeros((1, 12), np.float32), np.zeros((1, 48), np.float32)
+    geometry[0, :7] = 0.01, 0.0, 3.0, 1.0, 0.2, 0.1, 0.0
+    geometry[0, 7:10] = np.log(30.0)  # 400 px: exp(-sigma) is nearly 1 in the whole image
+    rasterizer = CpuRasterizer()
+    for logit, clamped in ((8.0, True), (3.0, False)):  # opacities 0.9997 and 0.95
+        geometry[0, 10] = logit
+        rasterizer.forward(geometry, colour, all_slots(1), camera, 0, BACKGROUND)
+        grad_geometry, grad_colour = np.zeros((1, 16), np.float32), np.zeros((1, 48), np.float32)
+        rasterizer.backward(np.ones((3, 9, 9), np.float32), grad_geometry, grad_colour)
+        assert grad_colour[0, :3].all() and grad_geometry[0, 11] == 1
+        assert grad_geometry[0, :11].any() != clamped
 
 
 def test_a_forward_without_depth_gives_the_same_image_and_the_same_gradients() -> None:

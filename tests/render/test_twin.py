@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 twin = pytest.importorskip("clm.render.twin")
 
 
-def gsplat_reference():  # noqa: ANN201 - a module
+def gsplat_reference():
     """gsplat's torch implementation; importing it compiles nothing. Skips where gsplat is not installed."""
     return pytest.importorskip("gsplat.cuda._torch_impl", reason="gsplat is not installed")
 
@@ -22,13 +22,11 @@ def test_twin_gradients_equal_finite_differences(antialiased: bool) -> None:
     geometry, colour = random_rows(5, seed=2, scale=0.5, spread=0.6)
     geometry[:, 10] = 0.5
     rows = [torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (geometry, colour)]
-    weights = [
-        torch.randn(s, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) for s in ((3, 9, 12),) * 1
-    ]
+    weights = torch.randn((3, 9, 12), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     def total(geometry: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
         rgb, alpha, depth = twin.rasterize(geometry, colour, camera, 3, torch.ones(3) * 0.3, antialiased)
-        return (rgb * weights[0]).sum() + (alpha * weights[0][1]).sum() + 0.1 * (depth * weights[0][2]).sum()
+        return (rgb * weights).sum() + (alpha * weights[1]).sum() + 0.1 * (depth * weights[2]).sum()
 
     analytic = torch.autograd.grad(total(*rows), rows)
     step, rng, checked = 1e-6, np.random.default_rng(0), 0

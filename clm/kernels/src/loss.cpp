@@ -1,8 +1,8 @@
 // L1 + SSIM of an image against an 8-bit photo, with the gradient: separable 11-tap blurs over strips of rows.
 //
-// Pass 1 blurs x, t, x^2 + t^2 and x t (SSIM needs no more), writes dSSIM/dmu, dSSIM/dE[x^2+t^2], dSSIM/dE[xt] per pixel.
+// Pass 1 blurs x, t, x^2 + t^2 and x t (SSIM needs no more), writes dSSIM/dmu, dSSIM/dE[x^2+t^2], dSSIM/dE[xt].
 // Pass 2 blurs those three maps and forms the gradient. Strips are fixed, partial sums are added in strip order: the
-// result is bitwise equal for any thread count. Scratch belongs to the caller; rows are padded with zeros ("same" blur).
+// result is bitwise equal for any thread count. Scratch belongs to the caller; rows are padded with zeros.
 #include <cmath>
 #include <cstring>
 
@@ -126,7 +126,8 @@ void ssim_row(const Image& im, int64_t y, const float* blurred, const float* x, 
     for (int64_t i = 0; i < im.width; i += W) {
         vi in = counted(im, y, i);
         const float* at = blurred + kPad + i;
-        vf m1 = blur_along(at), m2 = blur_along(at + s), squares = blur_along(at + 2 * s), product = blur_along(at + 3 * s);
+        vf m1 = blur_along(at), m2 = blur_along(at + s);
+        vf squares = blur_along(at + 2 * s), product = blur_along(at + 3 * s);
         vf m12 = m1 * m2, mm = fma(m1, m1, m2 * m2);
         vf a = 2.0f * m12 + kC1, b = 2.0f * (product - m12) + kC2, c = mm + kC1, d = squares - mm + kC2;
         vf inv_c = 1.0f / c, inv_d = 1.0f / d, inv = inv_c * inv_d, ssim = a * b * inv;
@@ -177,7 +178,8 @@ Sums ssim_strip(const Image& im, int channel, int64_t strip, float* scratch, flo
 void gradient_strip(const Image& im, int channel, int64_t strip, const float* maps, float weight, float* scratch,
                     float* v_rgb) {
     const int64_t s = im.stride, begin = strip * kStrip, end = begin + kStrip < im.height ? begin + kStrip : im.height;
-    float *blurred = scratch + kTaps * kQuantities * s, *zeros = blurred + kQuantities * s, *x = zeros + s + kPad, *t = x + s;
+    float *blurred = scratch + kTaps * kQuantities * s, *zeros = blurred + kQuantities * s;
+    float *x = zeros + s + kPad, *t = x + s;
     clear_worker(im, scratch);
     std::memset(zeros, 0, size_t(s) * sizeof(float));
     const double count = 3.0 * double(im.height) * double(im.width);
@@ -252,7 +254,8 @@ CLM_API void clm_loss(const float* rgb, const uint8_t* target, const uint8_t* ma
     Sums total = ssim_pass<true>(im, workers, maps, parts);
     const int64_t strips = strips_of(height), per_worker = worker_floats(im.stride);
     parallel(3 * strips, [&](int64_t chunk, int worker) {
-        gradient_strip(im, int(chunk / strips), chunk % strips, maps, float(weight), workers + worker * per_worker, v_rgb);
+        float* own = workers + worker * per_worker;
+        gradient_strip(im, int(chunk / strips), chunk % strips, maps, float(weight), own, v_rgb);
     });
     const double count = 3.0 * double(height) * double(width);
     out[1] = total.l1 / count;

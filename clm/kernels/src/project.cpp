@@ -69,8 +69,8 @@ void project_eight(Workspace& ws, int64_t first) {
     f8 inv_yy = 1.0f / o.yy;
     f8 low[8] = {o.mx, o.my, (-0.5f * kLog2E) * (o.yy * inv), kLog2E * (o.xy * inv), (-0.5f * kLog2E) * (o.xx * inv),
                  l, rgb[0], rgb[1]};
-    f8 high[8] = {rgb[2], o.pc[2], o.xy * inv_yy, o.det * inv_yy * inv_yy, o.yy * reach, o.xy * vsqrt(reach / o.xx), f8{},
-                  f8{}};
+    f8 high[8] = {rgb[2], o.pc[2], o.xy * inv_yy, o.det * inv_yy * inv_yy, o.yy * reach, o.xy * vsqrt(reach / o.xx),
+                  f8{}, f8{}};
     store_records(ws, first, count, low, high);
 }
 

@@ -1,7 +1,7 @@
 // Projection of eight Gaussians at a time, shared by the forward and the backward pass (which recomputes it).
 //
-// Activations, EWA projection (Zwicker et al. 2002, as in gsplat 1.5.3) and spherical harmonics. The projected covariance is
-// P P^T with P = J W R S (2x3), so its determinant is |p0 x p1|^2: never negative, no cancellation for thin Gaussians.
+// Activations, EWA projection (Zwicker et al. 2002, as in gsplat 1.5.3) and spherical harmonics. The projected
+// covariance is P P^T with P = J W R S (2x3), so its determinant is |p0 x p1|^2: never negative, no cancellation.
 #pragma once
 #include "raster.h"
 
@@ -55,7 +55,8 @@ CLM_INLINE void project8(const View& v, const Rows8& rows, Projected& o) {
     for (int i = 0; i < 3; ++i) o.p[i] = low[i];
     for (int i = 0; i < 3; ++i)
         o.pc[i] = fma(splat<f8>(m[4 * i]), o.p[0],
-                      fma(splat<f8>(m[4 * i + 1]), o.p[1], fma(splat<f8>(m[4 * i + 2]), o.p[2], splat<f8>(m[4 * i + 3]))));
+                      fma(splat<f8>(m[4 * i + 1]), o.p[1],
+                          fma(splat<f8>(m[4 * i + 2]), o.p[2], splat<f8>(m[4 * i + 3]))));
     o.rz = 1.0f / o.pc[2];
 
     f8 norm2 = low[3] * low[3] + low[4] * low[4] + low[5] * low[5] + low[6] * low[6];
@@ -154,7 +155,8 @@ CLM_INLINE void sh_gradient(int degree, const f8 (&d)[3], const f8 (&t)[16], f8 
     g[1] -= kSh1 * t[1];
     g[2] += kSh1 * t[2];
     if (degree < 2) return;
-    f8 t4 = kSh2[0] * t[4], t5 = kSh2[1] * t[5], t6 = 2.0f * kSh2[2] * t[6], t7 = kSh2[3] * t[7], t8 = 2.0f * kSh2[4] * t[8];
+    f8 t4 = kSh2[0] * t[4], t5 = kSh2[1] * t[5], t6 = 2.0f * kSh2[2] * t[6];
+    f8 t7 = kSh2[3] * t[7], t8 = 2.0f * kSh2[4] * t[8];
     g[0] += t4 * y - t6 * x + t7 * z + t8 * x;
     g[1] += t4 * x + t5 * z - t6 * y - t8 * y;
     g[2] += t5 * y + 2.0f * t6 * z + t7 * x;

@@ -9,32 +9,32 @@ namespace clm {
 namespace {
 
 constexpr int64_t kChunk = 512;
+typedef float f4 __attribute__((vector_size(16)));
 
 // Sums of the moments of eight rows: m[k] lane j = moment k of row first + j; rows not drawn give zeros.
 void gather8(const Workspace& ws, int64_t first, i8 drawn, f8 (&m)[16]) {
-    alignas(64) float table[8][16] = {};
+    f8 low[8], high[8];
     for (int j = 0; j < 8; ++j) {
-        if (!drawn[j]) continue;
-        f8 low{};
-        float high[4] = {};
-        for (int64_t p = ws.pair_begin[first + j]; p < ws.pair_begin[first + j + 1]; ++p) {
-            const float* in = ws.moments.data() + p * kMoments;
-            low += load<f8>(in);
-            for (int k = 0; k < 4; ++k) high[k] += in[8 + k];
-        }
-        store(table[j], low);
-        std::memcpy(table[j] + 8, high, sizeof high);
+        f4 tail{};
+        low[j] = f8{};
+        if (drawn[j])
+            for (int64_t p = ws.pair_begin[first + j]; p < ws.pair_begin[first + j + 1]; ++p) {
+                low[j] += load<f8>(ws.moments.data() + p * kMoments);
+                tail += load<f4>(ws.moments.data() + p * kMoments + 8);
+            }
+        high[j] = f8{tail[0], tail[1], tail[2], tail[3]};
     }
-    for (int half = 0; half < 2; ++half) {
-        f8 r[8];
-        for (int j = 0; j < 8; ++j) r[j] = load<f8>(table[j] + 8 * half);
-        transpose(r);
-        for (int k = 0; k < 8; ++k) m[8 * half + k] = r[k];
+    transpose(low);
+    transpose(high);
+    for (int k = 0; k < 8; ++k) {
+        m[k] = low[k];
+        m[8 + k] = high[k];
     }
 }
 
 // Adds column k of `columns` at offset `first` of each drawn row.
-CLM_INLINE void add_columns(float* table, int64_t stride, const Rows8& rows, uint32_t drawn, int first, f8 (&columns)[8]) {
+CLM_INLINE void add_columns(float* table, int64_t stride, const Rows8& rows, uint32_t drawn, int first,
+                            f8 (&columns)[8]) {
     transpose(columns);
     for (int j = 0; j < 8; ++j) {
         if (!(drawn >> j & 1)) continue;

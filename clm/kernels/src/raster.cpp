@@ -20,8 +20,8 @@ void timed(Workspace& ws, Stage stage, F&& f) {
 CLM_API void* clm_raster_create() { return new (std::nothrow) Workspace(); }
 CLM_API void clm_raster_destroy(void* handle) { delete static_cast<Workspace*>(handle); }
 
-// camera: Camera.packed() [21]. options: near, far, radius_clip, background rgb. Returns the number of rows drawn, -1 when
-// memory ran out. The arena (geometry, colour, slots) must stay unchanged until the backward pass of this view.
+// camera: Camera.packed() [21]. options: near, far, radius_clip, background rgb. Returns the number of rows drawn, -1
+// when memory ran out. The arena (geometry, colour, slots) must stay unchanged until the backward pass of this view.
 CLM_API int64_t clm_raster_forward(void* handle, const float* geometry, const float* colour, const int32_t* slots,
                                    int64_t rows, const float* camera, int width, int height, int sh_degree,
                                    int antialiased, const float* options, float* rgb, float* alpha, float* depth) {
@@ -61,10 +61,10 @@ CLM_API int64_t clm_raster_forward(void* handle, const float* geometry, const fl
     return ws.drawn;
 }
 
-// Adds to grad_geometry [*, 16] and grad_colour [*, 48] at the slots of the last forward pass. Returns 0, -1 when memory
-// ran out.
-CLM_API int clm_raster_backward(void* handle, const float* v_rgb, const float* v_alpha, const float* v_depth, int absgrad,
-                                float* grad_geometry, float* grad_colour) {
+// Adds to grad_geometry [*, 16] and grad_colour [*, 48] at the slots of the last forward pass. Returns 0, or -1 when
+// memory ran out.
+CLM_API int clm_raster_backward(void* handle, const float* v_rgb, const float* v_alpha, const float* v_depth,
+                                int absgrad, float* grad_geometry, float* grad_colour) {
     Workspace& ws = *static_cast<Workspace*>(handle);
     Cotangents v{v_rgb, v_alpha, v_depth, absgrad != 0};
     try {

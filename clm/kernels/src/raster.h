@@ -1,7 +1,7 @@
 // What the stages of the rasteriser share: the workspace of one view and the layout of its buffers.
 //
-// project -> sort -> lists -> forward | backward -> project_backward. Every stage is parallel over chunks that write only
-// their own part, and every sum has a fixed order, so results are bitwise equal for any thread count.
+// project -> sort -> lists -> forward | backward -> project_backward. Every stage is parallel over chunks that write
+// only their own part, and every sum has a fixed order, so results are bitwise equal for any thread count.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -61,7 +61,7 @@ struct alignas(64) Record {
     float a, b, c, l;  // conic and log2(opacity), log2(e) folded in
     float red, green, blue;
     float z;  // camera depth
-    // The ellipse alpha = 1/255: its x range at height y is slope*y +- sqrt(spread*(top2 - y^2)); rightmost at y = peak.
+    // The ellipse alpha = 1/255: its x range at height y is slope*y +- sqrt(spread*(top2 - y^2)); rightmost at peak.
     float slope, spread, top2, peak;
     float unused[2];
 };
@@ -73,7 +73,7 @@ struct Pair {
 };
 
 struct Span {
-    int32_t begin, end;  // tile columns
+    int32_t begin, end;  // tile columns, or tile rows
 };
 
 struct Keyed {
@@ -106,7 +106,7 @@ struct Workspace {
     Buffer<int32_t> radii;         // [rows, 2]
     Buffer<Keyed> keyed, keyed2;   // [drawn] in depth order after sort
     Keyed* order = nullptr;        // whichever of the two holds the result
-    Buffer<int32_t> first_row;     // [drawn] first tile row, in depth order
+    Buffer<Span> tile_rows;        // [rows] tile rows that a drawn row's ellipse touches
     Buffer<int64_t> span_begin;    // [drawn + 1] in depth order
     Buffer<Span> spans;
     Buffer<int64_t> pair_count;    // [rows], then

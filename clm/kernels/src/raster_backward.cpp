@@ -1,8 +1,9 @@
 // Blending, backward: replay front to back with the instructions of the forward pass, one pair at a time.
 //
-// Per pixel it keeps T and one scalar S = v.(colour still to come) - v_alpha T_final + v_depth_sum (depth to come). With w = alpha T
-// and g = v.c: S -= w g; dL/dsigma = S alpha / (1 - alpha) - w g. Sums of dL/dsigma times 1, dx, dy, dx^2, dx dy, dy^2
-// and of w v give all gradients of a Gaussian later; each pair owns its row of moments, so nothing is shared.
+// Per pixel it keeps T and one scalar S = v.(colour still to come) - v_alpha T_final + v_depth_sum (depth to come).
+// With w = alpha T and g = v.c: S -= w g; dL/dsigma = S alpha / (1 - alpha) - w g. Sums of dL/dsigma times
+// 1, dx, dy, dx^2, dx dy, dy^2 and of w v give all gradients of a Gaussian later; each pair owns its row of
+// moments, so nothing is shared.
 #include <cstring>
 
 #include "raster_tile.h"
@@ -60,7 +61,8 @@ void start_replay(const Workspace& ws, const Cotangents& c, int64_t tile, int x0
 }
 
 template <bool kDepth, bool kAbs>
-CLM_INLINE void replay_pair(const Record& record, uint32_t blocks, const vf* px, const vf* py, Replay* replay, float* out) {
+CLM_INLINE void replay_pair(const Record& record, uint32_t blocks, const vf* px, const vf* py, Replay* replay,
+                            float* out) {
     const float* g = &record.mx;
     vf m[8] = {}, blue{}, abs_x{}, abs_y{}, depth{};
     for (; blocks; blocks &= blocks - 1) {
@@ -76,7 +78,8 @@ CLM_INLINE void replay_pair(const Record& record, uint32_t blocks, const vf* px,
         vf wv = w * v;
         vf s = r.s - wv;
         r.s = s;
-        vf h = s * a.alpha / (1.0f - a.alpha) - wv;
+        // The division does not wait for S.
+        vf h = fma(s, a.alpha / (1.0f - a.alpha), -wv);
         h = keep(reached & (a.raw <= splat<vf>(kAlphaMax)), h);
         vf hx = h * a.dx, hy = h * a.dy;
         m[0] += h;
@@ -101,6 +104,10 @@ CLM_INLINE void replay_pair(const Record& record, uint32_t blocks, const vf* px,
     out[11] = kDepth ? sum(depth) : 0.0f;
 }
 
+inline float* moments_of(const Workspace& ws, Pair pair) {
+    return ws.moments.data() + (ws.pair_begin[pair.row] + pair.rank) * kMoments;
+}
+
 template <bool kDepth, bool kAbs>
 void replay_tile(Workspace& ws, const Cotangents& c, int64_t tile) {
     static const BlockPixels pixels;
@@ -116,9 +123,14 @@ void replay_tile(Workspace& ws, const Cotangents& c, int64_t tile) {
     Replay replay[kBlocks];
     start_replay<kDepth>(ws, c, tile, x0, y0, px, py, replay);
     for (int64_t at = begin; at < end; ++at) {
-        if (at + 8 < end) __builtin_prefetch(&ws.records[ws.list[at + 8].row]);
+        if (at + 16 < end) __builtin_prefetch(&ws.pair_begin[ws.list[at + 16].row]);
+        if (at + 8 < end) {
+            Pair next = ws.list[at + 8];
+            __builtin_prefetch(&ws.records[next.row]);
+            __builtin_prefetch(moments_of(ws, next), 1);
+        }
         Pair pair = ws.list[at];
-        float* out = ws.moments.data() + (ws.pair_begin[pair.row] + pair.rank) * kMoments;
+        float* out = moments_of(ws, pair);
         uint32_t blocks = ws.coverage[at];
         if (blocks)
             replay_pair<kDepth, kAbs>(ws.records[pair.row], blocks, px, py, replay, out);

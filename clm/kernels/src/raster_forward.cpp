@@ -1,7 +1,7 @@
-// Blending, forward: per tile, batches of 64 Gaussians; per block of pixels one 64-bit word says which of them touch it.
+// Blending, forward: per tile, batches of 64 Gaussians; per block of pixels one 64-bit word says which touch it.
 //
-// Colour and transmittance of a block stay in registers while its word is walked. The blocks that a pair really reached are
-// written down, so that the backward pass visits no others.
+// Colour and transmittance of a block stay in registers while its word is walked. The blocks that a pair really reached
+// are written down, so that the backward pass visits no others.
 #include <cstring>
 
 #include "raster_tile.h"
@@ -11,7 +11,31 @@ namespace {
 
 constexpr int kBatch = 64;
 
-// Bit b of in[i] becomes bit i of out[b]: a 32x32 bit matrix (Warren, Hacker's Delight 7-3, mirrored).
+// A 32x32 bit matrix: bit b of m[i] becomes bit i of m[b].
+#ifdef CLM_AVX2
+void transpose_bits(uint32_t (&m)[32]) {
+    // Bytes of one significance side by side in row order, then one movemask per bit.
+    const __m128i group = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m256i v[4], u[4];
+    for (int k = 0; k < 4; ++k) {
+        __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(m + 4 * k));
+        __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(m + 16 + 4 * k));
+        v[k] = _mm256_set_m128i(_mm_shuffle_epi8(high, group), _mm_shuffle_epi8(low, group));
+    }
+    for (int k = 0; k < 2; ++k) {
+        u[2 * k] = _mm256_unpacklo_epi32(v[2 * k], v[2 * k + 1]);
+        u[2 * k + 1] = _mm256_unpackhi_epi32(v[2 * k], v[2 * k + 1]);
+    }
+    const __m256i bytes[4] = {_mm256_unpacklo_epi64(u[0], u[2]), _mm256_unpackhi_epi64(u[0], u[2]),
+                              _mm256_unpacklo_epi64(u[1], u[3]), _mm256_unpackhi_epi64(u[1], u[3])};
+    for (int k = 0; k < 4; ++k) {
+        __m256i x = bytes[k];
+        for (int bit = 7; bit >= 0; --bit, x = _mm256_add_epi8(x, x))
+            m[8 * k + bit] = uint32_t(_mm256_movemask_epi8(x));
+    }
+}
+#else
+// Warren, Hacker's Delight 7-3, mirrored.
 void transpose_bits(uint32_t (&m)[32]) {
     uint32_t mask = 0x0000ffff;
     for (int j = 16; j; j >>= 1, mask ^= mask << j)
@@ -21,6 +45,7 @@ void transpose_bits(uint32_t (&m)[32]) {
             m[k + j] ^= t;
         }
 }
+#endif
 
 // Blocks of the tile at (x0, y0) that the ellipse alpha = 1/255 touches: its x range in each band of block rows.
 CLM_INLINE uint32_t coverage_of(const Record& g, float x0, float y0) {
@@ -73,7 +98,8 @@ void store_coverage(const Batch& batch, int count, uint32_t* out) {
 
 // Walks one block through a batch; true when all its pixels are finished.
 template <bool kDepth>
-CLM_INLINE bool blend_block(const Batch& batch, uint64_t word, vf px, vf py, BlockState& state, uint64_t& reached_word) {
+CLM_INLINE bool blend_block(const Batch& batch, uint64_t word, vf px, vf py, BlockState& state,
+                            uint64_t& reached_word) {
     vf red = state.red, green = state.green, blue = state.blue, depth = state.depth, t = state.transmittance;
     uint64_t reached_bits = 0;
     bool finished = false;
@@ -135,7 +161,7 @@ void blend_tile(Workspace& ws, int64_t tile, float* rgb, float* alpha, float* de
     for (int b = 0; b < kBlocks; ++b) {
         px[b] = pixels.x[b] + float(x0);
         py[b] = pixels.y[b] + float(y0);
-        state[b] = BlockState{};
+        state[b].red = state[b].green = state[b].blue = state[b].depth = vf{};
         state[b].transmittance = initial_transmittance(px[b], py[b], v.width, v.height);
         if (movemask(bits<vi>(state[b].transmittance)) != kAllLanes) live |= 1u << b;
     }
@@ -147,7 +173,8 @@ void blend_tile(Workspace& ws, int64_t tile, float* rgb, float* alpha, float* de
         for (int b = 0; b < kBlocks; ++b) {
             batch.reached[b] = 0;
             if (!(live >> b & 1) || !batch.touched[b]) continue;
-            if (blend_block<kDepth>(batch, batch.touched[b], px[b], py[b], state[b], batch.reached[b])) live &= ~(1u << b);
+            if (blend_block<kDepth>(batch, batch.touched[b], px[b], py[b], state[b], batch.reached[b]))
+                live &= ~(1u << b);
         }
         store_coverage(batch, count, ws.coverage.data() + at);
     }

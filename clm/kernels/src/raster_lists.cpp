@@ -34,6 +34,22 @@ inline Span tile_columns(const Record& g, int tile_row, int tiles_x) {
     return tile_range(g.mx + left, g.mx + right, tiles_x);
 }
 
+// In row order, where records lie side by side.
+void find_tile_rows(Workspace& ws) {
+    constexpr int64_t kChunk = 4096;
+    const int64_t rows = ws.view.rows;
+    ws.tile_rows.need(rows);
+    parallel((rows + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
+        int64_t end = (chunk + 1) * kChunk < rows ? (chunk + 1) * kChunk : rows;
+        for (int64_t i = chunk * kChunk; i < end; ++i) {
+            if (ws.radii[2 * i] == 0) continue;
+            const Record& g = ws.records[i];
+            float top = std::sqrt(g.top2);
+            ws.tile_rows[i] = tile_range(g.my - top, g.my + top, ws.view.tiles_y);
+        }
+    });
+}
+
 struct Slice {
     int64_t begin, end;
 };
@@ -49,10 +65,11 @@ void count_slice(Workspace& ws, int64_t chunk) {
     std::memset(counts, 0, size_t(tiles) * sizeof(int64_t));
     Slice s = slice(ws.drawn, chunk);
     for (int64_t i = s.begin; i < s.end; ++i) {
+        if (i + 8 < s.end) __builtin_prefetch(&ws.records[ws.order[i + 8].row]);
         uint32_t row = ws.order[i].row;
         const Record& g = ws.records[row];
         int64_t pairs = 0;
-        int tile_row = ws.first_row[i];
+        int tile_row = ws.tile_rows[row].begin;
         for (int64_t k = ws.span_begin[i]; k < ws.span_begin[i + 1]; ++k, ++tile_row) {
             Span span = tile_columns(g, tile_row, tiles_x);
             ws.spans[k] = span;
@@ -70,7 +87,7 @@ void scatter_slice(Workspace& ws, int64_t chunk) {
     Slice s = slice(ws.drawn, chunk);
     for (int64_t i = s.begin; i < s.end; ++i) {
         Pair pair{ws.order[i].row, 0};
-        int tile_row = ws.first_row[i];
+        int tile_row = ws.tile_rows[pair.row].begin;
         for (int64_t k = ws.span_begin[i]; k < ws.span_begin[i + 1]; ++k, ++tile_row) {
             int64_t* at = cursor + int64_t(tile_row) * tiles_x;
             for (int32_t x = ws.spans[k].begin; x < ws.spans[k].end; ++x) {
@@ -143,16 +160,13 @@ void sort_by_depth(Workspace& ws) {
 
 void build_lists(Workspace& ws) {
     const int64_t tiles = int64_t(ws.view.tiles_x) * ws.view.tiles_y;
+    find_tile_rows(ws);
     ws.cursor.need(kListChunks * tiles);
-    ws.first_row.need(ws.drawn);
     ws.span_begin.need(ws.drawn + 1);
     ws.pair_count.need(ws.view.rows);
     int64_t at = 0;
     for (int64_t i = 0; i < ws.drawn; ++i) {
-        const Record& g = ws.records[ws.order[i].row];
-        float top = std::sqrt(g.top2);
-        Span rows = tile_range(g.my - top, g.my + top, ws.view.tiles_y);
-        ws.first_row[i] = rows.begin;
+        Span rows = ws.tile_rows[ws.order[i].row];
         ws.span_begin[i] = at;
         at += rows.end - rows.begin;
     }

@@ -36,12 +36,15 @@ CLM_INLINE Alpha alpha_at(const float* g, vf px, vf py) {
 
 // Blends one Gaussian: returns its weight and the lanes it reached. A pixel that is finished carries -T.
 CLM_INLINE vf advance(const Alpha& a, vf& transmittance, vi& reached) {
-    vf w = keep(a.valid, a.alpha) * transmittance;
-    vf after = transmittance - w;
-    reached = a.valid & (after > splat<vf>(kTransmittanceMin));
-    vf stopped = bits<vf>(bits<vi>(transmittance) | (a.valid & int32_t(0x80000000)));
-    transmittance = blend(reached, after, stopped);
-    return keep(reached, w);
+    // The chain from T to T is what a block waits for: one fused step, one comparison, one blend. A lane that is not
+    // valid has alpha 0 and keeps its T; a finished one has T < 0 and stays below the limit.
+    vf alpha = keep(a.valid, a.alpha);
+    vf after = nfma(transmittance, alpha, transmittance);
+    vi alive = after > splat<vf>(kTransmittanceMin);
+    vf w = keep(alive, alpha * transmittance);
+    transmittance = blend(alive, after, bits<vf>(bits<vi>(transmittance) | int32_t(0x80000000)));
+    reached = a.valid & alive;
+    return w;
 }
 
 constexpr uint32_t kAllLanes = uint32_t((uint64_t(1) << W) - 1);

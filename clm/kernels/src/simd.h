@@ -132,15 +132,14 @@ CLM_INLINE float sum(f8 a) { return sum_(a); }
 #ifdef CLM_AVX512
 CLM_INLINE f16 fma(f16 a, f16 b, f16 c) { return (f16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 CLM_INLINE f16 nfma(f16 a, f16 b, f16 c) { return (f16)_mm512_fnmadd_ps((__m512)a, (__m512)b, (__m512)c); }
-CLM_INLINE f16 vmin(f16 a, f16 b) { return (f16)_mm512_min_ps((__m512)a, (__m512)b); }
-CLM_INLINE f16 vmax(f16 a, f16 b) { return (f16)_mm512_max_ps((__m512)a, (__m512)b); }
-CLM_INLINE f16 vsqrt(f16 a) { return (f16)_mm512_sqrt_ps((__m512)a); }
+CLM_INLINE f16 vmin(f16 a, f16 b) { return (f16)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b); }
+CLM_INLINE f16 vmax(f16 a, f16 b) { return (f16)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b); }
+CLM_INLINE f16 vsqrt(f16 a) { return (f16)_mm512_maskz_sqrt_ps(0xffff, (__m512)a); }
 CLM_INLINE uint32_t movemask(i16 m) { return _mm512_movepi32_mask((__m512i)m); }
-CLM_INLINE i16 truncate(f16 a) { return (i16)_mm512_cvttps_epi32((__m512)a); }
+CLM_INLINE i16 truncate(f16 a) { return (i16)_mm512_maskz_cvttps_epi32(0xffff, (__m512)a); }
 CLM_INLINE f16 blend(i16 m, f16 a, f16 b) {
     return (f16)_mm512_mask_blend_ps(_mm512_movepi32_mask((__m512i)m), (__m512)b, (__m512)a);
 }
-CLM_INLINE float sum(f16 a) { return _mm512_reduce_add_ps((__m512)a); }
 #else
 CLM_INLINE f16 fma(f16 a, f16 b, f16 c) { return fma_(a, b, c); }
 CLM_INLINE f16 nfma(f16 a, f16 b, f16 c) { return fma_(-a, b, c); }
@@ -150,8 +149,15 @@ CLM_INLINE f16 vsqrt(f16 a) { return sqrt_(a); }
 CLM_INLINE uint32_t movemask(i16 m) { return movemask_(m); }
 CLM_INLINE i16 truncate(f16 a) { return __builtin_convertvector(a, i16); }
 CLM_INLINE f16 blend(i16 m, f16 a, f16 b) { return bits<f16>((m & bits<i16>(a)) | (~m & bits<i16>(b))); }
-CLM_INLINE float sum(f16 a) { return sum_(a); }
 #endif
+
+CLM_INLINE f8 halves(f8 a) { return a; }
+CLM_INLINE f8 halves(f16 a) {
+    f8 h[2];
+    std::memcpy(h, &a, sizeof a);
+    return h[0] + h[1];
+}
+CLM_INLINE float sum(f16 a) { return sum(halves(a)); }
 
 template <class V>
 CLM_INLINE V clamp(V a, V low, V high) {
@@ -245,12 +251,6 @@ CLM_INLINE void transpose(f8 (&r)[8]) {
 #endif
 }
 
-CLM_INLINE f8 halves(f8 a) { return a; }
-CLM_INLINE f8 halves(f16 a) {
-    f8 h[2];
-    std::memcpy(h, &a, sizeof a);
-    return h[0] + h[1];
-}
 // Lane i of the result is the sum of all lanes of r[i].
 template <class V>
 CLM_INLINE f8 sums(const V (&r)[8]) {
