@@ -1,0 +1,181 @@
+"""The contract of the command line: files of a run, keys of its JSON, what render, eval, export and info do with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from plyfile import PlyData
+
+from tests.conftest import scene_path
+from tests.demo_run import DEMO, clm, environment, files_under, read_events, read_json
+
+REPORT = {
+    "seconds": None,
+    "iterations": None,
+    "images_per_second": None,
+    "num_gaussians": None,
+    "device": None,
+    "offload": None,
+    "peak": {"device_bytes", "host_bytes", "disk_bytes", "rss_bytes"},
+    "traffic": {
+        "rows_loaded",
+        "bytes_loaded",
+        "bytes_sent_back",
+        "rows_loaded_no_reuse",
+        "rows_loaded_consecutive_reuse",
+        "rows_lower_bound",
+    },
+    "lanes": {"load", "compute", "send_back", "update", "hidden_fraction"},
+    "in_core_bytes": None,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("contract") / "run"
+    options = ["--iterations", "120", "--batch-size", "8", "--downscale", "2", "--offload", "host"]
+    result = clm("train", DEMO, "-o", folder, *options)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_the_run_directory_is_the_inria_layout_plus_ours(run: Path) -> None:
+    expected = {"config.yaml", "cfg_args", "cameras.json", "input.ply", "events.jsonl", "metrics.json", "report.json"}
+    files = files_under(run)
+    assert expected <= files
+    assert "point_cloud/iteration_120/point_cloud.ply" in files
+    assert "checkpoints/step_120/state.json" in files and "eval/step_120/metrics.json" in files
+    assert not [name for name in files if ".tmp" in name]
+
+
+def test_cfg_args_is_what_inria_tools_evaluate(run: Path) -> None:
+    arguments = eval((run / "cfg_args").read_text(), {"Namespace": Namespace})
+    assert arguments.sh_degree == 3 and arguments.source_path.endswith("demo") and arguments.eval
+
+
+def test_report_and_metrics_have_the_keys_of_the_contract(run: Path) -> None:
+    report, metrics = read_json(run / "report.json"), read_json(run / "metrics.json")
+    for key, inner in REPORT.items():
+        assert key in report
+        if inner:
+            assert inner <= report[key].keys()
+    assert report["iterations"] == 120 and report["offload"] == "host" and report["device"] == "cpu"
+    assert 0 <= report["lanes"]["hidden_fraction"] <= 1
+    assert metrics["iteration"] == 120 and metrics["num_gaussians"] == report["num_gaussians"]
+    for split in ("test", "train"):
+        values = [view["psnr"] for view in metrics[split]["per_view"].values()]
+        assert metrics[split]["psnr"] == pytest.approx(np.mean(values))
+    assert len(metrics["test"]["per_view"]) == 5
+
+
+def test_rows_loaded_equal_the_lower_bound_when_the_union_fits_and_beat_consecutive_reuse(run: Path) -> None:
+    traffic = read_json(run / "report.json")["traffic"]
+    assert traffic["rows_loaded"] == traffic["rows_lower_bound"]
+    assert traffic["rows_loaded"] <= traffic["rows_loaded_consecutive_reuse"] <= traffic["rows_loaded_no_reuse"]
+    predicted = sum(event["rows_loaded"] for event in read_events(run) if event["type"] == "batch_done")
+    assert traffic["rows_loaded"] == predicted
+
+
+def test_events_name_their_type_first_and_count_every_image(run: Path) -> None:
+    lines = (run / "events.jsonl").read_text().splitlines()
+    assert all(line.startswith('{"type": ') for line in lines)
+    done = [e for e in read_events(run) if e["type"] == "batch_done"]
+    assert [e["iteration"] for e in done] == list(range(8, 121, 8))
+
+
+def test_rendering_the_run_gives_the_pictures_that_were_evaluated(run: Path, tmp_path: Path) -> None:
+    assert clm("render", run, "-o", tmp_path, "--gpu-memory", "8MiB").returncode == 0
+    evaluated = sorted((run / "eval" / "step_120").glob("*.png"))
+    assert len(evaluated) == 5
+    for picture in evaluated:
+        ours = np.asarray(Image.open(tmp_path / picture.name)).astype(int)
+        difference = np.abs(ours - np.asarray(Image.open(picture)))
+        assert difference.max() <= 1  # the PLY normalises quaternions: float32 rounding
+
+
+def test_paths_depth_and_video(run: Path, tmp_path: Path) -> None:
+    result = clm("render", run, "--path", "ellipse", "--frames", 3, "--depth", "--video", "-o", tmp_path)
+    assert result.returncode == 0, result.stderr
+    files = files_under(tmp_path)
+    assert {"frame_00000.png", "frame_00002.png", "frame_00001.depth.npy", "frame_00001.depth.png"} <= files
+    assert {"video.mp4", "video.webp"} & files
+    depth = np.load(tmp_path / "frame_00001.depth.npy")
+    assert np.isfinite(depth).all() and depth.max() > 0
+    assert clm("render", run, "--path", "interp", "--frames", 2, "-o", tmp_path / "b").returncode == 0
+
+
+def test_eval_agrees_with_the_metrics_of_training(run: Path) -> None:
+    before = read_json(run / "metrics.json")["test"]["psnr"]
+    result = clm("eval", run)
+    assert result.returncode == 0 and f"{before:.1f}" in result.stdout
+    measured = read_json(run / "eval" / "step_120" / "test.json")["test"]["psnr"]
+    assert measured == pytest.approx(before, abs=0.01)
+
+
+def test_export_trims_spherical_harmonics(run: Path, tmp_path: Path) -> None:
+    assert clm("export", run, tmp_path / "small.ply", "--sh", 1).returncode == 0
+    vertices = PlyData.read(tmp_path / "small.ply")["vertex"]
+    assert len([p for p in vertices.properties if p.name.startswith("f_rest_")]) == 9
+    assert vertices.count == read_json(run / "metrics.json")["num_gaussians"]
+
+
+def test_info_describes_runs_models_and_scenes(run: Path) -> None:
+    kinds = {"run": run, "ply": run / "input.ply", "scene": DEMO}
+    for kind, path in kinds.items():
+        facts = json.loads(clm("info", path, "--json").stdout)
+        assert facts["kind"] == kind
+        assert clm("info", path).returncode == 0
+
+
+def test_a_model_of_another_tool_renders_within_a_bounded_arena(run: Path, tmp_path: Path) -> None:
+    ply = scene_path("ply") / "playbot_lod3.ply"
+    bounds = PlyData.read(ply)["vertex"]
+    centre = np.array([np.median(bounds[axis]) for axis in "xyz"])
+    size = float(np.ptp(bounds["x"]) + np.ptp(bounds["y"]) + np.ptp(bounds["z"])) / 3
+    position = centre + np.array([0.0, 0.0, -1.5 * size])
+    camera = {"id": 0, "img_name": "front", "width": 160, "height": 120, "fx": 150.0, "fy": 150.0}
+    camera |= {"position": position.tolist(), "rotation": np.eye(3).tolist()}
+    (tmp_path / "cameras.json").write_text(json.dumps([camera]))
+    arguments = ("render", ply, "--cameras", tmp_path / "cameras.json", "-o", tmp_path)
+    assert clm(*arguments).returncode == 0
+    assert np.asarray(Image.open(tmp_path / "front.png")).std() > 10, "nothing is in the picture"
+    refused = clm(*arguments, "--gpu-memory", "64KiB")
+    assert refused.returncode == 3 and "--gpu-memory" in refused.stderr
+
+
+def test_json_prints_lines_and_quiet_prints_nothing(tmp_path: Path) -> None:
+    options = ["--iterations", "8", "--downscale", "8"]
+    spoken = clm("train", DEMO, "-o", tmp_path / "a", *options, "--json")
+    types = [json.loads(line)["type"] for line in spoken.stdout.splitlines()]
+    assert {"started", "batch_done", "evaluated", "finished"} <= set(types)
+    silent = clm("train", DEMO, "-o", tmp_path / "b", *options, "-q")
+    assert silent.returncode == 0 and silent.stdout == silent.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        (["--help"], ["torch", "pycolmap", "gsplat", "numpy"]),
+        (["train", "--help"], ["torch", "pycolmap", "gsplat"]),
+        (["train", str(DEMO), "-q", "--iterations", "4", "--downscale", "8", "-o"], ["torch", "gsplat"]),
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path: Path, arguments: list[str], absent: list[str]) -> None:
+    if arguments[-1] == "-o":
+        arguments = [*arguments, str(tmp_path / "run")]
+    code = (
+        f"import sys; sys.argv = ['clm', *{arguments!r}]\n"
+        "from clm.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        f"print([name for name in {absent!r} if name in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert result.stderr.strip().splitlines()[-1] == "[]", result.stderr

@@ -1,0 +1,133 @@
+"""Short training runs of the bundled scene, for tests: how to start them, and what they left behind.
+
+The scene ships with the repository, so these tests run everywhere. At a quarter of its size (80x60) a run of 80 images
+takes about a second.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clm.commands.train import open_scene
+from clm.config import Config, load_config
+from clm.train.checkpoint import latest_checkpoint
+from clm.train.events import Event
+from clm.train.loop import train
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEMO = REPOSITORY / "data" / "demo"
+# Densification well inside a short run, so that rows are cloned, split and re-sorted between checkpoints.
+GROWING = {"densify_from": 10, "densify_every": 20, "densify_until": 50, "grow_screen_gradient": 4e-4}
+FIXED = {"densify_until": 0}
+
+
+def small_config(**options: Any) -> Config:
+    """A run of 80 images at 80x60, batches of 4, densifying at images 20 and 40; `options` override."""
+    return load_config({"iterations": 80, "batch_size": 4, "downscale": "4", **GROWING, **options})
+
+
+def run_demo(
+    run: Path, *, data: Path = DEMO, stop_at: int | None = None, resume: bool = False, **options: Any
+) -> list[Event]:
+    """Train in this process and return the events. `stop_at`: ask to stop once so many images are done."""
+    config, events = small_config(**options), []
+    checkpoint = latest_checkpoint(run / "checkpoints") if resume else None
+    stop = never if stop_at is None else lambda: bool(images_done(events)) and images_done(events)[-1] >= stop_at
+    train(open_scene(data, config), config, run, events.append, resume=checkpoint, stop=stop)
+    return events
+
+
+def write_survey_scene(folder: Path, side: int = 5, points: int = 3000) -> Path:
+    """A COLMAP scene (text model) of side x side cameras flown over a field, each seeing about a fifth of it.
+
+    Neighbours overlap by half in both directions, so no path through a batch keeps all that is needed again: a tight
+    arena has to evict rows and load them twice. The photos are smooth noise.
+    """
+    rng, model = np.random.default_rng(7), folder / "sparse" / "0"
+    model.mkdir(parents=True)
+    (folder / "images").mkdir()
+    poses, centres = [], np.linspace(-4.0, 4.0, side)
+    for k, (y, x) in enumerate(itertools.product(centres, centres)):
+        noise = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((64, 48), Image.Resampling.BICUBIC).save(folder / "images" / f"{k:02d}.png")
+        poses.append(f"{k + 1} 1 0 0 0 {-x} {-y} 0 1 {k:02d}.png\n\n")
+    field = np.column_stack([rng.uniform((-6, -6, 4), (6, 6, 4.5), (points, 3)), rng.integers(0, 256, (points, 3))])
+    rows = (f"{k + 1} {x} {y} {z} {r:.0f} {g:.0f} {b:.0f} 1\n" for k, (x, y, z, r, g, b) in enumerate(field))
+    (model / "cameras.txt").write_text("1 PINHOLE 64 48 60 60 32 24\n")
+    (model / "images.txt").write_text("".join(poses))
+    (model / "points3D.txt").write_text("".join(rows))
+    return folder
+
+
+def never() -> bool:
+    return False
+
+
+def images_done(events: list[Event]) -> list[int]:
+    """Image counts at the ends of batches."""
+    return [event.iteration for event in events if type(event).__name__ == "BatchDone"]
+
+
+def of_type(events: list[Event], kind: type) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def checkpoint_arrays(run: Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint, by file name."""
+    return {path.stem: np.load(path) for path in sorted(latest_checkpoint(run / "checkpoints").glob("*.npy"))}
+
+
+def assert_same_model(run: Path, other: Path) -> None:
+    """Newest checkpoints (parameters, moments, stamps, statistics) and PLYs are equal, bit for bit."""
+    assert latest_checkpoint(run / "checkpoints").name == latest_checkpoint(other / "checkpoints").name
+    first, second = checkpoint_arrays(run), checkpoint_arrays(other)
+    assert first.keys() == second.keys()
+    assert {"geometry", "colour", "stamp"} <= first.keys()
+    for name, array in first.items():
+        assert array.shape == second[name].shape, name
+        assert array.tobytes() == second[name].tobytes(), f"{name} differs in {differing(array, second[name])} rows"
+    plys = [sorted(r.glob("point_cloud/iteration_*/point_cloud.ply"))[-1:] for r in (run, other)]
+    assert [p.read_bytes() for p in plys[0]] == [p.read_bytes() for p in plys[1]]
+
+
+def differing(a: np.ndarray, b: np.ndarray) -> int:
+    return int((a != b).reshape(len(a), -1).any(axis=1).sum())
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def read_events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def files_under(folder: Path) -> set[str]:
+    """Relative names of all files, hidden ones too."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def clm(*arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """The real command line in a process of its own."""
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, env=environment())
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "clm.cli", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+
+OnEvent = Callable[[Event], None]
