@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a bug (traceback with --debug), 2 bad input, 3 resources, 
 
 from __future__ import annotations
 
+import errno
 import inspect
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
 Device = Annotated[str, typer.Option("--gpu-memory", help="Device budget for the arena.")]
@@ -109,6 +112,8 @@ def evaluate(
     from clm.commands.evaluate import evaluate_run
 
     result = evaluate_run(run, split, gpu_memory)
+    for message in result["messages"]:
+        typer.echo(f"warning: {message}", err=True)
     typer.echo(f"{split}: PSNR {result['psnr']:.2f} dB, SSIM {result['ssim']:.4f} over {len(result['per_view'])} views")
 
 
@@ -171,6 +176,11 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in _DISK_FULL):
+            full = error.errno in _DISK_FULL
+            where = f" at {error.filename}" if error.filename else ""
+            typer.echo(f"error: {error.strerror}{where}.{' Free some space and run again.' if full else ''}", err=True)
+            sys.exit(3 if full else 2)
         typer.echo(f"bug: {type(error).__name__}: {error} (run again with --debug for the traceback)", err=True)
         sys.exit(1)
 

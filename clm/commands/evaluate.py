@@ -24,12 +24,16 @@ def read_run_config(run: Path) -> tuple[Path, Config]:
     path = run / "config.yaml"
     if not path.exists():
         raise ClmError(f"{run} is not a run directory: {path} is missing.", "Pass the folder given to `clm train -o`.")
-    values = yaml.safe_load(path.read_text())
-    return Path(values.pop("data")), from_dict(values, str(path))
+    try:
+        values = yaml.safe_load(path.read_text())
+        data = Path(values.pop("data"))
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+        raise ClmError(f"{path} is damaged.", "Restore it, or pass the PLY of the run instead.") from None
+    return data, from_dict(values, str(path))
 
 
 def evaluate_run(run: Path, split: str, gpu_memory: str) -> dict[str, Any]:
-    """`{"psnr", "ssim", "per_view"}` of a split; also written to `eval/step_N/SPLIT.json` with the renders."""
+    """`{"psnr", "ssim", "per_view", "messages"}` of a split; figures and renders are also written to `eval/step_N/`."""
     if split not in ("test", "train"):
         raise ClmError(f"--split is `{split}`.", "Use test or train.")
     data, config = read_run_config(run)
@@ -42,9 +46,9 @@ def evaluate_run(run: Path, split: str, gpu_memory: str) -> dict[str, Any]:
     folder = run / "eval" / f"step_{iteration}"
     background = parse_background(config.background) or (0.0, 0.0, 0.0)
     render = model_renderer(model, background, parse_bytes(gpu_memory))
-    images, messages = ImageCache(scene, parse_bytes(config.image_cache)), []
+    images, warnings = ImageCache(scene, parse_bytes(config.image_cache)), list[str]()
     try:
-        result = measure_views(render, scene, images, views, messages.append, folder)
+        result = measure_views(render, scene, images, views, lambda event: warnings.append(event.text), folder)
     finally:
         images.close()
     if not result["per_view"]:
@@ -54,4 +58,4 @@ def evaluate_run(run: Path, split: str, gpu_memory: str) -> dict[str, Any]:
     write_json(
         folder / f"{split}.json", {"iteration": int(iteration), "num_gaussians": model.rows.count, split: result}
     )
-    return result
+    return {**result, "messages": warnings}

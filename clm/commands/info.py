@@ -65,10 +65,19 @@ def format_description(facts: dict[str, Any], as_json: bool) -> str:
         return json.dumps(facts, indent=2)
     lines = []
     for key, value in facts.items():
-        if key == "metrics" and value.get("test"):
-            value = f"test PSNR {value['test']['psnr']:.2f} dB, SSIM {value['test']['ssim']:.4f}"
+        if key == "metrics":
+            value = _metrics_line(value)
         elif key == "report":
             peak = format_bytes(value["peak"]["device_bytes"])
             value = f"{value['images_per_second']:.1f} images/s, device peak {peak}, offload {value['offload']}"
         lines.append(f"{key}: {value}")
     return "\n".join(lines)
+
+
+def _metrics_line(metrics: dict[str, Any]) -> str:
+    """The figures of the held-out views, or of the training views where none were held out."""
+    split = "test" if metrics["test"] else "train"
+    figures = metrics[split]
+    if figures["psnr"] is None:
+        return f"no {split} view could be measured"
+    return f"{split} PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.4f}"

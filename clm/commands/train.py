@@ -63,10 +63,10 @@ def open_scene(data: Path, config: Config, **overrides: Any):
     return load_scene(data, **{**options, **overrides})
 
 
-def _consumers(run: Path, as_json: bool, quiet: bool) -> tuple[Emit, Any]:
+def _consumers(run: Path, resume: bool, as_json: bool, quiet: bool) -> tuple[Emit, Any]:
     from clm.train.console import Console, EventLog, fan_out, json_lines
 
-    log = EventLog(run / "events.jsonl")
+    log = EventLog(run / "events.jsonl", append=resume)
     shown = [] if quiet else [json_lines if as_json else Console()]
     return fan_out(log, *shown), log
 
@@ -94,7 +94,7 @@ def run_training(
     checkpoint = latest_checkpoint(run / "checkpoints") if resume else None
     if not resume and checkpoints(run / "checkpoints"):
         raise ClmError(f"{run} already holds a run.", "Pass --resume to go on with it, or another folder with -o.")
-    emit, log = _consumers(run, as_json, quiet)
+    emit, log = _consumers(run, resume, as_json, quiet)
     stop = StopRequest()
     try:
         for message in scene.messages:

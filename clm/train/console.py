@@ -36,19 +36,29 @@ def fan_out(*consumers: Emit) -> Emit:
 
 
 class EventLog:
-    """`events.jsonl`: one JSON object per line, `type` first, flushed per line; a resumed run appends."""
+    """`events.jsonl`: one JSON object per line, `type` first, flushed per line; a resumed run appends.
 
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a")  # noqa: SIM115  (lives as long as the run)
-        self._began = time.time()
+    The file is opened when training starts and takes along what was said before: a run that is refused leaves nothing.
+    """
+
+    def __init__(self, path: Path, *, append: bool):
+        self._path, self._mode = path, "a" if append else "w"
+        self._file: IO[str] | None = None
+        self._early: list[str] = []
 
     def __call__(self, event: Event) -> None:
-        self._file.write(json.dumps({**event.record(), "time": round(time.time(), 3)}) + "\n")
-        self._file.flush()
+        self._early.append(json.dumps({**event.record(), "time": round(time.time(), 3)}) + "\n")
+        if self._file is None and isinstance(event, Started):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, self._mode)  # noqa: SIM115  (lives as long as the run)
+        if self._file is not None:
+            self._file.write("".join(self._early))
+            self._file.flush()
+            self._early.clear()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def json_lines(event: Event) -> None:

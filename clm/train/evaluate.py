@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from clm.camera import Camera
+from clm.errors import ClmError, ResourceError
 from clm.files import atomic_write, write_json
 from clm.render import metrics
 from clm.scene import CorruptImage, ImageCache, Scene
@@ -43,17 +45,21 @@ def measure_views(
     views: Iterable[int],
     emit: Emit,
     folder: Path | None = None,
+    skip: tuple[type[ClmError], ...] = (CorruptImage,),
 ) -> dict[str, Any]:
-    """`{"psnr", "ssim", "per_view": {name: {...}}}` over views; renders are saved to `folder` if given."""
+    """`{"psnr", "ssim", "per_view": {name: {...}}}` over views; renders are saved to `folder` if given.
+
+    A view that raises one of `skip` is left out with a warning; other errors pass.
+    """
     per_view: dict[str, dict[str, float]] = {}
     for index in views:
         view = scene.views[index]
         try:
             photo, mask = images.get(index), images.mask(index)
-        except CorruptImage as error:
-            emit(Message(f"{error} Not evaluated.", "warning"))
+            image = render(view.camera)
+        except skip as error:
+            emit(Message(f"{view.name} is not evaluated: {error}", "warning"))
             continue
-        image = render(view.camera)
         psnr, ssim = metrics(image.rgb, photo, mask)
         per_view[view.name] = {"psnr": psnr, "ssim": ssim}
         if folder is not None:
@@ -68,8 +74,12 @@ def evaluate(session: Session) -> dict[str, Any]:
     folder = session.run / "eval" / f"step_{iteration}"
     sample = np.unique(np.linspace(0, len(scene.train) - 1, min(_TRAIN_SAMPLE, len(scene.train))).astype(int))
     render = session.view_renderer()
-    test = measure_views(render, scene, session.images, scene.test, session.emit, folder) if len(scene.test) else None
-    train = measure_views(render, scene, session.images, scene.train[sample], session.emit)
+    # Rows move until the end, so a view may have outgrown the budget: that costs its figure, never the trained model.
+    measure = partial(
+        measure_views, render, scene, session.images, emit=session.emit, skip=(CorruptImage, ResourceError)
+    )
+    test = measure(scene.test, folder=folder) if len(scene.test) else None
+    train = measure(scene.train[sample])
     result = {"iteration": iteration, "num_gaussians": session.store.rows, "test": test, "train": train}
     write_json(folder / "metrics.json", result)
     write_json(session.run / "metrics.json", result)
