@@ -6,6 +6,8 @@ takes about a second.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
 import os
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from clm.cli import main
 from clm.commands.train import open_scene
 from clm.config import Config, load_config
 from clm.train.checkpoint import latest_checkpoint
@@ -116,8 +119,23 @@ def files_under(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def clm(*arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """The real command line in a process of its own."""
+def clm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`clm ARGUMENTS` in this process, from parsing to exit code: a second faster than a process of its own."""
+    words, before = ["clm", *map(str, arguments)], sys.argv
+    shown, said, code = io.StringIO(), io.StringIO(), 0
+    try:
+        sys.argv = words
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
+            main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        sys.argv = before
+    return subprocess.CompletedProcess(words, code, shown.getvalue(), said.getvalue())
+
+
+def clm_process(*arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own."""
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, env=environment())
 
 

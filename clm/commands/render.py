@@ -43,9 +43,11 @@ def read_cameras(path: Path) -> Named:
         entries = json.loads(path.read_text())
     except OSError:
         raise ClmError(f"No such file: {path}.", "Pass test, train, all, or a cameras.json.") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not even text
         raise ClmError(f"{path} is not JSON: {error}.", "Pass a cameras.json as written by `clm train`.") from None
     cameras = camera_from_json(entries)
+    if not cameras:
+        raise ClmError(f"{path} holds no camera.", "Pass a cameras.json as written by `clm train`.")
     names = [str(entry.get("img_name", f"camera_{k:05d}")) for k, entry in enumerate(entries)]
     return list(zip(names, cameras, strict=True))
 
@@ -74,6 +76,8 @@ def path_cameras(named: Named, path: str, frames: int) -> Named:
     makers = {"interp": interp_path, "ellipse": ellipse_path}
     if path not in makers:
         raise ClmError(f"--path is `{path}`.", "Use interp or ellipse.")
+    if frames < 1:
+        raise ClmError(f"--frames is {frames}.", "A path needs one frame at least.")
     cameras = makers[path]([camera for _, camera in named], frames)
     return [(f"frame_{k:05d}", camera) for k, camera in enumerate(cameras)]
 
@@ -122,6 +126,10 @@ def render_model(
     named = choose_cameras(opened, "all" if path and cameras == "test" else cameras)
     if path:
         named = path_cameras(named, path, frames)
+    if video and len({(camera.width, camera.height) for _, camera in named}) > 1:
+        raise ClmError(
+            "A video needs pictures of one size, these cameras have several.", "Use --path interp or ellipse."
+        )
     render = model_renderer(opened, parse_background(background) or (0.0, 0.0, 0.0), parse_bytes(gpu_memory))
     stems = []
     for name, camera in named:

@@ -71,6 +71,19 @@ def _consumers(run: Path, resume: bool, as_json: bool, quiet: bool) -> tuple[Emi
     return fan_out(log, *shown), log
 
 
+def data_change(run: Path, data: Path) -> str | None:
+    """What to say when `data` is not the scene that the run was trained on so far."""
+    from clm.commands.evaluate import read_run_config
+
+    try:
+        before, _ = read_run_config(run)
+    except ClmError:
+        return None  # the checkpoint holds all that training needs
+    if before.resolve() == data.resolve():
+        return None
+    return f"resumed with another DATA: {before} -> {data}"
+
+
 def run_training(
     data: Path,
     output: Path | None,
@@ -94,11 +107,14 @@ def run_training(
     checkpoint = latest_checkpoint(run / "checkpoints") if resume else None
     if not resume and checkpoints(run / "checkpoints"):
         raise ClmError(f"{run} already holds a run.", "Pass --resume to go on with it, or another folder with -o.")
+    other_data = data_change(run, data) if resume else None
     emit, log = _consumers(run, resume, as_json, quiet)
     stop = StopRequest()
     try:
         for message in scene.messages:
             emit(Message(message))
+        if other_data:
+            emit(Message(other_data, "warning"))
         with stop.listening():
             finished = train(scene, config, run, emit, resume=checkpoint, stop=stop)
         if finished:

@@ -3,7 +3,7 @@
 The distance of two views is |A xor B|, the length of an order is that of its open path. The search runs on closed tours
 through one more node, the gap, at distance 0 from every view: cut there, the shortest tour is the shortest open path. A
 path and its reverse cost the same: the one that ends with the smaller view is taken, as its update is the tail that
-nothing hides.
+nothing hides. Distances and tours are computed by `clm.kernels.plan`.
 
 Exact (Held-Karp) up to 10 views, 2-opt and or-opt with seeded kicks above. The search is bounded by a count of
 neighbourhood scans, never by time, so the order is a function of the sets and the seed alone.
@@ -12,15 +12,14 @@ neighbourhood scans, never by time, so the order is a function of the sets and t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 
-from clm.plan.universe import localize
+from clm.kernels import plan
 
 EXACT_VIEWS = 10
 _SCANS = 20  # neighbourhood scans of the local search: tours of 16 and 64 real views end within 1.1% of those after 600
-_PAIR_WORDS = 1 << 23  # 64-bit words compared over all pairs of views: about 15 ms
+_PAIR_WORDS = 1 << 23  # 64-bit words compared over all pairs of views: PAIRMS at most
 _MEMBER_BITS = 1 << 26  # bits of membership over all views
 
 
@@ -31,22 +30,10 @@ def overlap_distances(sets: Sequence[np.ndarray], block_rows: int) -> np.ndarray
     row of the universe (p a power of two): rows are sorted in space, so this is a stratified sample of the overlap.
     """
     count = len(sets)
-    local, touched = localize(sets, block_rows)
-    universe = max(1, len(touched) * block_rows)
-    stride = 1
-    while universe / stride * max(count * count / 128 / _PAIR_WORDS, count / _MEMBER_BITS) > 1:
-        stride *= 2
-    words = -(-universe // (64 * stride))
-    bits = np.empty((count, words), np.uint64)
-    for i, ids in enumerate(local):
-        member = np.zeros(words * 64, bool)
-        member[ids if stride == 1 else ids[ids % stride == 0] // stride] = True
-        bits[i] = np.packbits(member).view(np.uint64)
     sizes = np.array([len(rows) for rows in sets], np.int64)
-    shared = np.zeros((count, count), np.int64)
-    for i in range(count):
-        shared[i, i + 1 :] = np.bitwise_count(bits[i] & bits[i + 1 :]).sum(axis=1, dtype=np.int64) * stride
-    shared = np.minimum(shared + shared.T, np.minimum(sizes[:, None], sizes[None, :]))
+    row_cost = max(count * count / 128 / _PAIR_WORDS, count / _MEMBER_BITS)
+    shared = plan.overlaps([np.ascontiguousarray(rows) for rows in sets], block_rows, row_cost)
+    shared = np.minimum(shared, np.minimum(sizes[:, None], sizes[None, :]))
     np.fill_diagonal(shared, sizes)
     distances = np.zeros((count + 1, count + 1), np.int64)
     distances[:count, :count] = sizes[:, None] + sizes[None, :] - 2 * shared
@@ -73,122 +60,22 @@ def tour_length(distances: np.ndarray, path: np.ndarray) -> int:
     return int(distances[stops[:-1], stops[1:]].sum())
 
 
-@cache
-def _subsets_by_size(count: int) -> tuple[np.ndarray, ...]:
-    masks = np.arange(1 << count)
-    sizes = np.bitwise_count(masks)
-    return tuple(masks[sizes == k] for k in range(count + 1))
-
-
 def exact_path(distances: np.ndarray) -> np.ndarray:
     """Shortest open path through all views: dynamic programming (Held and Karp 1962). [n]"""
-    count = len(distances) - 1
-    views = np.arange(count)
-    between, ends = distances[:count, :count], distances[:count, count]
-    unreachable = np.iinfo(np.int64).max // 4
-    cost = np.full((1 << count, count), unreachable)  # [subset, last view]
-    before = np.zeros((1 << count, count), np.int8)
-    cost[1 << views, views] = ends
-    for subsets in _subsets_by_size(count)[2:]:
-        has_last = (subsets[:, None] >> views) & 1 == 1
-        through = cost[subsets[:, None] & ~(1 << views)] + between  # [subset, last, one before last]
-        best = through.argmin(axis=2)
-        shortest = np.take_along_axis(through, best[:, :, None], axis=2)[:, :, 0]
-        cost[subsets] = np.where(has_last, shortest, unreachable)
-        before[subsets] = best
-    subset = (1 << count) - 1
-    last = int((cost[subset] + ends).argmin())
-    path = [last]
-    while subset & (subset - 1):
-        subset, last = subset ^ (1 << last), int(before[subset, last])
-        path.append(last)
-    return np.array(path[::-1])
+    return plan.exact_order(distances)
 
 
 def local_search(distances: np.ndarray, seed: int) -> np.ndarray:
     """Short open path through all views: nearest neighbour, 2-opt and or-opt, double-bridge kicks. [n]"""
     rng = np.random.default_rng(seed)
-    tour = _nearest_neighbour(distances)
+    tour = plan.greedy_tour(distances)
     best, best_length, scans = tour, None, 0
     while scans < _SCANS:
-        tour, scans = _descend(distances, tour, scans)
+        tour, used = plan.descend(distances, tour, _SCANS - scans)
+        scans += used
         length = tour_length(distances, tour[1:])
         if best_length is None or length < best_length:
             best, best_length = tour, length
         a, b, c = np.sort(rng.choice(np.arange(1, len(best)), 3, replace=False))
         tour = np.concatenate([best[:a], best[b:c], best[a:b], best[c:]])
     return best[1:]
-
-
-def _nearest_neighbour(distances: np.ndarray) -> np.ndarray:
-    """The best of the greedy tours that start at each view; the gap is first. [n + 1]"""
-    count = len(distances) - 1
-    everyone = np.arange(count)
-    tours = np.empty((count, count), np.int64)
-    tours[:, 0] = everyone
-    visited = np.eye(count, dtype=bool)
-    for k in range(1, count):
-        reach = np.where(visited, np.iinfo(np.int64).max, distances[tours[:, k - 1], :count])
-        tours[:, k] = reach.argmin(axis=1)
-        visited[everyone, tours[:, k]] = True
-    lengths = [tour_length(distances, tour) for tour in tours]
-    return np.concatenate([[count], tours[int(np.argmin(lengths))]])
-
-
-def _descend(distances: np.ndarray, tour: np.ndarray, scans: int) -> tuple[np.ndarray, int]:
-    """Takes the best of all 2-opt and or-opt moves until none shortens the tour or the scans are spent."""
-    while scans < _SCANS:
-        scans += 1
-        local = distances[tour][:, tour]
-        gain, move = _best_reversal(local)
-        other_gain, other = _best_relocation(local)
-        if other_gain > gain:
-            gain, move = other_gain, other
-        if gain <= 0:
-            break
-        tour = tour[move]
-    return tour, scans
-
-
-def _best_reversal(local: np.ndarray) -> tuple[int, np.ndarray]:
-    """2-opt: reverse positions i..j, 1 <= i < j; local [n, n] are distances in tour order. Gain and the new order."""
-    size = len(local)
-    positions = np.arange(size)
-    after = (positions + 1) % size
-    edge = local[positions, after]
-    # gain[i, j] for reversing i + 1 .. j: edges (i, i + 1) and (j, j + 1) become (i, j) and (i + 1, j + 1)
-    gain = np.triu(edge[:, None] + edge[None, :] - local - local[after][:, after], 2)
-    i, j = divmod(int(gain.argmax()), size)
-    move = positions.copy()
-    move[i + 1 : j + 1] = positions[i + 1 : j + 1][::-1]
-    return int(gain[i, j]), move
-
-
-@cache
-def _segments(size: int) -> tuple[np.ndarray, ...]:
-    """First, last and following position of all runs of 1 to 3, and [j, i]: edge (j, j + 1) is not of run i."""
-    runs = [(first, first + length - 1) for length in (1, 2, 3) for first in range(1, size - length + 1)]
-    first, last = np.array(runs).T
-    positions = np.arange(size)[:, None]
-    return first, last, (last + 1) % size, (positions < first - 1) | (positions > last)
-
-
-def _best_relocation(local: np.ndarray) -> tuple[int, np.ndarray]:
-    """Or-opt: move positions first .. last (1 to 3 of them) between j and j + 1, either way round. Gain, new order."""
-    size = len(local)
-    first, last, behind, apart = _segments(size)
-    positions = np.arange(size)
-    after = local[(positions + 1) % size]  # after[j] = distances from position j + 1
-    edge = after.diagonal()
-    removed = local[first - 1, first] + local[last, behind] - local[first - 1, behind]
-    forward = local[:, first] + after[:, last]
-    turned = local[:, last] + after[:, first]
-    gain = (removed + edge[:, None] - np.minimum(forward, turned)) * apart
-    j, i = divmod(int(gain.argmax()), len(first))
-    begin, end = int(first[i]), int(last[i]) + 1
-    segment = positions[begin:end] if forward[j, i] <= turned[j, i] else positions[begin:end][::-1]
-    if j < begin:
-        pieces = [positions[: j + 1], segment, positions[j + 1 : begin], positions[end:]]
-    else:
-        pieces = [positions[:begin], positions[end : j + 1], segment, positions[j + 1 :]]
-    return int(gain[j, i]), np.concatenate(pieces)

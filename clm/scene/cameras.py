@@ -144,14 +144,18 @@ def _mean_up(cameras: Sequence[Camera], forwards: np.ndarray) -> np.ndarray:
 
 
 def _focus(centres: np.ndarray, forwards: np.ndarray) -> np.ndarray:
-    """The point nearest to all optical axes, drawn weakly towards a point in front so that parallel axes have one."""
+    """The point nearest to all optical axes [3], where it lies before most cameras; else one ahead of their middle.
+
+    Nearly parallel axes (a survey that looks straight down) meet anywhere, behind the cameras as well.
+    """
     across = np.eye(3) - forwards[:, :, None] * forwards[:, None, :]  # [V, 3, 3]
     spread = np.linalg.norm(centres - centres.mean(axis=0), axis=1).max() or 1.0
     ahead = centres.mean(axis=0) + spread * forwards.mean(axis=0)
-    ridge = 1e-2 * np.eye(3)
-    return np.linalg.solve(
-        across.mean(axis=0) + ridge, (across @ centres[:, :, None]).mean(axis=0)[:, 0] + ridge @ ahead
-    )
+    ridge = 1e-2 * np.eye(3)  # keeps the system regular: axes that are all parallel leave one direction open
+    normal = across.mean(axis=0) + ridge
+    nearest = np.linalg.solve(normal, (across @ centres[:, :, None]).mean(axis=0)[:, 0] + ridge @ ahead)
+    in_front = ((nearest - centres) * forwards).sum(axis=1) > 0
+    return nearest if in_front.mean() > 0.75 else ahead
 
 
 def _looking(position: np.ndarray, target: np.ndarray, up: np.ndarray, default: np.ndarray) -> np.ndarray:

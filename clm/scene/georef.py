@@ -23,7 +23,8 @@ def find_offset(centres: np.ndarray, points: np.ndarray, focal: float) -> np.nda
 
     centres [V, 3] f64 camera centres, points [P, 3] f64, focal in px. COLMAP's unit is arbitrary, so a bound in
     millimetres means nothing: what is bounded is the image. One float32 step at the largest camera coordinate, seen
-    from the usual distance (median over a sample of points of the distance to the nearest camera), must stay below 0.05 px.
+    from the usual distance (median over a sample of points of the distance to the nearest camera), must stay below
+    0.05 px.
     UTM coordinates (1e6 m, photos from 50 m) miss it by two orders of magnitude; a scene near its origin meets it
     by two or more. Points do not enter the largest coordinate: reconstructions contain stray points far away.
     """

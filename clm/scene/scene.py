@@ -1,9 +1,9 @@
 """A scene: training views with their photos, the points to start from, and what the user should know about both.
 
-`load_scene` reads the COLMAP model, matches it with the photos on disk (headers only; pixels are decoded by `ImageCache`),
+`load_scene` reads the COLMAP model, matches it with the photos on disk (headers only; `ImageCache` decodes the pixels),
 fixes each view's training size and camera, and splits train and test.
-Invariants: views are sorted by name; every camera is a pinhole at training resolution that agrees with the decoded pixels;
-the world is the input's, minus `offset` (zeros unless float32 could not hold it).
+Invariants: views are sorted by name; every camera is a pinhole at training resolution that agrees with the decoded
+pixels; the world is the input's, minus `offset` (zeros unless float32 could not hold it).
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def load_scene(
 ) -> Scene:
     """Load a folder with a COLMAP model and its photos.
 
-    images, masks: folders, relative to `path` or to the working directory. downscale: "auto" (only the cap applies), 1, 2,
-    4, 8. max_size: px, cap of the longer side. test_every: every Nth view by name is held out, 0: none. strict: fail on
+    images, masks: folders, relative to `path` or to the working directory. downscale: "auto" (only the cap applies), 1,
+    2, 4, 8. max_size: px, cap of the longer side. test_every: every Nth view by name is held out, 0: none. strict: fail on
     an unreadable photo instead of leaving the view out. require_images=False: the model alone, at the sizes it states.
     Raises ClmError for anything missing, damaged or contradictory.
     """
@@ -96,7 +96,7 @@ def load_scene(
 
 
 def split_views(count: int, test_every: int, messages: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Train and test indices (i32): index % test_every == 0 is test; all train where nothing would be left to train on."""
+    """Train and test indices (i32): index % test_every == 0 is test; all train where none would be left to train on."""
     index = np.arange(count, dtype=np.int32)
     held_out = index % test_every == 0 if test_every > 0 else np.zeros(count, bool)
     if held_out.all():
@@ -108,7 +108,7 @@ def split_views(count: int, test_every: int, messages: list[str]) -> tuple[np.nd
 
 
 def scene_scale(views: tuple[View, ...]) -> float:
-    """1.1 x the largest distance of a camera from the mean camera centre (gsplat's scene_scale); 1 for a single place."""
+    """1.1 x the largest distance of a camera from the mean camera centre (gsplat's scene_scale); 1 where that is 0."""
     centres = np.array([view.camera.position for view in views])
     radius = float(np.linalg.norm(centres - centres.mean(axis=0), axis=1).max())
     return 1.1 * radius if radius > 0 else 1.0
@@ -171,7 +171,7 @@ def _match_photos(colmap: Model, folder: Path, strict: bool, messages: list[str]
     if other_size:
         count = f"{len(other_size)} of {total}"
         messages.append(
-            f"{count} images differ in size from their COLMAP camera (first: {other_size[0]}). Intrinsics are scaled to fit."
+            f"{count} images differ in size from their COLMAP camera (first: {other_size[0]}). Intrinsics are scaled."
         )
     if not files:
         raise ClmError(f"None of the {total} images in {folder} can be read. {corrupt[0].message}", corrupt[0].fix)
@@ -211,10 +211,7 @@ def _plan(files: list[_File], downscale: int | str, max_size: int, messages: lis
     if distorted:
         models = ", ".join(sorted(set(distorted)))
         messages.append(f"{len(distorted)} of {len(files)} images are undistorted while loading ({models}).")
-    shrunk = sum(
-        t.width < t.pinhole[0] or (t.working is not None and t.width < f.source.width * 0.9)
-        for f, t in zip(files, trainings, strict=True)
-    )
+    shrunk = sum(t.width < t.full_width for t in trainings)
     if shrunk:
         longest = max(max(t.width, t.height) for t in trainings)
         messages.append(f"{shrunk} of {len(files)} images are shrunk; the longest side trained on is {longest} px.")
@@ -231,7 +228,7 @@ def _match_masks(files: list[_File], folder: Path, messages: list[str]) -> list[
     lacking = [f.image.name for f, m in zip(files, found, strict=True) if m is None]
     if len(lacking) == len(files):
         raise ClmError(
-            f"No mask in {folder} matches an image (looked for {lacking[0]}.png and {Path(lacking[0]).with_suffix('.png')}).",
+            f"No mask in {folder} matches an image (looked for {lacking[0]}.png, among others).",
             "Name masks like the images.",
         )
     if lacking:

@@ -1,8 +1,9 @@
 """From the camera COLMAP calibrated to the pinhole camera that is trained: distortion, photo size, training size.
 
 Distortion is undone by pycolmap with no blank pixels inside the result and the principal point exactly where the
-undistorted camera puts it. A photo much larger than its training size is first shrunk to `OVERSAMPLING` times that size, because
-undistorting costs 90 ns per pixel of its result (12 megapixels: 1.1 s) and the later resize hides the difference.
+undistorted camera puts it. A photo much larger than its training size is first shrunk to `OVERSAMPLING` times that
+size, because undistorting costs 90 ns per pixel of its result (12 megapixels: 1.1 s) and the later resize hides the
+difference.
 Invariant: the same numbers make the camera and the pixels, so both always agree.
 """
 
@@ -64,6 +65,7 @@ class Training:
 
     working: SourceCamera | None  # distorted, at the size that is undistorted
     pinhole: tuple[int, int, float, float, float, float]  # undistorted: width, height, fx, fy, cx, cy
+    full_width: int  # px, undistorted at the photo's own resolution
     width: int  # px, training size
     height: int
 
@@ -103,7 +105,7 @@ def undistorted(source: SourceCamera) -> tuple[int, int, float, float, float, fl
 
 
 def training_size(width: int, height: int, downscale: int | str, max_size: int) -> tuple[int, int]:
-    """Size (px) after `downscale` ("auto" is 1) and a cap of the longer side at max_size; never larger than the input."""
+    """Size (px) after `downscale` ("auto" is 1), the longer side capped at max_size; never larger than the input."""
     factor = 1 if downscale == "auto" else int(downscale)
     width, height = _rounded(width / factor), _rounded(height / factor)
     longer = max(width, height)
@@ -117,10 +119,10 @@ def plan_training(source: SourceCamera, downscale: int | str, max_size: int) -> 
     full = undistorted(source)
     width, height = training_size(full[0], full[1], downscale, max_size)
     if source.is_pinhole:
-        return Training(None, full, width, height)
+        return Training(None, full, full[0], width, height)
     shrink = min(1.0, OVERSAMPLING * max(width / full[0], height / full[1]))
     working = source.resized(_rounded(source.width * shrink), _rounded(source.height * shrink))
-    return Training(working, undistorted(working), width, height)
+    return Training(working, undistorted(working), full[0], width, height)
 
 
 def undistort_pixels(pixels: np.ndarray, working: SourceCamera) -> np.ndarray:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from clm.camera import Camera
-from clm.errors import ResourceError
 from clm.gaussians.store import Store
 from clm.plan.order import order_views
 from clm.plan.residency import Plan, make_plan
@@ -38,10 +37,11 @@ def batch_views(train: np.ndarray, seed: int, first: int, count: int) -> list[in
 
 @dataclass(frozen=True)
 class Planned:
-    """The plan of one batch and what it took to make it."""
+    """The plan of one batch and what it took to make it. `plan` is None when only the margin made a view exceed the arena:
+    the order is decided then, and the sets are cut anew without a margin once the running batch is done."""
 
-    plan: Plan
-    largest_view: int  # rows
+    views: list[int]  # in the order in which they run
+    plan: Plan | None
     seconds: float
 
 
@@ -61,9 +61,11 @@ def plan_batch(
         order = order_views(sets, store.rows, store.block_rows, seed)
         views, sets = [views[k] for k in order], [sets[k] for k in order]
     largest = max((len(rows) for rows in sets), default=0)
-    if largest > capacity:
+    if largest <= capacity:
+        return Planned(list(views), make_plan(views, sets, capacity), time.perf_counter() - started)
+    if margin == EXACT_MARGIN:
         raise view_too_large(largest, capacity, "The largest view of the batch")
-    return Planned(make_plan(views, sets, capacity), largest, time.perf_counter() - started)
+    return Planned(list(views), None, time.perf_counter() - started)
 
 
 class PlanAhead:
@@ -84,18 +86,12 @@ class PlanAhead:
 
     def ready(self) -> Planned | None:
         """Wait for the plan being made, if any. The store's cull entries must not change before this returns."""
-        if self._future is None:
-            return None
-        try:
-            return self._future.result()
-        except ResourceError:
-            self._future = None  # the margin alone may exceed the arena: the exact plan decides
-            return None
+        return None if self._future is None else self._future.result()
 
     def take(self, first: int) -> Planned:
         """The plan of the batch at image `first`: the one made ahead, or one made now."""
         future, self._future = self._future, None
-        if future is not None and self._first == first:
+        if future is not None and self._first == first and future.result().plan is not None:
             return future.result()
         return self._make(first, EXACT_MARGIN)
 

@@ -92,7 +92,7 @@ def train_batch(session: Session) -> None:
     seconds.plan_exposed = plan_exposed + time.perf_counter() - waited
     seconds.plan, seconds.compute = planned.seconds, compute
     progress.iteration, progress.step = first + count, progress.step + 1
-    progress.next_order = [s.view for s in ahead.plan.steps] if ahead else None
+    progress.next_order = ahead.views if ahead else None
     _account(session, planned.plan.traffic, seconds, losses, time.perf_counter() - began, degree)
 
 

@@ -20,6 +20,9 @@ def start_run(session: Session) -> None:
     """Files that describe the run before its first step."""
     run, config, scene = session.run, session.config, session.scene
     run.mkdir(parents=True, exist_ok=True)
+    for leftover in run.rglob(".*.tmp"):
+        if leftover.is_file():
+            leftover.unlink()  # of a run that was killed while writing it
     with atomic_write(run / "config.yaml", "w") as file:
         yaml.safe_dump({"data": str(scene.path), **to_dict(config)}, file, sort_keys=False)
     with atomic_write(run / "cfg_args", "w") as file:

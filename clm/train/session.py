@@ -147,7 +147,7 @@ class Session:
         ordered = decided is not None and sorted(decided) == sorted(views)  # else --batch-size was changed on resume
         views = decided if ordered else views
         planned = plan_batch(self.store, self.cameras, views, self.arena.slots, margin, self.config.seed, ordered)
-        self.images.prefetch([step.view for step in planned.plan.steps])
+        self.images.prefetch(planned.views)
         return planned
 
     def _place(self) -> Placement:

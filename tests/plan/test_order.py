@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clm.kernels.plan import descend, greedy_tour
 from clm.plan import order
 from clm.plan.order import exact_path, local_search, order_views, overlap_distances, tour_length
 from clm.plan.residency import make_plan
+from tests.plan import slow_order
+from tests.plan.slow_order import slow_exact_path, slow_local_search, slow_overlap_distances
 
 batches = st.lists(st.sets(st.integers(0, 40), max_size=20), min_size=2, max_size=6)
 
@@ -42,6 +45,47 @@ def test_sampled_distances_are_close(monkeypatch: pytest.MonkeyPatch) -> None:
     sampled = overlap_distances(sets, 2048)
     assert not np.array_equal(exact, sampled)
     assert np.abs(exact - sampled).max() < 0.03 * 20_000
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 7, 64, 2048]), st.sampled_from([1 << 4, 1 << 8, 1 << 23]))
+@settings(max_examples=60, deadline=None)
+def test_distances_are_those_of_the_slow_twin_sampled_or_not(seed: int, block_rows: int, words: int) -> None:
+    rng = np.random.default_rng(seed)
+    universe = int(rng.integers(1, 20_000))
+    share = rng.random(int(rng.integers(1, 20)))
+    sets = [np.flatnonzero(rng.random(universe) < p).astype(np.int32) for p in share]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "_PAIR_WORDS", words)
+        np.testing.assert_array_equal(
+            overlap_distances(sets, block_rows), slow_overlap_distances(sets, block_rows), strict=True
+        )
+
+
+def random_distances(rng: np.random.Generator, count: int, most: int) -> np.ndarray:
+    """Symmetric, zero on the diagonal and to the gap; many ties when `most` is small."""
+    upper = np.triu(rng.integers(0, most, (count + 1, count + 1)), 1)
+    upper[:, count] = 0
+    return upper + upper.T
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 10), st.sampled_from([2, 5, 1_000_000]))
+@settings(max_examples=80, deadline=None)
+def test_exact_paths_are_those_of_the_slow_twin(seed: int, count: int, most: int) -> None:
+    distances = random_distances(np.random.default_rng(seed), count, most)
+    np.testing.assert_array_equal(exact_path(distances), slow_exact_path(distances), strict=True)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(3, 40), st.sampled_from([2, 5, 100, 1_000_000]))
+@settings(max_examples=80, deadline=None)
+def test_local_search_takes_the_moves_of_the_slow_twin(seed: int, count: int, most: int) -> None:
+    distances = random_distances(np.random.default_rng(seed), count, most)
+    np.testing.assert_array_equal(greedy_tour(distances), slow_order.nearest_neighbour(distances), strict=True)
+    tour = np.concatenate([[count], np.random.default_rng(seed + 1).permutation(count)])
+    got, used = descend(distances, tour, order._SCANS)
+    want, scans = slow_order.descend(distances, tour, 0)
+    assert used == scans
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(local_search(distances, seed), slow_local_search(distances, seed), strict=True)
 
 
 @given(batches)
@@ -94,7 +138,7 @@ def test_moves_gain_what_they_claim() -> None:
         distances = np.abs(points[:, None] - points[None]).sum(axis=2)
         local = np.roll(distances, 1, axis=0)[:, np.roll(np.arange(len(points)), 1)]  # the empty set comes first
         before = tour_length(distances, np.arange(len(points) - 1))
-        for best_move in (order._best_reversal, order._best_relocation):
+        for best_move in (slow_order.best_reversal, slow_order.best_relocation):
             gain, move = best_move(local)
             assert sorted(move) == list(range(len(points))) and move[0] == 0
             assert gain <= 0 or tour_length(distances, move[1:] - 1) == before - gain, trial
@@ -115,3 +159,12 @@ def test_trivial_batches() -> None:
     assert sorted(order_views(as_rows([set(), set(), set()]), 10, 4, 0)) == [0, 1, 2]
     with pytest.raises(ValueError, match="outside"):
         order_views(as_rows([{3}, {10}]), 10, 4, 0)
+    with pytest.raises(ValueError, match="ascending"):
+        order_views([np.array([3, 3], np.int32), np.array([1], np.int32)], 10, 4, 0)
+
+
+def test_the_gap_stays_first_and_every_node_once() -> None:
+    distances = random_distances(np.random.default_rng(0), 5, 10)
+    with pytest.raises(ValueError, match="every node once"):
+        descend(distances, np.array([5, 0, 1, 1, 2, 3]), 3)
+    assert descend(distances, np.array([5, 0, 1, 4, 2, 3]), 3)[0][0] == 5

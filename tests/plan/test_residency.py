@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import cache
 from itertools import combinations, pairwise
 from time import perf_counter
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clm.plan.residency import Plan, make_plan
+from clm.plan.residency import Plan, Step, make_plan
+from tests.plan.slow_plan import slow_make_plan
 
 
 def execute(plan: Plan, sets: list[np.ndarray], capacity: int) -> dict[int, list[int]]:
@@ -88,6 +90,50 @@ def test_every_plan_can_be_executed_and_predicts_its_traffic(
     sets: list[set[int]], extra: int, spread: int, block_rows: int
 ) -> None:
     check(as_rows(sets, spread), max(map(len, sets)) + extra, block_rows)
+
+
+def agree(sets: list[np.ndarray], capacity: int, block_rows: int) -> Plan:
+    views = list(range(7, 7 + len(sets)))
+    got, want = make_plan(views, sets, capacity, block_rows), slow_make_plan(views, sets, capacity, block_rows)
+    assert got.capacity == want.capacity and got.traffic == want.traffic and len(got.steps) == len(want.steps)
+    np.testing.assert_array_equal(got.union_rows, want.union_rows, strict=True)
+    for one, other in zip(got.steps, want.steps, strict=True):
+        for field in fields(Step):
+            a, b = getattr(one, field.name), getattr(other, field.name)
+            assert type(a) is type(b), field.name
+            np.testing.assert_array_equal(a, b, err_msg=field.name, strict=isinstance(a, np.ndarray))
+    return got
+
+
+@given(batches, st.integers(0, 20), st.sampled_from([1, 13, 40_000]), st.sampled_from([1, 4, 2048]))
+@settings(max_examples=200, deadline=None)
+def test_every_field_is_that_of_the_slow_twin(sets: list[set[int]], extra: int, spread: int, block_rows: int) -> None:
+    agree(as_rows(sets, spread), max(map(len, sets)) + extra, block_rows)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.0, 1.2), st.sampled_from([1, 60, 64, 2048]))
+@settings(max_examples=60, deadline=None)
+def test_plans_of_many_rows_are_those_of_the_slow_twin(seed: int, room: float, block_rows: int) -> None:
+    """From no slot to spare to more slots than rows: evictions, reloads, early and late loads, untouched blocks."""
+    rng = np.random.default_rng(seed)
+    near = rng.random((int(rng.integers(1, 24)), 1)) * 6000
+    rows = np.arange(6000)
+    seen = (np.abs(rows - near) < rng.integers(10, 1500)) & (rng.random((len(near), 6000)) < rng.random())
+    sets = [np.flatnonzero(one).astype(np.int32) * 3 + 500_000 for one in seen]
+    largest = max(map(len, sets))
+    agree(sets, largest + int(room * (len(np.unique(np.concatenate(sets))) - largest)), block_rows)
+
+
+def test_partial_gradients_return_to_batches_that_do_not_fit() -> None:
+    """The comparison above reaches evictions."""
+    sets = [np.flatnonzero(np.random.default_rng(i).random(3000) < 0.3).astype(np.int32) for i in range(12)]
+    assert agree(sets, 1100, 64).traffic.loaded_partial > 1000
+
+
+@pytest.mark.parametrize("rows", [[3, 3], [4, 2], [-1, 2]])
+def test_rows_that_do_not_ascend_are_refused(rows: list[int]) -> None:
+    with pytest.raises(ValueError, match="ascending"):
+        make_plan([0], [np.array(rows, np.int32)], 10)
 
 
 @given(batches)

@@ -20,6 +20,7 @@ from clm.train.checkpoint import checkpoints
 from clm.train.events import BatchDone, Densified, Message
 from tests.demo_run import (
     DEMO,
+    FIXED,
     assert_same_model,
     clm,
     command,
@@ -63,11 +64,11 @@ def test_a_run_interrupted_after_every_few_batches_equals_an_uninterrupted_one(w
 
 def test_a_run_that_evicts_resumes_in_another_arena_with_the_same_model(tmp_path: Path) -> None:
     options: dict[str, Any] = {"data": write_survey_scene(tmp_path / "survey"), "downscale": "1", "batch_size": 12}
-    options |= {"iterations": 72, "sh_interval": 12, "offload": "host"}
+    options |= {"iterations": 72, "sh_interval": 12, "offload": "host", **FIXED}
     run_demo(tmp_path / "whole", **options)
-    run_demo(tmp_path / "run", stop_at=12, gpu_memory=str(3200 * SLOT_BYTES), **options)
+    run_demo(tmp_path / "run", stop_at=12, gpu_memory=str(1000 * SLOT_BYTES), **options)
     run_demo(tmp_path / "run", stop_at=36, resume=True, **options)
-    run_demo(tmp_path / "run", resume=True, gpu_memory=str(3000 * SLOT_BYTES), **options)
+    run_demo(tmp_path / "run", resume=True, gpu_memory=str(940 * SLOT_BYTES), **options)
     assert_same_model(tmp_path / "whole", tmp_path / "run")
     ours, theirs = (read_json(tmp_path / run / "report.json") for run in ("run", "whole"))
     assert ours["traffic"]["rows_loaded"] > ours["traffic"]["rows_lower_bound"], "nothing was evicted"
@@ -83,9 +84,6 @@ def test_the_receipt_of_a_resumed_run_covers_all_its_parts(whole: Path, tmp_path
     assert ours["num_gaussians"] == theirs["num_gaussians"]
     assert ours["traffic"]["rows_loaded"] == pytest.approx(theirs["traffic"]["rows_loaded"], rel=0.01)
     assert ours["peak"]["device_bytes"] == theirs["peak"]["device_bytes"]
-    assert [e["type"] for e in read_events(tmp_path / "run")].count("batch_done") == 20, (
-        "events.jsonl was not appended to"
-    )
 
 
 def test_a_finished_run_resumes_to_the_same_model_and_metrics(whole: Path, tmp_path: Path) -> None:
@@ -104,14 +102,6 @@ def test_a_run_that_ended_short_goes_on_with_more_iterations_and_says_what_chang
     assert images_done(events)[-1] == 60
 
 
-def test_resuming_with_another_number_of_sh_coefficients_is_refused(tmp_path: Path) -> None:
-    run_demo(tmp_path / "run", stop_at=4)
-    before = read_json(tmp_path / "run" / "checkpoints" / "step_4" / "state.json")
-    with pytest.raises(ClmError, match=r"sh_degree 3, this call says 1. Pass sh_degree 3"):
-        run_demo(tmp_path / "run", resume=True, sh_degree=1)
-    assert read_json(tmp_path / "run" / "checkpoints" / "step_4" / "state.json") == before
-
-
 def test_resuming_beyond_the_asked_number_of_images_is_refused(tmp_path: Path) -> None:
     run_demo(tmp_path / "run", stop_at=40)
     with pytest.raises(ClmError, match="already at image 40, beyond --iterations 20"):
@@ -123,7 +113,7 @@ def test_a_signal_ends_the_batch_saves_and_says_how_to_resume(tmp_path: Path, nu
     run = tmp_path / "run"
     arguments = command("train", DEMO, "-o", run, "--iterations", "200000", "--downscale", "8")
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()) as p:
-        wait_for(lambda: (run / "events.jsonl").exists() and "batch_done" in (run / "events.jsonl").read_text())
+        wait_for(lambda: (run / "events.jsonl").exists() and "batch_done" in (run / "events.jsonl").read_text(), p)
         p.send_signal(number)
         shown, said = p.communicate(timeout=30)
     assert p.returncode == 130
@@ -134,15 +124,18 @@ def test_a_signal_ends_the_batch_saves_and_says_how_to_resume(tmp_path: Path, nu
     assert read_events(run)[-2] == {**read_events(run)[-2], "type": "finished", "interrupted": True}
 
 
-def wait_for(condition: Any, seconds: float = 30.0) -> None:
+def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.005)
 
 
-def _train_quietly(run: Path, resume: bool) -> None:
-    flags = {"iterations": 160, "batch_size": 4, "downscale": "8", "save_every": 4, "densify_from": 10}
+def _train_quietly(run: Path | None, resume: bool) -> None:
+    if run is None:
+        return
+    flags = {"iterations": 96, "batch_size": 4, "downscale": "8", "save_every": 4, "densify_from": 10}
     flags |= {"densify_every": 20, "densify_until": 60, "grow_screen_gradient": 4e-4, "offload": "host"}
     run_training(DEMO, run, flags, None, None, resume=resume, as_json=False, quiet=True)
 
@@ -152,23 +145,23 @@ def test_kill_9_at_any_moment_loses_at_most_the_work_since_the_last_checkpoint(t
     context = multiprocessing.get_context("forkserver")  # the server imports once, so that a start takes milliseconds
     context.set_forkserver_preload([__name__, "clm.train.loop", "clm.scene", "pycolmap"])
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    started = time.monotonic()
-    first = context.Process(target=_train_quietly, args=(whole, False))
-    first.start()
-    first.join(60)
-    assert first.exitcode == 0
-    longest = (time.monotonic() - started) / 8  # a piece does an eighth of the run at most: it never gets to the end
+    for run in (None, whole):  # the first waits for the server's imports
+        started = time.monotonic()
+        process = context.Process(target=_train_quietly, args=(run, False))
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+    seconds = time.monotonic() - started
 
-    rng, reached, kills, saved_between = random.Random(3), 0, 0, 0
-    while kills < 20:
+    rng, reached, saved_between = random.Random(3), 0, 0
+    for kill in range(20):
         process = context.Process(target=_train_quietly, args=(killed, reached > 0))
         process.start()
-        time.sleep(rng.uniform(0.0, longest * (1 if kills % 2 else 4)))
+        time.sleep(rng.uniform(0.0, seconds / (20 if kill % 2 else 5)))
         finished = not process.is_alive()
         process.kill()
         process.join(30)
         assert not finished or process.exitcode == 0, "a run could not go on"
-        kills += 1
         found = checkpoints(killed / "checkpoints")
         for folder in found[-1:]:  # what counts as a checkpoint is complete, whatever was being written
             rows = read_json(folder / "state.json")["rows"]
@@ -199,7 +192,10 @@ def test_an_unfinished_folder_is_never_taken_for_a_checkpoint(whole: Path, tmp_p
 
 def test_a_damaged_checkpoint_is_named_and_not_overwritten(tmp_path: Path) -> None:
     run_demo(tmp_path / "run", stop_at=4)
-    (tmp_path / "run" / "checkpoints" / "step_4" / "colour.npy").write_bytes(b"\x93NUMPY half of it")
-    done = clm("train", DEMO, "-o", tmp_path / "run", "--downscale", "4", "--resume")
+    damaged = tmp_path / "run" / "checkpoints" / "step_4" / "colour.npy"
+    damaged.write_bytes(b"\x93NUMPY half of it")
+    done = clm("train", DEMO, "-o", tmp_path / "run", "--downscale", "4", "--resume", "-q")
     assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1 and "step_4 cannot be read" in done.stderr
+    assert done.stderr.startswith("error: Checkpoint ") and "step_4 cannot be read" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert damaged.read_bytes() == b"\x93NUMPY half of it"

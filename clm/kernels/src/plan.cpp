@@ -1,0 +1,503 @@
+// The plan of one batch: who shares how many rows, in which order the views run, which row lies in which slot.
+//
+// What the results mean is said in clm/plan/order.py and clm/plan/residency.py. Rows are numbered by a local id: blocks
+// that no view touches are squeezed out (local = row - shift of its block), which keeps the order of rows. All state is
+// over local ids, so time and memory follow what the batch sees, never N. Views are walked in runs, one per block, each
+// with one shift. One thread: these run beside the compute threads, and take less than waking others would.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "pool.h"
+
+namespace {
+
+enum : int32_t { kDone = 0, kNotAscending = 1, kNoMemory = 2 };
+
+struct Run {
+    int64_t begin, end;  // positions in the view's list
+    int32_t shift;
+};
+
+struct Sets {
+    const int32_t* const* rows;
+    const int64_t* sizes;
+    int64_t count;
+};
+
+struct Universe {
+    std::vector<Run> runs;
+    std::vector<int64_t> first_run;  // [views + 1]
+    std::vector<int64_t> blocks;     // touched, ascending
+    int64_t block_rows;
+
+    int64_t size() const { return int64_t(blocks.size()) * block_rows; }
+    int32_t shift(int64_t rank) const { return int32_t((blocks[rank] - rank) * block_rows); }
+    const Run* begin(int64_t view) const { return runs.data() + first_run[view]; }
+    const Run* end(int64_t view) const { return runs.data() + first_run[view + 1]; }
+};
+
+bool ascending(const int32_t* rows, int64_t size) {
+    if (size && rows[0] < 0) return false;
+    int32_t wrong = 0;  // no early exit: the compiler makes vectors of it
+    for (int64_t i = 1; i < size; ++i) wrong |= rows[i] <= rows[i - 1];
+    return !wrong;
+}
+
+// False when a set is not strictly ascending from 0 on.
+bool localize(const Sets& sets, int64_t block_rows, Universe& universe) {
+    universe.block_rows = block_rows;
+    universe.first_run.push_back(0);
+    int64_t blocks = 0;
+    for (int64_t v = 0; v < sets.count; ++v) {
+        const int32_t* rows = sets.rows[v];
+        const int64_t size = sets.sizes[v];
+        if (!ascending(rows, size)) return false;
+        for (int64_t at = 0; at < size;) {
+            const int64_t block = rows[at] / block_rows, next = (block + 1) * block_rows;
+            const int64_t most = block_rows < size - at ? at + block_rows : size;
+            const int64_t end = rows[most - 1] < next ? most : std::lower_bound(rows + at, rows + most, next) - rows;
+            universe.runs.push_back({at, end, int32_t(block)});
+            at = end;
+        }
+        universe.first_run.push_back(int64_t(universe.runs.size()));
+        if (size) blocks = std::max(blocks, rows[size - 1] / block_rows + 1);
+    }
+    std::vector<int32_t> rank(blocks, -1);
+    for (const Run& run : universe.runs) rank[run.shift] = 0;
+    for (int64_t b = 0; b < blocks; ++b) {
+        if (rank[b] < 0) continue;
+        rank[b] = int32_t(universe.blocks.size());
+        universe.blocks.push_back(b);
+    }
+    for (Run& run : universe.runs) run.shift = universe.shift(rank[run.shift]);
+    return true;
+}
+
+constexpr int32_t kAway = -1, kEvicted = -2;  // instead of a slot; evicted: a partial gradient waits on the host
+
+// Mirrors clm.kernels.plan.ResidencyArrays: one list for all steps each, [total rows] but where a shape is given
+// ([total rows + 1] for union_rows, whose last element is only scratch).
+struct Residency {
+    int32_t *slots, *load_rows, *load_slots, *send_rows, *send_slots, *union_rows;
+    uint8_t *load_partial, *send_final;
+    int64_t* counts;  // [views, 3] loads, early loads, sends
+    int64_t* totals;  // [3] rows loaded with a partial gradient, rows shared with the step before, rows of the union
+};
+
+struct Planner {
+    const Sets& sets;
+    const Universe& universe;
+    const Residency& out;
+    const int32_t never;             // the number of steps
+    bool tight = false;              // the union does not fit: rows may be evicted
+    std::vector<int32_t> slot_of;    // [universe], or why a row has none
+    std::vector<int32_t> next_use;   // [universe] step that uses the row next, `never` when none does; kept up if tight
+    std::vector<uint64_t> resident;  // if tight, a bit per local id: loaded, not evicted; after their last use rows linger
+    std::vector<int32_t> free;       // slots free while the step before computes, oldest first, from `head` on
+    std::vector<int32_t> freed;      // slots free once the sends of the step before have left, ascending
+    std::vector<int32_t> missing;    // local ids that the step must load
+    std::vector<int32_t> keepers;
+    std::vector<uint64_t> slot_bits;
+    int64_t head = 0, loads = 0, sends = 0;
+
+    Planner(const Sets& s, const Universe& u, const Residency& r)
+        : sets(s), universe(u), out(r), never(int32_t(s.count)), slot_of(u.size(), kAway), next_use(u.size(), never) {}
+
+    template <class F>
+    void each_row(int64_t step, F&& body) const {
+        const int32_t* rows = sets.rows[step];
+        for (const Run* run = universe.begin(step); run != universe.end(step); ++run) {
+            const int64_t end = run->end;
+            const int32_t shift = run->shift;
+            for (int64_t p = run->begin; p < end; ++p) body(p, rows[p], rows[p] - shift);
+        }
+    }
+
+    // The next use of every row after every step goes where its slot will be written when the step is planned.
+    void find_next_uses(int64_t total) {
+        for (int64_t step = sets.count - 1; step >= 0; --step) {
+            total -= sets.sizes[step];
+            const int32_t current = int32_t(step), following = step + 1 < sets.count ? current + 1 : kAway;
+            int32_t *after = out.slots + total, *next = next_use.data();
+            int64_t shared = 0;
+            each_row(step, [&](int64_t p, int32_t, int32_t local) {
+                const int32_t use = next[local];
+                after[p] = use;
+                next[local] = current;
+                shared += use == following;
+            });
+            out.totals[1] += shared;
+        }
+    }
+
+    int64_t list_union() {
+        const int32_t *next = next_use.data(), none = never;
+        int32_t* listed = out.union_rows;
+        int64_t count = 0;
+        for (int64_t rank = 0; rank < int64_t(universe.blocks.size()); ++rank) {
+            const int32_t shift = universe.shift(rank);
+            for (int64_t l = rank * universe.block_rows; l < (rank + 1) * universe.block_rows; ++l) {
+                listed[count] = int32_t(l) + shift;  // as in find_missing, but up to one past the last
+                count += next[l] < none;
+            }
+        }
+        return count;
+    }
+
+    // Ascending, `to` may be `from`. Through one bit per slot, as whole lists are sorted at every step.
+    void sort_slots(const int32_t* from, int64_t count, int32_t* to) {
+        if (std::is_sorted(from, from + count)) {
+            std::copy_n(from, count, to);
+            return;
+        }
+        uint64_t* words = slot_bits.data();
+        int32_t low = INT32_MAX, high = 0;
+        for (int64_t i = 0; i < count; ++i) {
+            const int32_t slot = from[i];
+            words[slot >> 6] |= uint64_t(1) << (slot & 63);
+            low = std::min(low, slot);
+            high = std::max(high, slot);
+        }
+        for (int32_t word = low >> 6; word <= high >> 6; ++word) {
+            for (uint64_t bits = words[word]; bits; bits &= bits - 1) *to++ = word * 64 + __builtin_ctzll(bits);
+            words[word] = 0;
+        }
+    }
+
+    int64_t find_missing(int64_t step) {
+        const int32_t* slots = slot_of.data();
+        int32_t *local_ids = missing.data(), *load_rows = out.load_rows + loads;
+        uint8_t* partial = out.load_partial + loads;
+        int64_t count = 0;
+        each_row(step, [&](int64_t, int32_t row, int32_t local) {
+            const int32_t slot = slots[local];
+            local_ids[count] = local;  // kept only where the count moves on: no branch to mispredict
+            load_rows[count] = row;
+            partial[count] = slot == kEvicted;
+            count += slot < 0;
+        });
+        return count;
+    }
+
+    int64_t load(int64_t count) {
+        const int64_t early = std::min(count, int64_t(free.size()) - head), late = count - early;
+        int32_t* slots = out.load_slots + loads;
+        sort_slots(free.data() + head, early, slots);
+        std::copy_n(freed.data(), late, slots + early);
+        head += early;
+        free.insert(free.end(), freed.begin() + late, freed.end());
+        const int32_t* local = missing.data();
+        for (int64_t i = 0; i < count; ++i) slot_of[local[i]] = slots[i];
+        if (tight) {
+            uint64_t* words = resident.data();
+            for (int64_t i = 0; i < count; ++i) words[local[i] >> 6] |= uint64_t(1) << (local[i] & 63);
+            out.totals[0] += std::count(out.load_partial + loads, out.load_partial + loads + count, 1);
+        }
+        loads += count;
+        return early;
+    }
+
+    // Writes the slots of a view over its next uses, and sends the rows that it uses last. How many were sent.
+    int64_t use(int64_t step, int32_t* slots) {
+        if (tight) each_row(step, [next = next_use.data(), slots](int64_t p, int32_t, int32_t local) { next[local] = slots[p]; });
+        int32_t *send_rows = out.send_rows + sends, *send_slots = out.send_slots + sends, *place = slot_of.data();
+        const int32_t none = never;
+        int64_t finals = 0;
+        each_row(step, [&](int64_t p, int32_t row, int32_t local) {
+            const int32_t slot = place[local];
+            const int32_t last = -int32_t(slots[p] == none);
+            slots[p] = slot;
+            place[local] = slot | last;  // kAway if it was: a third of the branches would be mispredicted
+            send_rows[finals] = row;     // as in find_missing
+            send_slots[finals] = slot;
+            finals -= last;
+        });
+        std::memset(out.send_final + sends, 1, finals);
+        sends += finals;
+        return finals;
+    }
+
+    // Sends the `count` resident rows that the next step does not use and whose next use is farthest; among rows of the
+    // same next use the higher row. Next uses are few, so counting them selects without sorting.
+    void evict(int64_t next_step, int64_t count) {
+        std::vector<int64_t> uses(never + 1, 0);
+        int64_t kept = 0;
+        for (int64_t word = 0; word < int64_t(resident.size()); ++word) {
+            for (uint64_t bits = resident[word]; bits; bits &= bits - 1) {
+                const int32_t local = int32_t(word * 64 + __builtin_ctzll(bits));
+                const int32_t next = next_use[local];
+                const bool here = slot_of[local] >= 0, keeper = here && next > next_step;
+                resident[word] ^= uint64_t(!here) << (local & 63);
+                keepers[kept] = local;
+                kept += keeper;
+                uses[keeper ? next : 0] += 1;
+            }
+        }
+        int32_t farthest = never - 1;
+        while (uses[farthest] < count) count -= uses[farthest--];
+        int64_t stay = uses[farthest] - count;
+        for (int64_t i = 0; i < kept; ++i) {
+            const int32_t local = keepers[i], next = next_use[local];
+            if (next < farthest || (next == farthest && stay-- > 0)) continue;
+            out.send_rows[sends] = local + universe.shift(local / universe.block_rows);
+            out.send_slots[sends] = slot_of[local];
+            out.send_final[sends++] = 0;
+            slot_of[local] = kEvicted;
+            resident[local >> 6] &= ~(uint64_t(1) << (local & 63));
+        }
+    }
+
+    void plan(int64_t capacity) {
+        int64_t total = 0, largest = 0, at = 0;
+        for (int64_t v = 0; v < sets.count; ++v) {
+            total += sets.sizes[v];
+            largest = std::max(largest, sets.sizes[v]);
+        }
+        find_next_uses(total);
+        const int64_t listed = out.totals[2] = list_union();
+        tight = capacity < listed;
+        if (tight) resident.assign(universe.size() / 64 + 1, 0);
+        free.resize(std::min(capacity, listed));
+        for (int64_t i = 0; i < int64_t(free.size()); ++i) free[i] = int32_t(i);
+        slot_bits.assign(free.size() / 64 + 1, 0);
+        keepers.resize(free.size() + 1);
+        missing.resize(largest + 1);
+        int64_t absent = sets.count ? find_missing(0) : 0;
+        for (int64_t step = 0; step < sets.count; ++step) {
+            int64_t* counts = out.counts + 3 * step;
+            const int64_t sent = sends;
+            counts[0] = absent;
+            counts[1] = load(absent);
+            const int64_t finals = use(step, out.slots + at);
+            at += sets.sizes[step];
+            counts[2] = finals;
+            if (step + 1 == sets.count) break;
+            absent = find_missing(step + 1);
+            const int64_t needed = absent - (int64_t(free.size()) - head) - finals;
+            if (needed > 0) evict(step + 1, needed);
+            counts[2] = sends - sent;
+            freed.resize(counts[2]);
+            sort_slots(out.send_slots + sent, counts[2], freed.data());
+        }
+    }
+};
+
+constexpr int64_t kWords = 32;  // words of membership compared at once: 64 views' fit the first cache
+
+// bits[v] = one bit per `stride`-th local id, `words` words.
+void fill_membership(const Sets& sets, const Universe& universe, int64_t stride, int64_t words, std::vector<uint64_t>& bits) {
+    const int32_t skip = int32_t(stride - 1), scale = __builtin_ctzll(uint64_t(stride));
+    for (int64_t v = 0; v < sets.count; ++v) {
+        uint64_t *member = bits.data() + v * words, word = 0;
+        int32_t at = 0;
+        for (const Run* run = universe.begin(v); run != universe.end(v); ++run) {
+            for (int64_t p = run->begin; p < run->end; ++p) {
+                const int32_t local = sets.rows[v][p] - run->shift;
+                if (local & skip) continue;
+                const int32_t bit = local >> scale;
+                if (bit >> 6 != at) {
+                    member[at] = word;
+                    word = 0;
+                    at = bit >> 6;
+                }
+                word |= uint64_t(1) << (bit & 63);
+            }
+        }
+        member[at] = word;
+    }
+}
+
+// The best move of a tour: a reversal of begin .. end - 1, or those positions (turned or not) put behind position `to`.
+struct Move {
+    int64_t gain = 0, begin = 0, end = 0, to = -1;
+    bool turned = false;
+};
+
+// 2-opt: edges (i, i + 1) and (j, j + 1) become (i, j) and (i + 1, j + 1). d [n, n]: distances in tour order.
+void best_reversal(const int64_t* d, int64_t n, const int64_t* edge, Move& best) {
+    for (int64_t i = 0; i + 2 < n; ++i) {
+        const int64_t *from = d + i * n, *after = d + (i + 1) * n;
+        for (int64_t j = i + 2; j < n; ++j) {
+            const int64_t gain = edge[i] + edge[j] - from[j] - after[j + 1 < n ? j + 1 : 0];
+            if (gain > best.gain) best = {gain, i + 1, j + 1, -1, false};
+        }
+    }
+}
+
+// Or-opt: positions first .. last (1 to 3 of them) go between j and j + 1, either way round.
+void best_relocation(const int64_t* d, int64_t n, const int64_t* edge, Move& best) {
+    for (int64_t j = 0; j < n; ++j) {
+        const int64_t *from = d + j * n, *after = d + (j + 1 < n ? j + 1 : 0) * n;
+        for (int64_t length = 1; length <= 3; ++length) {
+            for (int64_t first = 1; first + length <= n; ++first) {
+                const int64_t last = first + length - 1, behind = last + 1 < n ? last + 1 : 0;
+                if (j >= first - 1 && j <= last) continue;
+                const int64_t removed = edge[first - 1] + edge[last] - d[(first - 1) * n + behind];
+                const int64_t forward = from[first] + after[last], turned = from[last] + after[first];
+                const int64_t gain = removed + edge[j] - std::min(forward, turned);
+                if (gain > best.gain) best = {gain, first, last + 1, j, turned < forward};
+            }
+        }
+    }
+}
+
+void apply(const Move& move, std::vector<int64_t>& spare, int64_t n, int64_t* tour) {
+    if (move.to < 0 || move.turned) std::reverse(tour + move.begin, tour + move.end);
+    if (move.to < 0) return;
+    spare.assign(tour, tour + n);
+    if (move.to < move.begin)
+        std::rotate_copy(spare.begin() + move.to + 1, spare.begin() + move.begin, spare.begin() + move.end, tour + move.to + 1);
+    else
+        std::rotate_copy(spare.begin() + move.begin, spare.begin() + move.end, spare.begin() + move.to + 1, tour + move.begin);
+}
+
+template <class F>
+int32_t guarded(F&& body) {
+    try {
+        return body();
+    } catch (const std::bad_alloc&) {  // must not unwind into the caller, which is not C++
+        return kNoMemory;
+    }
+}
+
+}  // namespace
+
+CLM_API int32_t clm_plan_residency(const int32_t* const* rows, const int64_t* sizes, int64_t views, int64_t capacity,
+                                   int64_t block_rows, const Residency* out) {
+    return guarded([&] {
+        Universe universe;
+        const Sets sets{rows, sizes, views};
+        if (!localize(sets, block_rows, universe)) return kNotAscending;
+        Planner(sets, universe, *out).plan(capacity);
+        return kDone;
+    });
+}
+
+// shared[a, b] = |A & B| for a != b, [views, views], zero on entry; estimated from every p-th row (p a power of two) where
+// a universe of so many rows costs more than 1 at `row_cost` each.
+CLM_API int32_t clm_plan_overlaps(const int32_t* const* rows, const int64_t* sizes, int64_t views, int64_t block_rows,
+                                  double row_cost, int64_t* shared) {
+    return guarded([&] {
+        Universe universe;
+        const Sets sets{rows, sizes, views};
+        if (!localize(sets, block_rows, universe)) return kNotAscending;
+        int64_t stride = 1;
+        while (double(universe.size()) / double(stride) * row_cost > 1) stride *= 2;
+        const int64_t chunks = universe.size() / (64 * kWords * stride) + 1, words = chunks * kWords;
+        std::vector<uint64_t> bits(views * words, 0);
+        fill_membership(sets, universe, stride, words, bits);
+        std::vector<int64_t> seeing;  // views with a row in the chunk
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            seeing.clear();
+            for (int64_t v = 0; v < views; ++v) {
+                uint64_t any = 0;
+                for (int64_t w = 0; w < kWords; ++w) any |= bits[v * words + chunk * kWords + w];
+                if (any) seeing.push_back(v);
+            }
+            for (size_t i = 0; i < seeing.size(); ++i) {
+                const uint64_t* a = bits.data() + seeing[i] * words + chunk * kWords;
+                for (size_t j = i + 1; j < seeing.size(); ++j) {
+                    const uint64_t* b = bits.data() + seeing[j] * words + chunk * kWords;
+                    int64_t count = 0;
+                    for (int64_t w = 0; w < kWords; ++w) count += __builtin_popcountll(a[w] & b[w]);
+                    shared[seeing[i] * views + seeing[j]] += count * stride;
+                }
+            }
+        }
+        for (int64_t a = 0; a < views; ++a)
+            for (int64_t b = 0; b < a; ++b) shared[a * views + b] = shared[b * views + a];
+        return kDone;
+    });
+}
+
+// Shortest open path [count] by dynamic programming (Held and Karp 1962). distances [count + 1, count + 1], the gap last;
+// of equal predecessors the first.
+CLM_API int32_t clm_order_exact(const int64_t* distances, int64_t count, int64_t* path) {
+    return guarded([&] {
+        const int64_t size = count + 1;
+        const uint32_t all = (1u << count) - 1;
+        std::vector<int64_t> cost((all + 1) * count, 0);  // [subset, last view]
+        std::vector<int8_t> before((all + 1) * count, 0);
+        for (uint32_t subset = 1; subset <= all; ++subset) {
+            for (uint32_t lasts = subset; lasts; lasts &= lasts - 1) {
+                const int64_t last = __builtin_ctz(lasts);
+                const uint32_t rest = subset ^ (1u << last);
+                int64_t best = rest ? INT64_MAX : distances[last * size + count];
+                for (uint32_t others = rest; others; others &= others - 1) {
+                    const int64_t other = __builtin_ctz(others);
+                    const int64_t through = cost[rest * count + other] + distances[last * size + other];
+                    if (through >= best) continue;
+                    best = through;
+                    before[subset * count + last] = int8_t(other);
+                }
+                cost[subset * count + last] = best;
+            }
+        }
+        int64_t last = 0, shortest = INT64_MAX;
+        for (int64_t v = 0; v < count; ++v) {
+            const int64_t length = cost[all * count + v] + distances[v * size + count];
+            if (length >= shortest) continue;
+            shortest = length;
+            last = v;
+        }
+        uint32_t subset = all;
+        for (int64_t at = count - 1; at >= 0; --at) {
+            path[at] = last;
+            const int64_t previous = before[subset * count + last];
+            subset ^= 1u << last;
+            last = previous;
+        }
+        return kDone;
+    });
+}
+
+// The shortest of the greedy tours that start at each view; tour [count + 1], the gap first. Of equals the first.
+CLM_API int32_t clm_order_greedy(const int64_t* distances, int64_t count, int64_t* tour) {
+    return guarded([&] {
+        const int64_t size = count + 1;
+        std::vector<int64_t> path(count), left(count);
+        int64_t shortest = INT64_MAX;
+        for (int64_t start = 0; start < count; ++start) {
+            left.resize(count);
+            for (int64_t v = 0; v < count; ++v) left[v] = v;
+            left.erase(left.begin() + start);
+            path[0] = start;
+            int64_t length = distances[count * size + start];
+            for (int64_t at = 1; at < count; ++at) {
+                const int64_t* from = distances + path[at - 1] * size;
+                const auto nearest = std::min_element(left.begin(), left.end(), [&](int64_t a, int64_t b) { return from[a] < from[b]; });
+                length += from[*nearest];
+                path[at] = *nearest;
+                left.erase(nearest);  // keeps the rest ascending: ties go to the lowest view
+            }
+            length += distances[path[count - 1] * size + count];
+            if (length >= shortest) continue;
+            shortest = length;
+            tour[0] = count;
+            std::copy(path.begin(), path.end(), tour + 1);
+        }
+        return kDone;
+    });
+}
+
+// Takes the best 2-opt or or-opt move until none shortens the tour [size] or `budget` scans are spent. Sets the scans used.
+CLM_API int32_t clm_order_descend(const int64_t* distances, int64_t size, int64_t* tour, int64_t budget, int64_t* used) {
+    return guarded([&] {
+        std::vector<int64_t> local(size * size), edge(size), spare;
+        for (*used = 0; *used < budget;) {
+            *used += 1;
+            for (int64_t i = 0; i < size; ++i)
+                for (int64_t j = 0; j < size; ++j) local[i * size + j] = distances[tour[i] * size + tour[j]];
+            for (int64_t i = 0; i < size; ++i) edge[i] = local[i * size + (i + 1) % size];
+            Move best;
+            best_reversal(local.data(), size, edge.data(), best);
+            best_relocation(local.data(), size, edge.data(), best);
+            if (best.gain <= 0) break;
+            apply(best, spare, size, tour);
+        }
+        return kDone;
+    });
+}
