@@ -176,7 +176,15 @@ def load_config(flags: dict[str, Any], *, preset: str | None = None, file: Path 
 
 
 def _check_ranges(config: Config) -> None:
-    at_least = {"iterations": 1, "batch_size": 1, "max_size": 16, "test_every": 0, "threads": 0, "max_gaussians": 1}
+    at_least = {
+        "seed": 0,
+        "iterations": 1,
+        "batch_size": 1,
+        "max_size": 16,
+        "test_every": 0,
+        "threads": 0,
+        "max_gaussians": 1,
+    }
     for name, low in at_least.items():
         value = getattr(config, name)
         if value is not None and value < low:

@@ -19,7 +19,7 @@ from clm.kernels import plan
 
 EXACT_VIEWS = 10
 _SCANS = 20  # neighbourhood scans of the local search: tours of 16 and 64 real views end within 1.1% of those after 600
-_PAIR_WORDS = 1 << 23  # 64-bit words compared over all pairs of views: PAIRMS at most
+_PAIR_WORDS = 1 << 23  # 64-bit words compared over all pairs of views: a few ms
 _MEMBER_BITS = 1 << 26  # bits of membership over all views
 
 

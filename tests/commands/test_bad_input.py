@@ -261,7 +261,6 @@ def test_an_unknown_key_of_a_configuration_is_answered_with_the_nearest_one(tmp_
     assert "nosuch.yaml" in train(tmp_path, DEMO, "--config", tmp_path / "nosuch.yaml")
 
 
-@pytest.mark.xfail(strict=True, reason="the range of the seed is not checked: it fails inside numpy, as a bug")
 def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
     assert "seed" in train(tmp_path, DEMO, "--seed", "-5")
 
