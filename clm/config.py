@@ -151,6 +151,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(values, dict):
         raise ClmError(f"The configuration {path} is not a list of `key: value` lines.")
+    values.pop("data", None)  # a run's own config.yaml, which names its scene, is a configuration as well
     return _checked(values, str(path))
 
 

@@ -6,7 +6,7 @@ out="${1:-demo_out}"
 bash scripts/setup.sh .
 rm -rf "$out"
 clm=".venv/bin/clm"
-# 8 MiB of "device" memory: the scene's state does not fit, so it is trained from the host.
+# 8 MiB of "device" memory: less than the trained scene's state, so it is trained from the host.
 "$clm" train data/demo -o "$out/run" --iterations 2000 --offload host --gpu-memory 8MiB
 "$clm" render "$out/run" -o "$out/test_views"
 "$clm" render "$out/run" --path ellipse --frames 24 -o "$out/path"

@@ -77,3 +77,9 @@ def test_backgrounds() -> None:
     assert parse_background("white") == (1.0, 1.0, 1.0)
     assert parse_background("0.1,0.2,0.3") == (0.1, 0.2, 0.3)
     assert parse_background("random") is None
+
+
+def test_the_configuration_of_a_run_can_be_used_again(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("data: somewhere\niterations: 123\n")
+    assert load_config({}, file=file).iterations == 123

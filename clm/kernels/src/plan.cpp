@@ -149,10 +149,7 @@ struct Planner {
 
     // Ascending, `to` may be `from`. Through one bit per slot, as whole lists are sorted at every step.
     void sort_slots(const int32_t* from, int64_t count, int32_t* to) {
-        if (std::is_sorted(from, from + count)) {
-            std::copy_n(from, count, to);
-            return;
-        }
+        if (std::is_sorted(from, from + count)) return void(std::copy_n(from, count, to));
         uint64_t* words = slot_bits.data();
         int32_t low = INT32_MAX, high = 0;
         for (int64_t i = 0; i < count; ++i) {
