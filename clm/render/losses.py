@@ -25,19 +25,24 @@ class Loss:
 def l1_ssim(rgb: np.ndarray, target: np.ndarray, ssim_weight: float = 0.2, mask: np.ndarray | None = None) -> Loss:
     """Loss of rgb [3, H, W] f32 (not clamped) against target [H, W, 3] u8.
 
-    `mask` [H, W] u8 multiplies both images with 0 where it is 0; means are still over all pixels.
+    `mask` [H, W] u8 or bool multiplies both images with 0 where it is 0; means are still over all pixels.
     """
-    return Loss(*kernel.loss(rgb, target, mask, ssim_weight))
+    return Loss(*kernel.loss(rgb, target, _bytes(mask), ssim_weight))
 
 
 def metrics(rgb: np.ndarray, target: np.ndarray, mask: np.ndarray | None = None) -> tuple[float, float]:
     """(PSNR in dB, SSIM) of rgb [3, H, W] f32 clamped to [0, 1] against target [H, W, 3] u8.
 
-    With `mask` [H, W] u8 both are means over its nonzero pixels (the others are black in both images while blurring);
+    With `mask` [H, W] u8 or bool both are means over its nonzero pixels (the others are black in both images while blurring);
     equal images give an infinite PSNR, an empty mask gives nan.
     """
-    squared, ssim = kernel.error_sums(rgb, target, mask)
+    squared, ssim = kernel.error_sums(rgb, target, _bytes(mask))
     count = 3 * (int(np.count_nonzero(mask)) if mask is not None else target.shape[0] * target.shape[1])
     if count == 0:
         return math.nan, math.nan
     return (math.inf if squared == 0 else -10 * math.log10(squared / count)), ssim / count
+
+
+def _bytes(mask: np.ndarray | None) -> np.ndarray | None:
+    """A bool mask as the bytes it is made of."""
+    return mask.view(np.uint8) if mask is not None and mask.dtype == bool else mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -263,3 +264,25 @@ def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path: Path, arguments
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert result.stderr.strip().splitlines()[-1] == "[]", result.stderr
+
+
+def test_masked_pixels_neither_train_nor_count(tmp_path: Path) -> None:
+    """Whatever the ignored half of every photo shows, the model and its metrics are the same, bit for bit."""
+    keep = np.zeros((240, 320), np.uint8)
+    keep[:, 160:] = 255
+    for name, paint in (("plain", None), ("painted", (255, 0, 255))):
+        data = tmp_path / name
+        shutil.copytree(DEMO, data)
+        (data / "masks").mkdir()
+        for path in sorted((data / "images").iterdir()):
+            pixels = np.array(Image.open(path))
+            if paint:
+                pixels[:, :160] = paint
+            Image.fromarray(pixels).save(path, format="PNG")  # lossless, whatever its name says
+            Image.fromarray(keep).save(data / "masks" / f"{path.stem}.png")
+        options = ["--iterations", "24", "--masks", str(data / "masks")]
+        result = clm("train", data, "-o", tmp_path / f"{name}_run", *options)
+        assert result.returncode == 0, result.stderr
+    assert_same_model(tmp_path / "plain_run", tmp_path / "painted_run")
+    plain, painted = (read_json(tmp_path / f"{name}_run" / "metrics.json") for name in ("plain", "painted"))
+    assert plain == painted
