@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from clm.errors import ClmError
+from clm.gaussians.layout import CHUNK_ROWS
 from clm.gaussians.model import open_model
 from clm.gaussians.ply import write_ply
-
-_CHUNK_ROWS = 1 << 16
 
 
 def export_model(model: Path, out: Path, sh_degree: int) -> int:
@@ -18,5 +17,5 @@ def export_model(model: Path, out: Path, sh_degree: int) -> int:
     opened = open_model(model)
     if out.exists() and out.samefile(opened.ply):
         raise ClmError(f"{out} is the model itself.", "Choose another name for the output.")
-    chunks = opened.rows.chunks(_CHUNK_ROWS)
+    chunks = opened.rows.chunks(CHUNK_ROWS)
     return write_ply(out, chunks, sh_degree=sh_degree, antialiased=opened.rows.antialiased)

@@ -21,4 +21,5 @@ GROUPS = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
 SH_C0 = 0.28209479177387814
 
 BLOCK_ROWS = 2048
+CHUNK_ROWS = 1 << 16  # rows held at once while a model streams through memory
 EXTENT_SIGMAS = 3.33  # the rasteriser never draws farther out (RASTER.md 4)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clm.errors import ClmError
+from clm.gaussians.layout import CHUNK_ROWS
 from clm.gaussians.ply import PlyRows, open_ply
 from clm.gaussians.store import Store
-
-_CHUNK_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class ModelFile:
 
     def store(self) -> Store:
         """All rows in host memory, without moments, culling bounds ready."""
-        store = Store.from_chunks(self.rows.count, self.rows.chunks(_CHUNK_ROWS), moments=False)
+        store = Store.from_chunks(self.rows.count, self.rows.chunks(CHUNK_ROWS), moments=False)
         store.refresh(None)
         return store
 

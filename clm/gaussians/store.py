@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from clm.gaussians.layout import BLOCK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS
+from clm.gaussians.layout import BLOCK_ROWS, CHUNK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS
 from clm.kernels import rows as row_kernels
 from clm.kernels.cull import block_bounds
 from clm.kernels.memory import row_array
@@ -24,7 +24,6 @@ _MOMENTS = {
     "m_colour": COLOUR_COLUMNS,
     "v_colour": COLOUR_COLUMNS,
 }
-_CHUNK_ROWS = 1 << 16
 
 
 class Store:
@@ -114,7 +113,7 @@ class Store:
         blocks = np.unique(rows // self.block_rows).astype(np.int32)
         block_bounds(self.entries, self.block_rows, self.bounds, blocks)
 
-    def exact_chunks(self, step: AdamStep | None, size: int = _CHUNK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def exact_chunks(self, step: AdamStep | None, size: int = CHUNK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(geometry, colour) of all rows caught up to `step - 1`, `size` rows at a time; the store is not changed."""
         for first in range(0, self.rows, size):
             ids = np.arange(first, min(first + size, self.rows), dtype=np.int32)

@@ -18,19 +18,19 @@ from clm.train.session import Session, device_budget, host_budget
 _ARENA_FILL = 0.9  # views may grow to this share of the arena: rows also move and swell until the end of the run
 
 
-def _crossed(every: int, before: int, now: int) -> bool:
+def crossed(every: int, before: int, now: int) -> bool:
     """Whether a multiple of `every` lies in (before, now]; batches may jump over the exact image."""
     return every > 0 and now // every > before // every
 
 
 def densify_due(config: Config, before: int, now: int) -> bool:
     """Densification happens every `densify_every` images within (densify_from, densify_until]."""
-    return config.densify_from < now <= config.densify_until and _crossed(config.densify_every, before, now)
+    return config.densify_from < now <= config.densify_until and crossed(config.densify_every, before, now)
 
 
 def reset_due(config: Config, before: int, now: int) -> bool:
     """Opacity resets happen only while densification may still prune what stays transparent."""
-    return now < config.densify_until and _crossed(config.opacity_reset_every, before, now)
+    return now < config.densify_until and crossed(config.opacity_reset_every, before, now)
 
 
 def rebuild_due(config: Config, before: int, now: int) -> bool:

@@ -16,7 +16,7 @@ from clm.render import l1_ssim
 from clm.scene import CorruptImage, Scene
 from clm.train.evaluate import evaluate
 from clm.train.events import BatchDone, Emit, Finished, Message, Started
-from clm.train.grow import rebuild, rebuild_due
+from clm.train.grow import crossed, rebuild, rebuild_due
 from clm.train.run_files import finish_run, start_run
 from clm.train.session import Session
 
@@ -51,9 +51,9 @@ def train(
                 raise
             if rebuild_due(config, before, progress.iteration):
                 rebuild(session, before)
-            if _due(config.eval_every, before, progress.iteration):
+            if crossed(config.eval_every, before, progress.iteration):
                 evaluate(session)
-            if _due(config.save_every, before, progress.iteration):
+            if crossed(config.save_every, before, progress.iteration):
                 session.save()
         interrupted = progress.iteration < config.iterations
         session.totals.seconds += time.perf_counter() - began
@@ -139,7 +139,3 @@ def _account(session: Session, traffic, seconds, losses: list[float], elapsed: f
             session.bad_loss, f"The state without that image is saved in {session.run / 'checkpoints'}; lower the learning "
             "rates or remove the image, then run again with --resume.",
         )  # fmt: skip
-
-
-def _due(every: int, before: int, now: int) -> bool:
-    return every > 0 and now // every > before // every
