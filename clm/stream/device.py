@@ -160,6 +160,9 @@ class Device(Protocol):
     def start_clock(self) -> None:
         """Called while the device is idle, at the start of a batch: `Event.seconds` counts from here."""
 
+    def release_unused(self) -> None:
+        """Give memory that nobody holds any more back to the device."""
+
     def arena(self, slots: int) -> Arena: ...
     def staging(self, floats: int) -> Staging: ...
     def residents(self, store: Store, rows: np.ndarray) -> ResidentRows:

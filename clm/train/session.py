@@ -21,8 +21,9 @@ from clm.gaussians.layout import BLOCK_ROWS
 from clm.gaussians.store import Store
 from clm.optim.adam import Adam, Betas
 from clm.optim.schedules import learning_rates, sh_degree_at
-from clm.plan.budget import Placement, choose_placement, in_core_bytes, parse_bytes
+from clm.plan.budget import Placement, arena_bytes, choose_placement, in_core_bytes, parse_bytes
 from clm.plan.placement import Sightings, resident_blocks
+from clm.plan.residency import Plan, rest_of
 from clm.plan.visibility import visible_sets
 from clm.render import CpuRasterizer, Rasterizer, Render
 from clm.scene import ImageCache, Scene
@@ -82,6 +83,7 @@ class Session:
         self.images = ImageCache(scene, parse_bytes(config.image_cache))
         self.plans = PlanAhead(self._plan)
         self.trace = Trace(Path(config.trace)) if config.trace else None
+        self.reserved = 0  # device bytes that placements leave free, since memory ran out once
         self.placement, blocks = self._place()
         self.tiers = Tiers(self.device, self.store, blocks, self.placement.arena_slots)
         self.lanes = Lanes(self.tiers)
@@ -112,6 +114,22 @@ class Session:
         self.lanes = Lanes(self.tiers)
         if self.placement.offload != before.offload:
             self.emit(Message(self.placement.reason))
+
+    def shrink_arena(self, plan: Plan, i: int) -> Plan | None:
+        """The device has no memory for the view of step i: give it a quarter of the arena. Returns the plan of the rest of
+        the batch, under way in the smaller arena; None: the views that are left need the arena as it is."""
+        slots, least = self.tiers.arena.slots, max(len(step.rows) for step in plan.steps[i:])
+        smaller = max(least, slots * 3 // 4)
+        if smaller > 0.95 * slots:
+            return None
+        self.lanes.interrupt(i)
+        self.tiers.replace_arena(smaller)
+        self.reserved += arena_bytes(slots) - arena_bytes(smaller)  # placements to come leave as much free
+        rest = rest_of(plan, i, smaller, self.store.block_rows)
+        self.lanes.go_on(rest)
+        text = f"out of device memory: the arena goes from {slots:,} to {smaller:,} slots, the view is repeated"
+        self.emit(Message(text, "warning"))
+        return rest
 
     def batch_size(self, first: int) -> int:
         return min(self.config.batch_size, self.config.iterations - first)
@@ -149,12 +167,18 @@ class Session:
         self.totals.see_peak(tiers.device_bytes, host, in_core_bytes(self.store.rows, self.store.rows))
 
     def next_plan(self) -> Planned:
-        """The plan of the next batch. Views that outgrew the arena get a larger one, if the budget has it."""
+        """The plan of the next batch. Views that outgrew the arena get a larger one, if the budget has it; if not, the state
+        of the last batch is saved before the error leaves."""
+        take = partial(self.plans.take, self.progress.iteration)
         try:
-            return self.plans.take(self.progress.iteration)
+            return take(self.tiers.arena.slots)
         except ResourceError:
-            self.move_in()
-            return self.plans.take(self.progress.iteration)
+            try:
+                self.move_in()
+                return take(self.tiers.arena.slots)
+            except ResourceError:
+                self.save()
+                raise
 
     def _plan(self, first: int, margin: Margin) -> Planned:
         views = batch_views(self.scene.train, self.config.seed, first, self.batch_size(first))
@@ -175,7 +199,7 @@ class Session:
         budgets = device_budget(config), host_budget(config)
         placement = choose_placement(
             store.rows, needed, seen.largest_view, *budgets, config.offload,
-            block_rows=store.block_rows, shared_memory=self.device.shares_host_memory,
+            temporaries=self.reserved, block_rows=store.block_rows, shared_memory=self.device.shares_host_memory,
         )  # fmt: skip
         return placement, resident_blocks(seen, store.rows, store.block_rows, placement.resident_rows)
 
