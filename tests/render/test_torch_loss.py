@@ -12,7 +12,7 @@ from tests.render.test_losses import images
 
 torch = pytest.importorskip("torch")
 torch_loss = pytest.importorskip("clm.render.torch_loss")
-device_memory = pytest.importorskip("tests.device_memory")
+device_rules = pytest.importorskip("tests.device_rules")
 
 
 def some_mask(size: tuple[int, int]) -> np.ndarray:

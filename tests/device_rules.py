@@ -1,12 +1,13 @@
-"""Counts the bytes of live tensors, so that promises about temporaries can be tested without a device that measures them."""
+"""Promises about a device, tested without one: `PeakBytes` counts live tensors, `NoWaiting` refuses what would wait."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 
@@ -47,3 +48,31 @@ class PeakBytes(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
+
+
+class NoWaiting(TorchDispatchMode):
+    """Inside the context an operation whose result the host must know, or whose size depends on values, is an error."""
+
+    WAITS = (
+        "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "unique_consecutive",
+        "repeat_interleave", "bincount", "linalg_inv_ex", "linalg_solve_ex", "_linalg_check_errors",
+    )  # fmt: skip
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        masked = name in ("index", "index_put_", "_index_put_impl_") and any(
+            isinstance(leaf, torch.Tensor) and leaf.dtype in (torch.bool, torch.uint8) for leaf in tree_leaves(args[1])
+        )
+        if name.rstrip("0123456789") in self.WAITS or masked:
+            raise AssertionError(f"{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def exempt(work: Callable[..., Any]) -> Callable[..., Any]:
+        """`work` may wait: it stands for code that is not ours."""
+
+        def outside(*args: Any, **kwargs: Any) -> Any:
+            with _disable_current_modes():
+                return work(*args, **kwargs)
+
+        return outside
