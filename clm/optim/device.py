@@ -57,7 +57,6 @@ class DeviceStep:
     colour_groups: Tensor  # [48] i64
     beta1: float
     beta2: float
-    eps: float
     eps_step: float  # eps sqrt(1 - beta2^t)
     eps_after: float  # eps_drift of this step
     gradient_scale: float  # 1 / views of the batch
@@ -100,7 +99,6 @@ class DeviceAdam:
             colour_groups=self._colour_groups,
             beta1=constants.beta1,
             beta2=constants.beta2,
-            eps=constants.eps,
             eps_step=constants.eps_step,
             eps_after=float(self._tables.eps_drift[step]),
             gradient_scale=constants.gradient_scale,
@@ -113,22 +111,22 @@ class DeviceAdam:
 class _Behind:
     """The missed steps of k rows, in closed form."""
 
-    drift: Tensor  # [k, 6] f32; zeros for a row that missed none
+    drift: Tensor  # [k, 6] f32
     eps: Tensor  # [k, 1] f32
     missed: Tensor  # [k] i64
 
 
 def _behind(step: DeviceStep, stamp: Tensor) -> _Behind:
-    """What rows with these stamps [k] i64 missed up to `step - 1`. Stamp 0: never had a gradient, the moments are zero."""
-    done = step.step - 1
-    pending = (stamp != 0) & (stamp != done)
-    missed = torch.where(pending, done - stamp, 0)
+    """What rows with these stamps [k] i64 missed up to `step - 1`.
+
+    A row that missed nothing needs no case of its own: its drift is exactly 0, its powers are 1, and eps cancels. Nor does one
+    that never had a gradient (stamp 0): its moments are zero.
+    """
+    missed = step.step - 1 - stamp
     drift = step.drift.index_select(0, stamp)
     # The difference cancels digits: it is taken in float64 and only then rounded.
-    drift -= step.ratio_power.index_select(0, missed)[:, None] * step.drift[done]
-    drift = torch.where(pending[:, None], drift, 0.0).float()
-    eps = torch.where(pending, step.eps_drift.index_select(0, stamp), step.eps)
-    return _Behind(drift, eps[:, None], missed)
+    drift -= step.ratio_power.index_select(0, missed)[:, None] * step.drift[step.step - 1]
+    return _Behind(drift.float(), step.eps_drift.index_select(0, stamp)[:, None], missed)
 
 
 @torch.no_grad()

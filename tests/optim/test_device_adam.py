@@ -31,15 +31,16 @@ def on_device(store: Store) -> Any:
 
 
 def gradients_for(rows: int, slots: int, drawn: np.ndarray, at: np.ndarray, seed: int, columns: int) -> GradientBuffer:
-    """Gradient rows at `at` [rows] of a buffer of `slots`; nothing usable in other slots and inactive columns."""
+    """Gradient rows at `at` [rows] of a buffer of `slots`; nothing usable in other slots and inactive
+    columns, and leftovers in rows that were not drawn: the count alone decides."""
     rng = np.random.default_rng(seed)
     buffer = GradientBuffer(slots)
     buffer.grad_geometry[:], buffer.grad_colour[:] = np.nan, np.nan
-    scale = 10.0 ** rng.uniform(-7, -2, size=(rows, 1)) * drawn[:, None]
+    scale = 10.0 ** rng.uniform(-7, -2, size=(rows, 1))
     buffer.grad_geometry[at] = 0
     buffer.grad_geometry[at, :11] = rng.normal(size=(rows, 11)) * scale
     buffer.grad_geometry[at, GRAD_DRAWN] = drawn * rng.integers(1, 5, rows)
-    buffer.grad_geometry[at, GRAD_SCREEN] = drawn * rng.random(rows)
+    buffer.grad_geometry[at, GRAD_SCREEN] = rng.random(rows)
     buffer.grad_colour[at, :columns] = rng.normal(size=(rows, columns)) * scale
     return buffer
 
@@ -51,9 +52,10 @@ def tensors_of(buffer: GradientBuffer) -> Any:
 
 
 def close(ours: Any, theirs: np.ndarray, tolerance: float = 1e-6) -> bool:
-    """Within the tolerance of the largest value of each column."""
+    """Within the tolerance of the largest value of each row (its gradients share one size; single sums may cancel)."""
     ours, theirs = ours.numpy().astype(np.float64), theirs.astype(np.float64)
-    return bool((np.abs(ours - theirs) <= tolerance * (np.abs(theirs).max(axis=0) + 1e-30)).all())
+    scale = np.abs(theirs) if theirs.ndim == 1 else np.abs(theirs).max(axis=1, keepdims=True)
+    return bool((np.abs(ours - theirs) <= tolerance * (scale + 1e-30)).all())
 
 
 class Twins:
@@ -98,7 +100,7 @@ class Twins:
         assert torch.equal(self.tensors.stamp, torch.tensor(self.store.stamp))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 30).flatmap(
         lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=30)
@@ -140,7 +142,7 @@ def test_results_equal_dense_adam_in_float64() -> None:
         drawn = np.random.default_rng(step).random(rows) < 0.4
         buffer = gradients_for(rows, rows, drawn, np.arange(rows), step, 48)
         device.adam_rows(tensors, device_adam.at(step), ids, tensors_of(buffer), None, 48, None, entries)
-        g = np.concatenate([buffer.grad_geometry[:, :11], buffer.grad_colour], 1).astype(np.float64)
+        g = np.concatenate([buffer.grad_geometry[:, :11], buffer.grad_colour], 1).astype(np.float64) * drawn[:, None]
         p, m, v = dense_adam(p, m, v, g, adam.rates[COLUMN_GROUP, step], step, BETAS)
     geometry, colour = torch.zeros(rows, 12), torch.zeros(rows, 48)
     device.fetch_rows(tensors, device_adam.at(steps + 1), ids, geometry, colour, 48)

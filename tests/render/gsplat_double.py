@@ -26,10 +26,10 @@ def spherical_harmonics(*args: Any, **kwargs: Any) -> Tensor:
     """SH at directions of any length, [N, 3]: no 0.5, no clamp."""
     call = inspect.signature(gsplat.spherical_harmonics).bind(*args, **kwargs).arguments
     degree, directions, coefficients = call["degrees_to_use"], call["dirs"], call["coeffs"]
-    assert coefficients.shape == (len(directions), coefficients.shape[1], 3) and coefficients.is_contiguous()
-    assert coefficients.shape[1] >= (degree + 1) ** 2
+    # gsplat takes more bands than it uses; copying those to it would be waste.
+    assert coefficients.shape == (len(directions), (degree + 1) ** 2, 3) and coefficients.is_contiguous()
     basis = twin.sh_basis(torch.nn.functional.normalize(directions, dim=-1), degree)
-    return (basis[:, :, None] * coefficients[:, : basis.shape[1]]).sum(1)
+    return (basis[:, :, None] * coefficients).sum(1)
 
 
 def rasterization(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -62,8 +62,10 @@ def rasterization(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, dict[str, 
         call["far_plane"],
         call["radius_clip"],
     )
-    ids = torch.nonzero((p.radii > 0).all(-1) | ~torch.isfinite(p.means2d).all(-1)).flatten()
-    means2d = p.means2d[ids].float()
+    bad = ~torch.isfinite(means).all(-1)
+    ids = torch.nonzero((p.radii > 0).all(-1) | bad).flatten()
+    spoiled = torch.where(bad, torch.nan, 1.0)[:, None]  # 0 times nan: the gradients of bad rows
+    means2d = (p.means2d * spoiled)[ids].float()
     packed = twin.Projection(
         means2d.double(), p.conics[ids], p.opacities[ids], colours.double()[ids], p.depths[ids], p.radii[ids],
         torch.zeros(len(ids), 2, dtype=torch.float64),

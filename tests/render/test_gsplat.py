@@ -221,6 +221,21 @@ def test_each_backward_has_a_forward_and_depth_gradients_have_a_depth() -> None:
         rasterizer.backward(torch.ones_like(render.rgb), *gradients)
 
 
+def test_a_view_whose_backward_never_came_is_freed_before_the_next_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    former: list[Any] = []
+
+    def watch(*args: Any, **kwargs: Any) -> Any:
+        gc.collect()
+        assert not any(reference() is not None for reference in former)
+        former[:] = [weakref.ref(argument) for argument in args[:5]]
+        return gsplat_double.rasterization(*args, **kwargs)
+
+    gsplat_double.install(monkeypatch, watch)
+    arena, rasterizer = tensors(arena_of(*random_rows(20))), GsplatRasterizer()
+    renders = [rasterizer.forward(*arena, look_at_origin(), 0, BACKGROUND) for _ in range(2)]
+    assert torch.equal(renders[0].rgb, renders[1].rgb)
+
+
 class FullDevice:
     """The double on a device that has no memory left: at the next forward or backward, once."""
 
