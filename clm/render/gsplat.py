@@ -30,6 +30,7 @@ from clm.gaussians.layout import (
 from clm.kernels.rows import colour_columns
 from clm.render.cuda_check import CudaFacts, check_cuda
 from clm.render.temporaries import Temporaries
+from clm.render.torch_loss import DeviceLoss, l1_ssim
 
 __all__ = ["CudaFacts", "DeviceRender", "GsplatRasterizer", "Temporaries", "check_cuda", "load_ops"]
 
@@ -128,6 +129,8 @@ class GsplatRasterizer:
         self.absgrad = absgrad
         self._limits = (near, far, radius_clip)
         self._ops = load_ops(say)
+        self.peak_temporaries = 0  # bytes, of the views computed so far
+        self._temporaries = Temporaries()
         self._view: _View | None = None  # between forward and backward
         self._screen: _Screen | None = None  # of the last forward
 
@@ -191,6 +194,48 @@ class GsplatRasterizer:
         )
         grad_geometry.index_add_(0, slots, rows)
         grad_colour[:, :columns].index_add_(0, slots, coefficients)
+
+    def loss_and_gradients(
+        self,
+        arena: Any,
+        slots: Tensor,
+        camera: Camera,
+        sh_degree: int,
+        background: np.ndarray | tuple[float, float, float],
+        photo: np.ndarray,
+        mask: np.ndarray | None,
+        ssim_weight: float,
+    ) -> Tensor:
+        """As `CpuRasterizer.loss_and_gradients`; the loss is a 0-d tensor on the device. Raises OutOfDeviceMemory before
+        anything is added. Photo [H, W, 3] u8 and mask [H, W] are on the host."""
+        device, before = arena.geometry.device, self._allocated(reset=True)
+        render = self.forward(arena.geometry, arena.colour, slots, camera, sh_degree, background)
+
+        def compare() -> DeviceLoss:
+            on_device = [None if array is None else _upload(array, device) for array in (photo, mask)]
+            return l1_ssim(render.rgb, on_device[0], ssim_weight, on_device[1])
+
+        loss = _or_out_of_memory(compare, "comparing", len(slots))
+        self.backward(loss.v_rgb, arena.grad_geometry, arena.grad_colour, finite=loss.finite)
+        peak = self._allocated() - before
+        self.peak_temporaries = max(self.peak_temporaries, peak)
+        self._temporaries = self._temporaries.learn(peak, len(slots), camera.width * camera.height, sh_degree)
+        return loss.total
+
+    def temporary_bytes(self, rows: int, pixels: int) -> int:
+        """What one view of so many rows and pixels is expected to need beside the arena, after what was seen so far."""
+        return self._temporaries.temporary_bytes(rows, pixels)
+
+    @staticmethod
+    def _allocated(reset: bool = False) -> int:
+        """Bytes that torch has handed out: now, and from now on the peak is counted (reset), or the peak since then. These
+        are counters of the host."""
+        if not torch.cuda.is_available():
+            return 0
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+            return torch.cuda.memory_allocated()
+        return torch.cuda.max_memory_allocated()
 
     def radii(self) -> Tensor:
         """[M, 2] i32, px; (0, 0) for rows that were not drawn."""
@@ -302,6 +347,14 @@ def _camera_tensors(
         host = host.pin_memory()  # from pageable memory the copy may wait for the stream
     viewmat, intrinsics, centre, backdrop = host.to(device, non_blocking=True).split([16, 9, 3, 3])
     return viewmat.view(4, 4), intrinsics.view(3, 3), centre, backdrop
+
+
+def _upload(array: np.ndarray, device: torch.device) -> Tensor:
+    """A photo or a mask on the device, without waiting for the stream."""
+    host = torch.from_numpy(np.array(array))  # the cache's own arrays are read-only, which torch does not know
+    if device.type == "cuda":
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
 
 
 def _backdrop_alone(

@@ -87,7 +87,8 @@ class Staging:
         return len(self.host)
 
     @property
-    def host_bytes(self) -> int:
+    def bytes(self) -> int:
+        """Of one side."""
         return self.host.nbytes
 
 

@@ -99,8 +99,8 @@ class _Ring:
             self.left[k] = None
 
     @property
-    def host_bytes(self) -> int:
-        return sum(buffer.host_bytes for buffer in self.buffers)
+    def bytes(self) -> int:
+        return sum(buffer.bytes for buffer in self.buffers)
 
 
 class Lanes:
@@ -117,7 +117,13 @@ class Lanes:
 
     @property
     def staging_bytes(self) -> int:
-        return sum(ring.host_bytes for ring in (self._rows, self._gradients, self._entries, self._returning))
+        """On the host."""
+        return sum(ring.bytes for ring in (self._rows, self._gradients, self._entries, self._returning))
+
+    @property
+    def device_staging_bytes(self) -> int:
+        """Their counterparts on a device with memory of its own."""
+        return 0 if self.tiers.device.shares_host_memory else self.staging_bytes
 
     def begin(self, plan: Plan, adam: AdamStep, columns: int) -> None:
         """Start loading for `plan`; rows are caught up to `adam.step - 1`, `columns` of their colours are active."""

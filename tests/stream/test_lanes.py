@@ -24,6 +24,7 @@ from clm.plan.visibility import visible_rows, visible_sets
 from clm.render.cpu import CpuRasterizer
 from clm.stream import lanes as lanes_module
 from clm.stream.cpu import CpuDevice
+from clm.stream.device import Device
 from clm.stream.lanes import Lanes
 from clm.stream.parking import GradientBuffer, ParkedGradients
 from clm.stream.tiers import Tiers
@@ -98,7 +99,7 @@ Which = Callable[[Store], np.ndarray]
 def run_batches(
     capacity: int,
     resident: Which,
-    device: CpuDevice | None = None,
+    device: Device | None = None,
     *,
     batches: int = 5,
     degree: int = 2,
@@ -125,9 +126,11 @@ def run_batches(
 
                 def render(slots: np.ndarray, view: Camera = CAMERAS[step.view]) -> None:
                     arena = tiers.arena
-                    image = rasterizer.forward(arena.geometry, arena.colour, slots, view, degree, BLACK)
+                    geometry, colour = np.asarray(arena.geometry), np.asarray(arena.colour)
+                    slots = np.asarray(slots, np.int32)
+                    image = rasterizer.forward(geometry, colour, slots, view, degree, BLACK)
                     v_rgb = np.ascontiguousarray(image.rgb - 0.5, dtype=np.float32)
-                    rasterizer.backward(v_rgb, arena.grad_geometry, arena.grad_colour)
+                    rasterizer.backward(v_rgb, np.asarray(arena.grad_geometry), np.asarray(arena.grad_colour))
 
                 if (room := interrupted.pop((batch, done), None)) is not None:
                     lanes.compute_stream.run(lambda: None)  # begun, and then there was no memory for the rest
