@@ -50,7 +50,7 @@ def check_cuda() -> CudaFacts:
             "Check that nvidia-smi lists one and CUDA_VISIBLE_DEVICES does not hide it, or pass --device cpu.",
         )
     version = _version("gsplat")
-    if version != GSPLAT_VERSION:
+    if version is None or version.split("+")[0] != GSPLAT_VERSION:  # compiled wheels add +pt.. and +cu..
         what = "gsplat is not installed." if version is None else f"gsplat {version} is installed."
         raise ClmError(what, f"Run `pip install gsplat=={GSPLAT_VERSION}`, or pass --device cpu.")
     if _version("packaging") is None:

@@ -5,12 +5,13 @@ The estimate counts tensors (gsplat 1.5.3, packed); what a driver or allocator a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from clm.kernels.rows import colour_columns
 
-PAIRS_PER_ROW = 5  # (16 px tile, row) pairs of a drawn row: between 2 and 10 in photographs; the factor learns the rest
-ROW_BYTES = 420  # without spherical harmonics
+PAIRS_PER_ROW = 5  # assumed (16 px tile, row) pairs of a drawn row; large rows have more, which the factor learns
+ROW_BYTES = 400 + 4 * PAIRS_PER_ROW  # without spherical harmonics
 PIXEL_BYTES = 130
 FIXED_BYTES = 32 * 2**20  # sort and scan workspaces, allocator rounding
 
@@ -29,16 +30,16 @@ class Temporaries:
           colours                 36  directions 12, before and after the clamp 24
           projection              80  ids of batch, camera, image and row 8 each; radii, means2d 8 each; depths 4, conics 12,
                                       opacities 4, colours 12 (+ 8 antialiased, + 16 with depth)
-          tile lists              20  4 per pair, kept for backward (24 per pair while they are sorted, when nothing of what
-                                      follows exists yet: less than it)
-          backward          175 + 4c  coefficients 4c; screen space 8 + 12 + 12 + 4 (+ 8 absgrad); packed to rows 16 and its
+          tile lists              4p  p pairs, kept for backward (24p while they are sorted, when nothing of what follows
+                                      exists yet: less than it, up to p = 18; or up to 4 pairs per pixel)
+          backward          172 + 4c  coefficients 4c; screen space 8 + 12 + 12 + 4 (+ 8 absgrad); packed to rows 16 and its
                                       sort 32; colour 12 + 12; means three times 12, quats 16, scales 12
-          gradient rows           64  16 floats, in the arena's layout; then added at the slots without temporaries
-        which is 419 + 8c: 420 and 8c. Per pixel: image 12, alpha 4, last ids 4 (saved by gsplat), photo 3; then the loss,
+          gradient rows           68  16 floats, in the arena's layout, screen norm 4; then added without temporaries
+        which is 400 + 4p + 8c. Per pixel: image 12, alpha 4, last ids 4 (saved by gsplat), photo 3; then the loss,
         84 at its peak (its result, v_rgb 12, included); later v_rgb again as gsplat wants it 12, v_alpha 4: together
         23 + 84 = 107, and with depth 4 + 16 more: 130.
         """
-        return FIXED_BYTES + int(self.factor * _linear(rows, pixels, sh_degree))
+        return FIXED_BYTES + math.ceil(self.factor * _linear(rows, pixels, sh_degree))
 
     def learn(self, peak_bytes: int, rows: int, pixels: int, sh_degree: int = 3) -> Temporaries:
         """The estimate after a view of `rows` rows was measured to peak at `peak_bytes` above what was there before it.

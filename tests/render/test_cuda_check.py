@@ -41,7 +41,8 @@ def test_a_ready_machine_yields_its_facts(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_kernels_that_came_compiled_need_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer(monkeypatch, _comes_compiled=lambda: True, _find_nvcc=lambda: (None, []))
+    versions = {"gsplat": "1.5.3+pt24cu124", "packaging": "24.0"}
+    answer(monkeypatch, _comes_compiled=lambda: True, _find_nvcc=lambda: (None, []), _version=versions.get)
     facts = cuda_check.check_cuda()
     assert facts.compiled and facts.nvcc is None
 

@@ -21,7 +21,7 @@ def test_a_measured_peak_raises_the_estimate_to_it_and_a_lower_one_changes_nothi
     first = Temporaries()
     measured = 3 * first.temporary_bytes(1_000_000, 2_000_000)
     second = first.learn(measured, 1_000_000, 2_000_000)
-    assert second.temporary_bytes(1_000_000, 2_000_000) == pytest.approx(measured, rel=1e-6)
+    assert 0 <= second.temporary_bytes(1_000_000, 2_000_000) - measured < 2
     assert second.learn(measured // 2, 1_000_000, 2_000_000) == second
     assert first.learn(first.temporary_bytes(10, 10) // 2, 10, 10) == first
 
