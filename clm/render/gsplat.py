@@ -212,8 +212,8 @@ class GsplatRasterizer:
         render = self.forward(arena.geometry, arena.colour, slots, camera, sh_degree, background)
 
         def compare() -> DeviceLoss:
-            on_device = [None if array is None else _upload(array, device) for array in (photo, mask)]
-            return l1_ssim(render.rgb, on_device[0], ssim_weight, on_device[1])
+            kept = None if mask is None else _upload(mask, device)
+            return l1_ssim(render.rgb, _upload(photo, device), ssim_weight, kept)
 
         loss = _or_out_of_memory(compare, "comparing", len(slots))
         self.backward(loss.v_rgb, arena.grad_geometry, arena.grad_colour, finite=loss.finite)

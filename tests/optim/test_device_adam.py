@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clm.stream.arena import GradientBuffer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
 from clm.optim.adam import Adam, Betas
 from clm.optim.reference import dense_adam
+from clm.stream.parking import GradientBuffer
 from tests.optim.test_adam import BETAS, COLUMN_GROUP, random_store, schedule
 
 torch = pytest.importorskip("torch")
