@@ -58,10 +58,12 @@ class StoreArrays(Protocol):
 
 
 class GradientRows(Protocol):
-    """A place that holds gradient rows: grad_geometry [n, 16], grad_colour [n, 48]."""
+    """A place that holds gradient rows: grad_geometry [n, 16], grad_colour [n, >= active columns]."""
 
-    grad_geometry: np.ndarray
-    grad_colour: np.ndarray
+    @property
+    def grad_geometry(self) -> np.ndarray: ...
+    @property
+    def grad_colour(self) -> np.ndarray: ...
 
 
 def _step(step: AdamStep | None) -> ctypes.c_void_p:

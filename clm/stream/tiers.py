@@ -34,6 +34,12 @@ class Tiers:
         self._shift = ((before - np.arange(len(resident_blocks))) * store.block_rows).astype(np.int32)
 
     @property
+    def resident(self) -> ResidentRows:
+        """The resident rows, where there are some."""
+        assert self.residents is not None
+        return self.residents
+
+    @property
     def everything_resident(self) -> bool:
         return self.resident_rows == self.store.rows > 0
 
