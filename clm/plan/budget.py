@@ -13,16 +13,23 @@ from dataclasses import dataclass
 from clm.errors import ClmError, ResourceError
 
 PARAMETER_BYTES = 240  # geometry 12 floats (one is padding), colour 48 floats
-MOMENT_BYTES = 480  # both Adam moments, laid out as the parameters
+MOMENT_BYTES = {"f32": 480, "bf16": 240}  # both Adam moments, laid out as the parameters
 STAMP_BYTES = 4  # int32 step of the last update
 CULL_BYTES = 16  # centre and bounding radius
 STATISTICS_BYTES = 8  # densification: accumulated screen gradient and count of views
 GRADIENT_BYTES = 256  # geometry gradient 16 floats (two are statistics, three padding), colour gradient 48 floats
 SLOT_BYTES = PARAMETER_BYTES + GRADIENT_BYTES
-STORE_ROW_BYTES = PARAMETER_BYTES + MOMENT_BYTES + STAMP_BYTES + CULL_BYTES + STATISTICS_BYTES
 
 OFFLOADS = ("auto", "none", "host")
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def store_row_bytes(moments: str) -> int:
+    """Bytes of one row in the store, by how its moments are stored (a key of MOMENT_BYTES)."""
+    return PARAMETER_BYTES + MOMENT_BYTES[moments] + STAMP_BYTES + CULL_BYTES + STATISTICS_BYTES
+
+
+STORE_ROW_BYTES = store_row_bytes("f32")
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,9 @@ class Placement:
     host_bytes: int
 
 
-def store_bytes(rows: int) -> int:
+def store_bytes(rows: int, row_bytes: int = STORE_ROW_BYTES) -> int:
     """Parameters, moments, stamps, cull entries, densification statistics of all rows. Block bounds: 32 B per block."""
-    return rows * STORE_ROW_BYTES
+    return rows * row_bytes
 
 
 def arena_bytes(slots: int) -> int:
@@ -51,9 +58,9 @@ def slots_for(available: int) -> int:
     return max(0, available // SLOT_BYTES)
 
 
-def in_core_bytes(rows: int, arena_slots: int) -> int:
+def in_core_bytes(rows: int, arena_slots: int, row_bytes: int = STORE_ROW_BYTES) -> int:
     """What all-on-device needs: the store and the arena."""
-    return store_bytes(rows) + arena_bytes(arena_slots)
+    return store_bytes(rows, row_bytes) + arena_bytes(arena_slots)
 
 
 def parse_bytes(text: str) -> int:
@@ -96,33 +103,40 @@ def _size_flag(count: int) -> str:
 
 
 def choose_placement(
-    rows: int, arena_rows_needed: int, largest_view: int, device_budget: int, host_budget: int, offload: str = "auto"
+    rows: int,
+    arena_rows_needed: int,
+    largest_view: int,
+    device_budget: int,
+    host_budget: int,
+    offload: str = "auto",
+    row_bytes: int = STORE_ROW_BYTES,
 ) -> Placement:
     """Where the store goes, how many slots the arena gets, and why.
 
     rows: Gaussians to plan for; arena_rows_needed: slots a batch can use (its union); largest_view: rows of the largest
-    visible set, the fewest slots that work; budgets in bytes. `auto` takes `none` if the store and the smallest arena
-    fit into the device budget, `host` otherwise. The arena gets what the budget leaves, at most what a batch can use.
+    visible set, the fewest slots that work; budgets in bytes; row_bytes: one row in the store (`store_row_bytes`). `auto`
+    takes `none` if the store and the smallest arena fit into the device budget, `host` otherwise. The arena gets what the
+    budget leaves, at most what a batch can use.
 
     Raises ResourceError (needed, available, ways out) when nothing fits, ClmError for an unknown `offload`.
     """
     if offload not in OFFLOADS:
         raise ClmError(f"Unknown --offload {offload!r}.", f"Choose one of {', '.join(OFFLOADS)}.")
-    least = in_core_bytes(rows, largest_view)
+    least = in_core_bytes(rows, largest_view, row_bytes)
     wanted = max(arena_rows_needed, largest_view)
     if offload == "none" or (offload == "auto" and least <= device_budget):
         if least > device_budget:
-            raise _too_large_in_core(rows, largest_view, device_budget)
-        slots = min(wanted, slots_for(device_budget - store_bytes(rows)))
-        device = in_core_bytes(rows, slots)
+            raise _too_large_in_core(rows, least, device_budget)
+        slots = min(wanted, slots_for(device_budget - store_bytes(rows, row_bytes)))
+        device = in_core_bytes(rows, slots, row_bytes)
         reason = (
             f"offload: none, because {format_bytes(device)} of state fits into the {format_bytes(device_budget)} budget"
         )
         return Placement("none", slots, reason, device, 0)
     if arena_bytes(largest_view) > device_budget:
         raise _view_too_large(rows, largest_view, device_budget)
-    if store_bytes(rows) > host_budget:
-        raise _too_large_for_host(rows, least, host_budget, offload)
+    if store_bytes(rows, row_bytes) > host_budget:
+        raise _too_large_for_host(rows, row_bytes, least, host_budget, offload)
     slots = min(wanted, slots_for(device_budget))
     if offload == "host":
         reason = "offload: host, because it was asked for"
@@ -130,11 +144,10 @@ def choose_placement(
         reason = (
             f"offload: host, because {format_bytes(least)} of state exceeds the {format_bytes(device_budget)} budget"
         )
-    return Placement("host", slots, reason, arena_bytes(slots), store_bytes(rows))
+    return Placement("host", slots, reason, arena_bytes(slots), store_bytes(rows, row_bytes))
 
 
-def _too_large_in_core(rows: int, largest_view: int, device_budget: int) -> ResourceError:
-    least = in_core_bytes(rows, largest_view)
+def _too_large_in_core(rows: int, least: int, device_budget: int) -> ResourceError:
     return ResourceError(
         f"{rows:,} Gaussians without offloading need {format_bytes(least)} on the device, "
         f"but its budget is {format_bytes(device_budget)}.",
@@ -154,13 +167,14 @@ def _view_too_large(rows: int, largest_view: int, device_budget: int) -> Resourc
     )
 
 
-def _too_large_for_host(rows: int, in_core: int, host_budget: int, offload: str) -> ResourceError:
-    needed = store_bytes(rows)
+def _too_large_for_host(rows: int, row_bytes: int, in_core: int, host_budget: int, offload: str) -> ResourceError:
+    needed, smallest = store_bytes(rows, row_bytes), min(map(store_row_bytes, MOMENT_BYTES))
     in_core_way = "" if offload == "host" else f", `--gpu-memory {_size_flag(in_core)}`"
+    bf16_way = ", `--moments bf16`" if store_bytes(rows, smallest) <= host_budget else ""
     return ResourceError(
         f"{rows:,} Gaussians need {format_bytes(needed)} of host memory, but have {format_bytes(host_budget)}.",
-        f"Use `--host-memory {_size_flag(needed)}`{in_core_way} or "
-        f"`--max-gaussians {format_rows(host_budget // STORE_ROW_BYTES)}`.",
+        f"Use `--host-memory {_size_flag(needed)}`{in_core_way}{bf16_way} or "
+        f"`--max-gaussians {format_rows(host_budget // row_bytes)}`.",
     )
 
 

@@ -21,7 +21,15 @@ from clm.gaussians.layout import BLOCK_ROWS
 from clm.gaussians.store import Store
 from clm.optim.adam import Adam, Betas
 from clm.optim.schedules import learning_rates, sh_degree_at
-from clm.plan.budget import Placement, arena_bytes, choose_placement, in_core_bytes, parse_bytes, store_bytes
+from clm.plan.budget import (
+    Placement,
+    arena_bytes,
+    choose_placement,
+    in_core_bytes,
+    parse_bytes,
+    store_bytes,
+    store_row_bytes,
+)
 from clm.plan.visibility import visible_sets
 from clm.render import CpuRasterizer
 from clm.scene import ImageCache, Scene
@@ -34,7 +42,7 @@ from clm.train.events import CheckpointSaved, Emit, Message
 from clm.train.report import Totals
 
 RANDOM_ROWS = 100_000  # initial Gaussians when the model has no points (INRIA, gsplat)
-_SHAPE_KEYS = ("sh_degree",)  # a resumed run must agree on these
+_SHAPE_KEYS = ("sh_degree", "moments")  # a resumed run must agree on these
 _FREE_KEYS = ("gpu_memory", "host_memory", "offload", "threads", "image_cache", "eval_every", "save_every", "device")
 
 
@@ -128,10 +136,11 @@ class Session:
     def see_peak(self) -> None:
         """Record the bytes held now."""
         resident = self.placement.offload == "none"
-        state = store_bytes(self.store.rows)
+        row_bytes = store_row_bytes(self.config.moments)
+        state = store_bytes(self.store.rows, row_bytes)
         host = self.lanes.staging_bytes + self.images.bytes + (0 if resident else state)
         device = arena_bytes(self.arena.slots) + (state if resident else 0)
-        self.totals.see_peak(device, host, in_core_bytes(self.store.rows, self.store.rows))
+        self.totals.see_peak(device, host, in_core_bytes(self.store.rows, self.store.rows, row_bytes))
 
     def next_plan(self) -> Planned:
         """The plan of the next batch. Views that outgrew the arena get a larger one, if the budget has it."""
@@ -156,7 +165,8 @@ class Session:
         # A batch never needs more than the sum of its views; the rest is room for rows that move and swell until the
         # next rebuild.
         needed = min(rows, int(1.25 * largest) * self.config.batch_size + BLOCK_ROWS)
-        return choose_placement(rows, needed, largest, budget, host_budget(self.config), self.config.offload)
+        host, row_bytes = host_budget(self.config), store_row_bytes(self.config.moments)
+        return choose_placement(rows, needed, largest, budget, host, self.config.offload, row_bytes)
 
     def _restore(self, path: Path) -> None:
         state, self.store = load_checkpoint(path)
@@ -172,14 +182,17 @@ class Session:
 
 
 def config_changes(saved: Config, now: Config) -> list[str]:
-    """One line per key that differs between a checkpoint and this call; keys that change tensor shapes are refused."""
+    """One line per key that differs between a checkpoint and this call; keys that change the stored arrays are refused."""
     lines = []
     for key, old in to_dict(saved).items():
         new = getattr(now, key)
         if old == new or key in _FREE_KEYS:
             continue
         if key in _SHAPE_KEYS:
-            raise ClmError(f"The checkpoint was trained with {key} {old}, this call says {new}.", f"Pass {key} {old}.")
+            raise ClmError(
+                f"The checkpoint was trained with {key} {old}, this call says {new}.",
+                f"Pass `--{key.replace('_', '-')} {old}`.",
+            )
         lines.append(f"resumed with another {key}: {old} -> {new}")
     return lines
 
@@ -205,7 +218,7 @@ def initial_store(scene: Scene, config: Config, emit: Emit) -> Store:
         )
         keep = np.random.default_rng([config.seed, 2]).permutation(len(geometry))[: config.max_gaussians]
         geometry, colour = geometry[np.sort(keep)], colour[np.sort(keep)]
-    store = Store.from_rows(geometry, colour)
+    store = Store.from_rows(geometry, colour, moments=config.moments)
     store.refresh(None)
     store.take(block_order(store.entries))
     return store

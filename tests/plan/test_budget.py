@@ -17,6 +17,7 @@ from clm.plan.budget import (
     parse_bytes,
     slots_for,
     store_bytes,
+    store_row_bytes,
 )
 
 GIB = 2**30
@@ -32,6 +33,9 @@ def test_bytes_are_those_of_the_arrays() -> None:
         np.zeros((rows, 2), np.float32),
     )
     assert store_bytes(rows) == 3 * parameters + stamps.nbytes + entries.nbytes + statistics.nbytes
+    half = sum(np.zeros((rows, columns), np.uint16).nbytes for columns in (12, 12, 48, 48))  # bf16 moments
+    rest = parameters + stamps.nbytes + entries.nbytes + statistics.nbytes
+    assert store_bytes(rows, store_row_bytes("bf16")) == half + rest
     gradients = np.zeros((rows, 16), np.float32).nbytes + colour.nbytes
     assert arena_bytes(rows) == parameters + gradients
     assert in_core_bytes(rows, 4) == store_bytes(rows) + arena_bytes(4)
@@ -100,24 +104,40 @@ def test_auto_offloads_and_says_why() -> None:
     assert choose_placement(18_000_000, 5_000_000, 2_000_000, 2 * GIB, 64 * GIB).arena_slots == slots_for(2 * GIB)
 
 
+@pytest.mark.parametrize("moments", ["f32", "bf16"])
 @pytest.mark.parametrize("offload", ["auto", "none", "host"])
 @pytest.mark.parametrize(("device", "host"), [(GIB // 4, 64 * GIB), (4 * GIB, GIB // 2)])
-def test_an_impossible_budget_is_refused_with_ways_out_that_work(offload: str, device: int, host: int) -> None:
-    rows, needed, largest = 10_000_000, 3_000_000, 1_000_000
+def test_an_impossible_budget_is_refused_with_ways_out_that_work(
+    offload: str, device: int, host: int, moments: str
+) -> None:
+    rows, needed, largest, row = 10_000_000, 3_000_000, 1_000_000, store_row_bytes(moments)
     with pytest.raises(ResourceError) as caught:
-        choose_placement(rows, needed, largest, device, host, offload)
+        choose_placement(rows, needed, largest, device, host, offload, row_bytes=row)
     fix = caught.value.fix
     gpu = re.search(r"--gpu-memory (\S+?)`", fix)
     if gpu:
-        choose_placement(rows, needed, largest, parse_bytes(gpu[1]), host, offload)
+        choose_placement(rows, needed, largest, parse_bytes(gpu[1]), host, offload, row_bytes=row)
     memory = re.search(r"--host-memory (\S+?)`", fix)
     if memory:
-        choose_placement(rows, needed, largest, device, parse_bytes(memory[1]), offload)
+        choose_placement(rows, needed, largest, device, parse_bytes(memory[1]), offload, row_bytes=row)
     fewer = int(float(re.search(r"--max-gaussians ([\d.]+)M", fix)[1]) * 1e6) if "M`" in fix else None
     if fewer is None:
         fewer = int(float(re.search(r"--max-gaussians ([\d.]+)k", fix)[1]) * 1e3)
-    choose_placement(fewer, needed * fewer // rows, largest * fewer // rows, device, host, offload)
+    scaled = needed * fewer // rows, largest * fewer // rows
+    choose_placement(fewer, *scaled, device, host, offload, row_bytes=row)
     assert gpu or memory
+
+
+def test_bf16_moments_are_a_way_out_of_a_full_host_only_where_they_fit() -> None:
+    rows, largest, half = 10_000_000, 1_000_000, store_row_bytes("bf16")
+    for host, offered in ((6 * GIB, True), (4 * GIB, False)):
+        with pytest.raises(ResourceError) as caught:
+            choose_placement(rows, largest, largest, GIB, host)
+        assert ("`--moments bf16`" in caught.value.fix) == offered
+    assert choose_placement(rows, largest, largest, GIB, 6 * GIB, row_bytes=half).host_bytes == rows * half
+    with pytest.raises(ResourceError) as caught:
+        choose_placement(rows, largest, largest, GIB, 4 * GIB, row_bytes=half)
+    assert "--moments" not in caught.value.fix and "--max-gaussians 8.4M" in caught.value.fix
 
 
 def test_an_explicit_choice_is_honoured_and_an_unknown_one_refused() -> None:
