@@ -51,7 +51,7 @@ class Config:
     gpu_memory: str = _option("8GiB", "Device budget for the arena (on the CPU it bounds the same arena).")
     host_memory: str = _option("auto", "Host budget for the store; auto: 80% of the memory that is free now.")
     moments: str = _option(
-        "f32", "How Adam's moments are stored; bf16 halves them: 508 bytes per Gaussian, not 748.", metavar="f32|bf16"
+        "f32", "How Adam's moments are stored; bf16 takes a third off the bytes of a Gaussian.", metavar="f32|bf16"
     )
     max_gaussians: int | None = _option(None, "Never grow beyond this many Gaussians (18M, 950k).", metavar="N")
     image_cache: str = _option("4GiB", "Bytes of decoded photos kept in memory.", flag=None)
