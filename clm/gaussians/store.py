@@ -116,7 +116,8 @@ class Store:
 
     def refresh_blocks(self, rows: np.ndarray) -> None:
         """Recompute the bounds of the blocks that hold `rows` (sorted ids)."""
-        blocks = np.unique(rows // self.block_rows).astype(np.int32)
+        touched = rows // self.block_rows
+        blocks = touched[np.flatnonzero(np.diff(touched, prepend=-1))]  # ascending already: np.unique would sort
         block_bounds(self.entries, self.block_rows, self.bounds, blocks)
 
     def exact_chunks(self, step: AdamStep | None, size: int = CHUNK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
