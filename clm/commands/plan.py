@@ -1,0 +1,224 @@
+"""`clm plan`: a dry run. The forecast of `clm.train.forecast` as facts for programs and as text for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from clm.commands.train import open_scene
+from clm.config import Config, load_config
+from clm.kernels.rows import colour_columns
+from clm.optim.schedules import sh_degree_at
+from clm.plan.budget import CULL_BYTES, arena_bytes, format_bytes, in_core_bytes, store_bytes
+from clm.plan.describe import draw_timeline
+from clm.plan.machine import gradient_bytes, load_machine, row_bytes
+from clm.plan.simulate import bus_bytes, count_step
+from clm.train.forecast import Budget, Budgets, Forecast, find_budgets, make_forecast
+
+PLY_ROW_BYTES = 4 * 62  # INRIA's columns, padded to SH degree 3
+_ALL_COLUMNS = 48
+
+
+def plan_run(data: Path, flags: dict[str, Any], preset: str | None, file: Path | None, machine: str) -> Forecast:
+    """What `clm train` would do with the same options. machine: `this`, a YAML file, or a name in configs/machines."""
+    config = load_config(flags, preset=preset, file=file)
+    described = None if machine == "this" else load_machine(machine)
+    scene = open_scene(data, config, require_images=False, masks=None)
+    stated = flags.get("gpu_memory") is not None or config.gpu_memory != Config.gpu_memory
+    return make_forecast(scene, config, find_budgets(config, described, stated), described)
+
+
+def forecast_facts(forecast: Forecast) -> dict[str, Any]:
+    """The answer as one JSON-ready dictionary."""
+    placement, refused = forecast.placement, forecast.refused
+    return {
+        "scene": _scene_facts(forecast),
+        "required": _required(forecast),
+        "available": {
+            f"{name}_bytes": budget.bytes for name, budget in _each(forecast.budgets)
+        } | {"sources": {name: budget.source for name, budget in _each(forecast.budgets)}},
+        "fits": placement is not None,
+        "placement": None if placement is None else dataclasses.asdict(placement),
+        "reason": placement.reason if placement is not None else str(refused),
+        "traffic": None if placement is None else _traffic(forecast),
+        "prediction": None if placement is None else _prediction(forecast),
+        "assumptions": assumptions(forecast),
+    }  # fmt: skip
+
+
+def _each(budgets: Budgets) -> list[tuple[str, Budget]]:
+    return [(field.name, getattr(budgets, field.name)) for field in dataclasses.fields(budgets)]
+
+
+def _scene_facts(forecast: Forecast) -> dict[str, Any]:
+    scene = forecast.scene
+    return {
+        "path": str(scene.path),
+        "views": len(scene.views),
+        "train": len(scene.train),
+        "points": len(scene.points),
+        "gaussians": forecast.gaussians,
+        "gaussians_per_planned_row": forecast.scale,
+        "largest_view": forecast.largest_view,
+    }
+
+
+def _required(forecast: Forecast) -> dict[str, int]:
+    """Bytes that the run needs where it is placed; for a refused one, the least that would do with the rows on the host."""
+    gaussians, placement, config = forecast.gaussians, forecast.placement, forecast.config
+    device = arena_bytes(forecast.largest_view) if placement is None else placement.device_bytes
+    host = store_bytes(gaussians) if placement is None else placement.host_bytes
+    checkpoint = store_bytes(gaussians) - CULL_BYTES * gaussians  # cull entries are recomputed
+    copies = config.keep_checkpoints + 1 if config.save_every else 1  # the new one is whole before an old one goes
+    training = [forecast.scene.views[k] for k in forecast.scene.train]
+    return {
+        "device_bytes": device,
+        "host_bytes": host,
+        "disk_bytes": copies * checkpoint + gaussians * PLY_ROW_BYTES,
+        "photos_bytes": sum(view.nbytes for view in training),
+        "staging_bytes": _staging(forecast),
+        "largest_view_bytes": arena_bytes(forecast.largest_view),
+        "in_core_bytes": in_core_bytes(gaussians, forecast.largest_view),
+        "device_bytes_per_unloaded_gaussian": 0,
+    }
+
+
+def _staging(forecast: Forecast) -> int:
+    """Host buffers that rows pass through: the largest load, and the largest send back twice, with a quarter of room."""
+    if forecast.placement is None or forecast.placement.offload == "none":
+        return 0
+    steps = [step for plan in forecast.plans for step in plan.steps]
+    counts = [count_step(step, 0, forecast.resident, forecast.scale) for step in steps]
+    loads = max(max(part.rows for part in step.loads) for step in counts)
+    sends = max(step.final for step in counts)
+    return int(1.25 * (loads * row_bytes(_ALL_COLUMNS) + 2 * sends * gradient_bytes(_ALL_COLUMNS)))
+
+
+def _traffic(forecast: Forecast) -> dict[str, Any]:
+    """Rows and bytes per image over the planned batches, at the run's full SH degree; and the first batches one by one,
+    at the degree that they will have."""
+    scale, config = forecast.scale, forecast.config
+    total = sum((plan.traffic for plan in forecast.plans[1:]), forecast.plans[0].traffic)
+    images = sum(len(plan.steps) for plan in forecast.plans)
+    rows = {"rows_loaded": total.loaded, "rows_loaded_no_reuse": total.no_reuse}
+    rows |= {"rows_loaded_consecutive_reuse": total.consecutive_reuse, "rows_lower_bound": total.lower_bound}
+    batches, first = [], 0
+    for plan in forecast.plans:
+        counts = [count_step(step, 0, forecast.resident, scale) for step in plan.steps]
+        loaded, sent = bus_bytes(counts, colour_columns(sh_degree_at(config, first)))
+        moved = round(scale * plan.traffic.loaded)
+        batches.append({"rows_loaded": moved, "bytes_loaded": loaded, "bytes_sent_back": sent})
+        first += len(plan.steps)
+    timeline = forecast.timeline
+    assert timeline is not None
+    per_image = {name: round(scale * count / images) for name, count in rows.items()}
+    per_image |= {
+        "bytes_loaded": timeline.bytes_loaded // images,
+        "bytes_sent_back": timeline.bytes_sent_back // images,
+    }
+    return {"images": images, "batches": len(batches), "per_image": per_image, "first_batches": batches}
+
+
+def _prediction(forecast: Forecast) -> dict[str, Any]:
+    timeline, machine = forecast.timeline, forecast.machine
+    assert timeline is not None and machine is not None
+    shown = min(1, timeline.batches - 1)  # the first batch that follows another one
+    spans = [span for span in timeline.spans if span.batch == shown]
+    begin = min(span.start for span in spans)
+    return {
+        "machine": {name: value for name, value in dataclasses.asdict(machine).items() if name != "notes"},
+        "images_per_second": timeline.images_per_second,
+        "seconds_per_batch": timeline.seconds_per_batch,
+        "hidden_fraction": timeline.hidden_fraction,
+        "lanes": {name: seconds / timeline.batches for name, seconds in timeline.lanes.items()},
+        "exposed": timeline.exposed / timeline.batches,
+        "plan_exposed": timeline.plan_exposed / timeline.batches,
+        "timeline": [
+            {"lane": s.lane, "name": s.name, "step": s.step, "start": s.start - begin, "end": s.end - begin}
+            for s in spans
+        ],
+    }
+
+
+def assumptions(forecast: Forecast) -> list[str]:
+    """What the answer rests on, one sentence each."""
+    sentences = [
+        "Views see the share of the Gaussians that they see of the scene's points.",
+        "Image sizes are those that the COLMAP model states.",
+        "Photos are decoded before they are needed.",
+        f"Spherical harmonics are at degree {forecast.config.sh_degree}, as in most of a run.",
+        "Gaussians stay where they are: densification, evaluation and checkpoints take no time.",
+    ]
+    if forecast.scale > 1:
+        sentences.insert(0, f"Each of the scene's points stands for {forecast.scale:,.0f} Gaussians.")
+    elif forecast.config.max_gaussians is None:
+        sentences.insert(0, "The run stays at the scene's points; name the size it grows to with --max-gaussians.")
+    if forecast.machine is not None:
+        sentences += [f"{key}: {note}" for key, note in forecast.machine.notes]
+    return sentences
+
+
+def format_forecast(forecast: Forecast, as_json: bool) -> str:
+    """Facts as JSON, or as text for people."""
+    facts = forecast_facts(forecast)
+    if as_json:
+        return json.dumps(facts, indent=2)
+    scene = facts["scene"]
+    stand_in = f" standing for {scene['gaussians']:,} Gaussians" if scene["gaussians"] != scene["points"] else ""
+    lines = [f"{scene['path']}: {scene['views']} views ({scene['train']} train), {scene['points']:,} points{stand_in}"]
+    lines += _needs(facts)
+    if forecast.placement is None:
+        return "\n".join(lines)
+    lines += [f"placement: {facts['reason']}", *_moves(facts["traffic"], scene, forecast), *_speed(forecast)]
+    lines += ["assumptions:", *(f"  {sentence}" for sentence in facts["assumptions"])]
+    return "\n".join(lines)
+
+
+def _needs(facts: dict[str, Any]) -> list[str]:
+    required, available = facts["required"], facts["available"]
+    lines = [f"{'':12} {'needed':>12} {'available':>12}"]
+    for name in available["sources"]:
+        needed, there = required[f"{name}_bytes"], available[f"{name}_bytes"]
+        short = "" if needed <= there else "  too little" if name in ("device", "host", "disk") else "  decoded again"
+        numbers = f"{format_bytes(needed):>12} {format_bytes(there):>12}"
+        lines.append(f"{name:12} {numbers}  ({available['sources'][name]}){short}")
+    if required["staging_bytes"]:
+        lines.append(f"{'staging':12} {format_bytes(required['staging_bytes']):>12}  besides, in host memory")
+    lines.append(f"{'':12} device bytes per Gaussian that is not loaded: 0")
+    return lines
+
+
+def _moves(traffic: dict[str, Any], scene: dict[str, Any], forecast: Forecast) -> list[str]:
+    per = traffic["per_image"]
+    loaded, bound = per["rows_loaded"], max(1, per["rows_lower_bound"])
+    line = f"traffic per image: {loaded:,} rows loaded"
+    if per["bytes_loaded"]:
+        line += f", {format_bytes(per['bytes_loaded'])} in, {format_bytes(per['bytes_sent_back'])} back"
+    else:
+        line += " inside the device, nothing crosses the bus"
+    batch = forecast.config.batch_size
+    return [
+        f"{line} (largest view: {scene['largest_view']:,})",
+        f"  batches of {batch}: {loaded / bound:.2f} times the lower bound; keeping only what the last view used would "
+        f"load {per['rows_loaded_consecutive_reuse'] / max(1, loaded):.2f} times as many",
+    ]
+
+
+def _speed(forecast: Forecast) -> list[str]:
+    timeline, machine = forecast.timeline, forecast.machine
+    assert timeline is not None and machine is not None
+    busy = ", ".join(
+        f"{lane.replace('_', ' ')} {seconds / timeline.batches:.3g}"
+        for lane, seconds in timeline.lanes.items()
+        if seconds
+    )
+    exposed, planning = timeline.exposed / timeline.batches, timeline.plan_exposed / timeline.batches
+    return [
+        f"prediction for {machine.name}: {timeline.images_per_second:.3g} images/s, "
+        f"{timeline.seconds_per_batch:.3g} s per batch",
+        f"  lanes, seconds per batch: {busy}",
+        f"  {timeline.hidden_fraction:.0%} of moving and updating is hidden; exposed {exposed:.3g} s, plan {planning:.3g} s",
+        *(f"  {line}" for line in draw_timeline(timeline, min(1, timeline.batches - 1))),
+    ]

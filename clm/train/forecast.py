@@ -1,0 +1,176 @@
+"""What a run would need, where its rows would live, what it would move and how fast it would be: known before step 0.
+
+Starts nothing, reads no photo. Rows of the scene's own points stand for the Gaussians of a larger model: plans are made
+on them, counts are scaled. So the answer for a billion rows takes as long as for ten thousand, and allocates as little.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from dataclasses import dataclass
+
+import numpy as np
+
+from clm.config import Config
+from clm.errors import ResourceError
+from clm.gaussians.layout import BLOCK_ROWS
+from clm.gaussians.store import Store
+from clm.kernels.rows import colour_columns
+from clm.plan.budget import (
+    Placement,
+    arena_bytes,
+    choose_placement,
+    format_bytes,
+    format_rows,
+    parse_bytes,
+    store_bytes,
+)
+from clm.plan.machine import Machine
+from clm.plan.residency import Plan
+from clm.plan.simulate import Timeline, simulate
+from clm.plan.visibility import visible_sets
+from clm.scene import Scene
+from clm.train.batches import EXACT_MARGIN, batch_views, plan_batch
+from clm.train.measure import Sizes, measure_this
+from clm.train.session import RANDOM_ROWS, available_memory, initial_store
+
+SAMPLE_ROWS = 500_000  # more points than these are thinned out: plans of 500 k rows take milliseconds
+PLANNED_IMAGES = 256  # real plans are made for about so many images
+LEFT_FREE = 0.8  # of a machine's memory counts as available where no flag states a budget, as in `--host-memory auto`
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that may be used, and who says so."""
+
+    bytes: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Budgets:
+    device: Budget
+    host: Budget
+    disk: Budget
+    photos: Budget
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """Everything that is known before step 0. `refused` says why there is no placement; then nothing is predicted."""
+
+    scene: Scene
+    config: Config
+    gaussians: int
+    scale: float  # Gaussians per row of the plans
+    largest_view: int  # Gaussians
+    budgets: Budgets
+    placement: Placement | None
+    refused: ResourceError | None
+    plans: tuple[Plan, ...]  # of the first batches, in rows of the points
+    resident: np.ndarray | None  # [rows] bool
+    machine: Machine | None
+    timeline: Timeline | None
+
+    @property
+    def columns(self) -> int:
+        """Colour columns of the longest part of a run: all that its SH degree has."""
+        return colour_columns(self.config.sh_degree)
+
+
+def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machine | None) -> Forecast:
+    """Plan a run on `scene` (photos not needed) as training would; machine None: this one, measured if there is a run.
+
+    Memory: that of `SAMPLE_ROWS` rows, however many Gaussians are asked for.
+    """
+    gaussians = config.max_gaussians or len(scene.points) or RANDOM_ROWS
+    thinned = dataclasses.replace(config, max_gaussians=min(gaussians, SAMPLE_ROWS))
+    store = initial_store(scene, thinned, lambda _event: None)
+    store.refresh(None)
+    scale = gaussians / store.rows
+    cameras = [view.camera for view in scene.views]
+    largest_rows = max(len(rows) for rows in visible_sets(store.entries, store.bounds, cameras))
+    largest = math.ceil(largest_rows * scale)
+    known = (scene, config, gaussians, scale, largest, budgets)
+    try:
+        placement = _place(config, gaussians, largest, budgets)
+    except ResourceError as refused:
+        return Forecast(*known, None, refused, (), None, machine, None)
+    capacity = max(largest_rows, math.floor(placement.arena_slots / scale))
+    plans = _first_plans(scene, config, store, capacity)
+    resident = _resident(placement, store)
+    if machine is None:
+        sizes = Sizes(budgets.device.bytes, budgets.host.bytes, budgets.disk.bytes)
+        training = [cameras[k] for k in scene.train]
+        machine = measure_this(
+            store, training, sizes, gaussians=gaussians, batch_size=config.batch_size, sh_degree=config.sh_degree
+        )
+    timeline = simulate(
+        plans,
+        machine,
+        [camera.width * camera.height for camera in cameras],
+        columns=colour_columns(config.sh_degree),
+        resident=resident,
+        scale=scale,
+    )
+    return Forecast(*known, placement, None, plans, resident, machine, timeline)
+
+
+def find_budgets(config: Config, machine: Machine | None, gpu_memory_stated: bool) -> Budgets:
+    """What is there: what flags (or a preset, or a file) state, else what the machine has, less a part left free."""
+    device = Budget(parse_bytes(config.gpu_memory), "--gpu-memory" if gpu_memory_stated else "default of --gpu-memory")
+    if machine is not None and not (gpu_memory_stated and device.bytes <= machine.device_memory):
+        share = 1.0 if gpu_memory_stated else LEFT_FREE  # a statement beyond the machine counts as all of it
+        device = Budget(int(share * machine.device_memory), f"{share:.0%} of what {machine.name} has")
+    memory = available_memory() if machine is None else machine.host_memory
+    owner = "this machine has free" if machine is None else f"{machine.name} has"
+    host = Budget(int(LEFT_FREE * memory), f"{LEFT_FREE:.0%} of what {owner}")
+    if config.host_memory != "auto":
+        host = Budget(parse_bytes(config.host_memory), "--host-memory")
+        if machine is not None and host.bytes > memory:
+            host = Budget(memory, f"all that {machine.name} has")
+    disk = Budget(shutil.disk_usage(".").free, "free here") if machine is None else Budget(machine.disk, machine.name)
+    return Budgets(device, host, disk, Budget(parse_bytes(config.image_cache), "image_cache"))
+
+
+def _place(config: Config, gaussians: int, largest: int, budgets: Budgets) -> Placement:
+    """As a training session places its store; a refusal names every budget that is too small."""
+    needed = min(gaussians, int(1.25 * largest) * config.batch_size + BLOCK_ROWS)
+    device, host = budgets.device.bytes, budgets.host.bytes
+    try:
+        return choose_placement(gaussians, needed, largest, device, host, config.offload)
+    except ResourceError:
+        if config.offload == "none" or arena_bytes(largest) <= device or store_bytes(gaussians) <= host:
+            raise
+    fewer = min(gaussians * device // arena_bytes(largest), gaussians * host // store_bytes(gaussians))
+    raise ResourceError(
+        f"{gaussians:,} Gaussians need {format_bytes(store_bytes(gaussians))} of host memory, but have "
+        f"{format_bytes(host)}, and the largest view needs {format_bytes(arena_bytes(largest))} on the device, but its "
+        f"budget is {format_bytes(device)}.",
+        f"Use `--host-memory {_gib(store_bytes(gaussians))}` with `--gpu-memory {_gib(arena_bytes(largest))}`, or "
+        f"`--max-gaussians {format_rows(fewer)}`.",
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{math.ceil(count / 2**30)}GiB"
+
+
+def _resident(placement: Placement, store: Store) -> np.ndarray | None:
+    """Rows of the plans that live on the device [rows] bool; None: no row does."""
+    return np.ones(store.rows, bool) if placement.offload == "none" else None
+
+
+def _first_plans(scene: Scene, config: Config, store: Store, capacity: int) -> tuple[Plan, ...]:
+    """Plans of the run's first batches, in its own data order."""
+    cameras, plans = [view.camera for view in scene.views], []
+    last = min(config.iterations, max(PLANNED_IMAGES, 2 * config.batch_size))
+    for first in range(0, last, config.batch_size):
+        count = min(config.batch_size, config.iterations - first)
+        views = batch_views(scene.train, config.seed, first, count)
+        planned = plan_batch(store, cameras, views, capacity, EXACT_MARGIN, config.seed)
+        assert planned.plan is not None  # an exact margin and an arena that holds the largest view
+        plans.append(planned.plan)
+    return tuple(plans)

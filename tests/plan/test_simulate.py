@@ -1,0 +1,209 @@
+"""The simulator keeps to the executor's rules, to arithmetic, and to what the plans say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clm.plan.budget import GRADIENT_BYTES, PARAMETER_BYTES
+from clm.plan.machine import Machine
+from clm.plan.residency import Plan, make_plan
+from clm.plan.simulate import LANES, Span, Timeline, bus_bytes, count_step, simulate
+from clm.plan.tasks import Task, run
+
+BLOCK_ROWS = 4
+GPU = Machine(
+    name="test", device="gpu", device_memory=1, host_memory=1, disk=0, cores=4, host_gather_gb_s=1, host_adam_gb_s=1,
+    bus_in_gb_s=1, bus_out_gb_s=1, device_gb_s=10, plan_ns_per_row=10, step_us=1, render_ms_per_view=0.01,
+    render_ns_per_row=100, render_ns_per_pixel=10,
+)  # fmt: skip
+CPU = replace(GPU, device="cpu", compute_cores=4)
+
+sets = st.lists(st.sets(st.integers(0, 40), min_size=1, max_size=20), min_size=1, max_size=7)
+batches = st.lists(st.tuples(sets, st.integers(0, 25)), min_size=1, max_size=3)
+RATES = ("host_gather_gb_s", "host_adam_gb_s", "bus_in_gb_s", "bus_out_gb_s", "device_gb_s")
+TIMES = ("plan_ns_per_row", "step_us", "render_ms_per_view", "render_ns_per_row", "render_ns_per_pixel")
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> Machine:
+    rates = {name: draw(st.floats(0.01, 100)) for name in RATES}
+    fixed = {"step_us": draw(st.sampled_from([0.0, 1.0, 20.0])), "plan_ns_per_row": draw(st.floats(0, 1000))}
+    return replace(draw(st.sampled_from([CPU, GPU])), **rates, **fixed)
+
+
+def plans_of(drawn: list[tuple[list[set[int]], int]]) -> list[Plan]:
+    plans = []
+    for views, room in drawn:
+        rows = [np.array(sorted(view), np.int32) for view in views]
+        plans.append(make_plan(range(len(rows)), rows, max(map(len, rows)) + room, BLOCK_ROWS))
+    return plans
+
+
+def simulated(drawn: list[tuple[list[set[int]], int]], machine: Machine, **options: object) -> Timeline:
+    return simulate(plans_of(drawn), machine, [1000] * 7, **options)  # type: ignore[arg-type]
+
+
+def spans(timeline: Timeline, lane: str, batch: int, step: int) -> list[Span]:
+    return [s for s in timeline.spans if (s.lane, s.batch, s.step) == (lane, batch, step)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches, machines())
+def test_a_run_takes_at_least_the_work_of_each_resource_and_at_most_all_work_in_a_row(drawn, machine) -> None:
+    timeline = simulated(drawn, machine)
+    assert all(timeline.seconds >= work * (1 - 1e-9) for work in timeline.resources.values())
+    share = min(1.0, machine.compute_cores / machine.cores) if machine.on_cpu else 1.0
+    alone = sum(timeline.resources.values()) / min(share, 1 / machine.cores)
+    assert timeline.seconds <= alone * (1 + 1e-9)
+    assert 0 <= timeline.hidden_fraction <= 1
+    assert timeline.exposed >= 0 and timeline.plan_exposed >= -1e-12
+    total = timeline.exposed + timeline.plan_exposed + timeline.lanes["compute"]
+    assert timeline.seconds == pytest.approx(total), "a batch is compute, waiting for lanes, waiting for the plan"
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches, machines(), st.floats(1.01, 50))
+def test_a_machine_that_does_everything_faster_takes_that_much_less(drawn, machine, factor) -> None:
+    faster = {name: getattr(machine, name) * factor for name in RATES}
+    faster |= {name: getattr(machine, name) / factor for name in TIMES}
+    slow, fast = simulated(drawn, machine), simulated(drawn, replace(machine, **faster))
+    assert fast.seconds == pytest.approx(slow.seconds / factor)
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches, machines(), st.data())
+def test_rows_that_live_on_the_device_never_make_a_gpu_slower_when_its_memory_is_quick(drawn, machine, data) -> None:
+    machine = replace(machine, device="gpu", compute_cores=0, device_gb_s=1e9, step_us=0, plan_ns_per_row=0)
+    blocks = np.array(data.draw(st.lists(st.booleans(), min_size=11, max_size=11)))
+    resident = np.repeat(blocks, BLOCK_ROWS)
+    with_all, with_none = simulated(drawn, machine, resident=resident), simulated(drawn, machine)
+    # Sharing the host can cost the lane that matters a little, so the bound is the work, not each schedule.
+    assert with_all.resources["host"] <= with_none.resources["host"] * (1 + 1e-9)
+    assert with_all.bytes_loaded <= with_none.bytes_loaded and with_all.bytes_sent_back <= with_none.bytes_sent_back
+    everything = simulated(drawn, machine, resident=np.ones(44, bool))
+    assert everything.bytes_loaded == everything.bytes_sent_back == 0
+    assert everything.seconds <= with_all.seconds * (1 + 1e-6)
+    assert everything.resources["bus_in"] == everything.resources["bus_out"] == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches, machines(), st.floats(1.1, 20))
+def test_a_quicker_bus_never_makes_a_run_slower(drawn, machine, factor) -> None:
+    """Exact where lanes do not contend for the host: the bus is then the only thing that changes."""
+    machine = replace(
+        machine, device="gpu", compute_cores=0, host_gather_gb_s=1e9, host_adam_gb_s=1e9, device_gb_s=1e9,
+        step_us=0, plan_ns_per_row=0,
+    )  # fmt: skip
+    quicker = replace(machine, bus_in_gb_s=machine.bus_in_gb_s * factor, bus_out_gb_s=machine.bus_out_gb_s * factor)
+    assert simulated(drawn, quicker).seconds <= simulated(drawn, machine).seconds * (1 + 1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches, machines())
+def test_every_step_keeps_the_rules_of_the_executor(drawn, machine) -> None:
+    plans, timeline, tiny = plans_of(drawn), simulated(drawn, machine), 1e-12
+    before = 0.0
+    for batch, plan in enumerate(plans):
+        compute = [spans(timeline, "compute", batch, i)[0] for i in range(len(plan.steps))]
+        ended: list[float] = []  # update of each step
+        released: list[float] = []
+        for i, step in enumerate(plan.steps):
+            loads = spans(timeline, "load", batch, i) + spans(timeline, "upload", batch, i)
+            sends, updates = spans(timeline, "send_back", batch, i), spans(timeline, "update", batch, i)
+            assert all(before - tiny <= span.start and span.end <= compute[i].start + tiny for span in loads)
+            if i >= 2 and step.load_early:
+                assert min(s.start for s in loads) >= released[i - 2] - tiny
+            if i >= 1 and step.load_early == 0 and len(step.load_rows):
+                assert min(s.start for s in loads) >= released[i - 1] - tiny
+            assert i == 0 or compute[i].start >= compute[i - 1].end - tiny
+            assert all(span.start >= compute[i].end - tiny for span in sends + updates)
+            assert i < 2 or all(span.start >= ended[i - 2] - tiny for span in sends)
+            released.append(max([compute[i].end, *(s.end for s in sends)]))
+            arrived = max([released[i], *(s.end for s in spans(timeline, "download", batch, i))])
+            assert all(span.start >= arrived - tiny for span in updates)
+            ended.append(max([arrived, *(s.end for s in updates)]))
+        planning = [s.end for s in timeline.spans if s.batch == batch and s.lane == "plan"]
+        before = max(compute[-1].end, *planning, *ended)
+        assert all(s.end <= before + tiny for s in timeline.spans if s.batch == batch)
+    for lane in LANES:
+        own = [s for s in timeline.spans if s.lane == lane]
+        assert all(a.end <= b.start + tiny for a, b in pairwise(own)), "a lane does one thing at a time"
+
+
+def test_when_nothing_overlaps_the_time_is_the_sum() -> None:
+    """One view: load, compute, send back, update and publish run one after the other, the plan beside them."""
+    rows = np.arange(1000, dtype=np.int32)
+    machine = replace(GPU, step_us=0, plan_ns_per_row=0)
+    timeline = simulate([make_plan([0], [rows], 1000)], machine, [1000])
+    load = 1000 * (4 * 240 + 4) / 1e9 + 1000 * 240 / 1e9 + 1000 * (2 * 240 + 256) / 10e9
+    compute = 1e-5 + 1000 * 100e-9 + 1000 * 10e-9
+    back = 1000 * 2 * 256 / 10e9 + 1000 * 256 / 1e9
+    update = 1000 * (2 * (240 + 480 + 12) + 256 + 16) / 1e9
+    publish = 1000 * 80 / 1e9
+    assert timeline.seconds == pytest.approx(load + compute + back + update + publish)
+    assert timeline.exposed == pytest.approx(load + back + update)
+    assert timeline.hidden_fraction == pytest.approx(0)
+
+
+def test_loads_of_the_next_view_hide_behind_compute() -> None:
+    """Two views without a common row: what is exposed is the first load and the last update, not the second load."""
+    rows = np.arange(1000, dtype=np.int32)
+    machine = replace(GPU, step_us=0, plan_ns_per_row=0, render_ms_per_view=50)
+    timeline = simulate([make_plan([0, 1], [rows, rows + 1000], 4000)], machine, [0, 0])
+    assert timeline.hidden_fraction == pytest.approx(0.5, abs=0.01)
+    alone = 2 * (0.05 + 1000 * 100e-9)
+    assert alone < timeline.lanes["compute"] < 1.01 * alone, (
+        "gathering gradients takes the device from compute for a moment"
+    )
+
+
+def test_on_a_cpu_lanes_take_the_cores_from_compute() -> None:
+    """The same work in the same order: hidden behind compute on a GPU, paid for on a CPU whose cores compute fills."""
+    rows = [np.arange(k * 1000, k * 1000 + 2000, dtype=np.int32) for k in range(4)]
+    plans = [make_plan(range(4), rows, 8000)] * 2
+    quiet = {"step_us": 0.0, "plan_ns_per_row": 0.0}
+    cpu = simulate(plans, replace(CPU, **quiet), [10**6] * 4)
+    gpu = simulate(plans, replace(GPU, **quiet), [10**6] * 4)
+    assert cpu.seconds == pytest.approx(cpu.resources["host"]), "the cores are busy all the time"
+    assert gpu.seconds < 0.9 * sum(gpu.resources.values())
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches, st.sampled_from([3, 12, 27, 48]))
+def test_bytes_are_those_of_the_plans(drawn, columns) -> None:
+    plans = plans_of(drawn)
+    counts = [count_step(step, 0, None, 1.0) for plan in plans for step in plan.steps]
+    row, gradient = PARAMETER_BYTES - 4 * (48 - columns), GRADIENT_BYTES - 4 * (48 - columns)
+    loaded = sum(plan.traffic.loaded * row + plan.traffic.loaded_partial * gradient for plan in plans)
+    sent = sum(plan.traffic.sent_back * gradient for plan in plans)
+    assert bus_bytes(counts, columns) == (loaded, sent)
+    timeline = simulate(plans, GPU, [0] * 7, columns=columns)
+    assert (timeline.bytes_loaded, timeline.bytes_sent_back) == (loaded, sent)
+    tenfold = simulate(plans, GPU, [0] * 7, columns=columns, scale=10.0)
+    assert (tenfold.bytes_loaded, tenfold.bytes_sent_back) == (10 * loaded, 10 * sent)
+
+
+def test_tasks_share_a_resource_evenly_but_none_gets_more_than_it_can_use() -> None:
+    thread = Task("plan", "plan", 0, -1, "host", 1.0, share=0.25)
+    kernel = Task("load", "load", 0, 0, "host", 1.0)
+    other = Task("update", "update", 0, 0, "host", 1.0)
+    assert run([thread])[1].tolist() == [1.0]
+    assert run([kernel, other])[1].tolist() == [2.0, 2.0]
+    start, end = run([thread, kernel, other])
+    assert start.tolist() == [0.0, 0.0, 0.0]
+    assert end == pytest.approx([1.0, 2.25, 2.25]), (
+        "a quarter for the thread, three eighths for each kernel, then halves"
+    )
+    later = Task("load", "load", 0, 1, "bus_in", 0.5, after=(0, 1))
+    assert run([thread, kernel, later])[0][2] == pytest.approx(run([thread, kernel])[1].max())
+
+
+def test_nothing_to_simulate_is_said() -> None:
+    with pytest.raises(ValueError, match="no plan"):
+        simulate([], GPU, [])
