@@ -22,6 +22,7 @@ from clm.train.forecast import find_budgets, make_forecast
 from clm.train.loop import train_batch
 from clm.train.session import Session
 
+WARM_UP = 100  # images: buffers grow to their sizes, rows reach the opacity of trained ones
 LANES = ("load", "compute", "send_back", "update", "plan", "exposed", "plan_exposed")
 
 
@@ -54,7 +55,7 @@ def compare(scene: Scene, options: dict[str, object], rounds: int, batches: int,
     for session in sessions.values():
         for index in scene.train:
             session.images.get(int(index))  # decoded before the clock starts, as in a run's second epoch
-        measure(session, 2)  # buffers grow to their sizes
+        measure(session, max(2, WARM_UP // session.config.batch_size))
     for turn in range(rounds):
         for name in list(sessions)[:: 1 if turn % 2 else -1]:
             predicted[name].append(predict(scene, configs[name]))
@@ -82,8 +83,8 @@ def main() -> None:
     parser.add_argument("--scenes", nargs="+", default=["fox", "caliterra"])
     parser.add_argument("--downscale", default="2")
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16], help="views per batch")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--images", type=int, default=32, help="images per round and placement")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--images", type=int, default=64, help="images per round and placement")
     parser.add_argument("--gpu-memory", default="1GiB")
     args = parser.parse_args()
     print(header())
@@ -92,7 +93,7 @@ def main() -> None:
         for size in args.batches:
             batches = max(2, args.images // size)
             options = {"batch_size": size, "gpu_memory": args.gpu_memory, "densify_until": 0, "sh_interval": 1}
-            options |= {"iterations": size * (2 + batches * args.rounds + 1), "downscale": args.downscale}
+            options |= {"iterations": size * (batches * args.rounds + 3) + WARM_UP, "downscale": args.downscale}
             print(f"{name}, 1/{args.downscale} size, batch {size}")
             with tempfile.TemporaryDirectory() as folder:
                 compare(scene, options, args.rounds, batches, Path(folder))
