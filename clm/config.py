@@ -46,9 +46,10 @@ class Config:
     threads: int = _option(0, "CPU threads of the kernels; 0 takes every core. Never changes the result.")
     eval_every: int = _option(0, "Evaluate every N training images; 0: at the end only.")
     save_every: int = _option(0, "Checkpoint every N training images; 0: at the end only.")
+    trace: str | None = _option(None, "Write a Chrome/Perfetto trace of the lanes.", metavar="FILE")
     # Placement
     offload: str = _option("auto", "Where Gaussians and optimizer state live.", metavar="auto|none|host")
-    gpu_memory: str = _option("8GiB", "Device budget for the arena (on the CPU it bounds the same arena).")
+    gpu_memory: str = _option("8GiB", "Device budget: arena and resident Gaussians (on the CPU, too).")
     host_memory: str = _option("auto", "Host budget for the store; auto: 80% of the memory that is free now.")
     max_gaussians: int | None = _option(None, "Never grow beyond this many Gaussians (18M, 950k).", metavar="N")
     image_cache: str = _option("4GiB", "Bytes of decoded photos kept in memory.", flag=None)

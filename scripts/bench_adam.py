@@ -14,7 +14,7 @@ from clm.gaussians.layout import BLOCK_ROWS, GRAD_DRAWN
 from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
 from clm.optim.adam import Adam, Betas
-from clm.stream.arena import GradientBuffer
+from clm.stream.parking import GradientBuffer
 
 # Read and written: parameters, both moments, stamp, statistics. Read once: the gradient row. Written once: the cull entry.
 ROW_BYTES = 2 * (240 + 480 + 4 + 8) + 256 + 16

@@ -17,10 +17,11 @@ from clm.errors import ClmError
 from clm.files import atomic_write
 from clm.gaussians.model import ModelFile, open_model
 from clm.plan.budget import parse_bytes, slots_for
-from clm.render import CpuRasterizer
+from clm.render import CpuRasterizer, Render
 from clm.scene import camera_from_json, ellipse_path, interp_path
-from clm.stream.arena import Arena
-from clm.stream.view import Render, render_view
+from clm.stream.cpu import CpuDevice
+from clm.stream.tiers import Tiers
+from clm.stream.view import render_view
 from clm.train.evaluate import flat_name, save_png, to_uint8
 
 Named = list[tuple[str, Camera]]
@@ -31,10 +32,11 @@ def model_renderer(
 ) -> Callable[..., Render]:
     """Renders any camera from a model on the host; the device holds only the rows of one view."""
     store = model.store()
-    arena = Arena(min(store.rows, slots_for(device_budget)))
+    nothing_resident = np.zeros(store.blocks, bool)
+    tiers = Tiers(CpuDevice(), store, nothing_resident, min(store.rows, slots_for(device_budget)))
     rasterizer = CpuRasterizer(antialiased=model.rows.antialiased)
     degree = model.rows.sh_degree
-    return partial(render_view, store, None, arena, rasterizer, sh_degree=degree, background=background)
+    return partial(render_view, tiers, None, rasterizer, sh_degree=degree, background=background)
 
 
 def read_cameras(path: Path) -> Named:

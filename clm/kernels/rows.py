@@ -72,8 +72,15 @@ def _ids(ids: np.ndarray | None) -> ctypes.c_void_p:
     return pointer(ids, i32, None)
 
 
-def _gradients(place: GradientRows) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
-    return pointer(place.grad_geometry, f32, None, GRAD_GEOMETRY), pointer(place.grad_colour, f32, None, COLOUR)
+def _colours(colour: np.ndarray, columns: int) -> tuple[ctypes.c_void_p, int]:
+    """Address and stride of colour rows: 48 floats apart in the store and the arena, only the active ones in staging."""
+    if colour.shape[1] < columns:
+        raise TypeError(f"kernel argument: {columns} active colour columns, but rows of {colour.shape[1]}")
+    return pointer(colour, f32, None, None), colour.shape[1]
+
+
+def _gradients(place: GradientRows, columns: int) -> tuple[ctypes.c_void_p, ctypes.c_void_p, int]:
+    return pointer(place.grad_geometry, f32, None, GRAD_GEOMETRY), *_colours(place.grad_colour, columns)
 
 
 def fetch(
@@ -85,10 +92,20 @@ def fetch(
     columns: int,
     slots: np.ndarray | None = None,
 ) -> None:
-    """Catch rows [M] up to `step - 1` and copy them to geometry/colour at slots [M] (None: positions 0..M-1)."""
-    out = pointer(geometry, f32, None, GEOMETRY), pointer(colour, f32, None, COLOUR)
+    """Catch rows [M] up to `step - 1` and copy them to geometry/colour at slots [M] (None: positions 0..M-1).
+
+    Colour rows of the target may be as short as `columns`."""
+    address, stride = _colours(colour, columns)
     load().clm_fetch(
-        ctypes.byref(store.view()), _step(step), _ids(rows), _ids(slots), ctypes.c_int64(len(rows)), *out, columns
+        ctypes.byref(store.view()),
+        _step(step),
+        _ids(rows),
+        _ids(slots),
+        ctypes.c_int64(len(rows)),
+        pointer(geometry, f32, None, GEOMETRY),
+        address,
+        columns,
+        stride,
     )
 
 
@@ -108,14 +125,17 @@ def adam(
     entries: np.ndarray,
 ) -> None:
     """Apply `step` to rows [M]; entries [M, 4] receives their new cull entries (radius -1: the row did not change)."""
+    grad_geometry, grad_colour, stride = _gradients(gradients, columns)
     load().clm_adam(
         ctypes.byref(store.view()),
         _step(step),
         _ids(rows),
         _ids(slots),
         ctypes.c_int64(len(rows)),
-        *_gradients(gradients),
+        grad_geometry,
+        grad_colour,
         columns,
+        stride,
         pointer(statistics, f32, None, 2),
         pointer(entries, f32, None, 4),
     )
@@ -141,16 +161,19 @@ def place(
     gradients: GradientRows,
     columns: int,
 ) -> None:
-    """Scatter staged rows into arena slots [M] and zero their gradient rows (staging None: only zero)."""
-    staged = staging if staging is not None else (None, None)
+    """Scatter staged rows (geometry [M, 12], colour [M, >= columns]) into arena slots [M] and zero their gradient rows.
+
+    staging None: only zero."""
+    staged = (pointer(None, f32), pointer(None, f32), 0)
+    if staging is not None:
+        staged = pointer(staging[0], f32, None, GEOMETRY), *_colours(staging[1], columns)
     load().clm_place(
-        pointer(staged[0], f32, None, GEOMETRY),
-        pointer(staged[1], f32, None, COLOUR),
+        *staged,
         _ids(slots),
         ctypes.c_int64(len(slots)),
         pointer(geometry, f32, None, GEOMETRY),
         pointer(colour, f32, None, COLOUR),
-        *_gradients(gradients),
+        *_gradients(gradients, columns)[:2],
         columns,
     )
 
@@ -165,7 +188,12 @@ def move_gradients(
 ) -> None:
     """target[target_slots[i]] = source[source_slots[i]] for i < count; None means position i."""
     load().clm_move_gradients(
-        *_gradients(source), _ids(source_slots), ctypes.c_int64(count), *_gradients(target), _ids(target_slots), columns
+        *_gradients(source, columns),
+        _ids(source_slots),
+        ctypes.c_int64(count),
+        *_gradients(target, columns),
+        _ids(target_slots),
+        columns,
     )
 
 

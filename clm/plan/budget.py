@@ -20,6 +20,7 @@ STATISTICS_BYTES = 8  # densification: accumulated screen gradient and count of 
 GRADIENT_BYTES = 256  # geometry gradient 16 floats (two are statistics, three padding), colour gradient 48 floats
 SLOT_BYTES = PARAMETER_BYTES + GRADIENT_BYTES
 STORE_ROW_BYTES = PARAMETER_BYTES + MOMENT_BYTES + STAMP_BYTES + CULL_BYTES + STATISTICS_BYTES
+RESIDENT_ROW_BYTES = STORE_ROW_BYTES - CULL_BYTES  # cull entries never leave the host
 
 OFFLOADS = ("auto", "none", "host")
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -27,10 +28,11 @@ _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the store lives. `none`: on the device with the arena; `host`: the device holds only the arena."""
+    """Where rows live. `none`: all of them on the device; `host`: on the host, but for `resident_rows` in whole blocks."""
 
     offload: str  # "none" or "host"
     arena_slots: int
+    resident_rows: int  # at most; whole blocks, those that most views see first
     reason: str  # one sentence for the user
     device_bytes: int
     host_bytes: int
@@ -51,9 +53,14 @@ def slots_for(available: int) -> int:
     return max(0, available // SLOT_BYTES)
 
 
+def resident_bytes(rows: int) -> int:
+    """Device bytes of rows that live there: parameters, moments, stamps, densification statistics."""
+    return rows * RESIDENT_ROW_BYTES
+
+
 def in_core_bytes(rows: int, arena_slots: int) -> int:
-    """What all-on-device needs: the store and the arena."""
-    return store_bytes(rows) + arena_bytes(arena_slots)
+    """What all-on-device needs there: every row resident, and the arena."""
+    return resident_bytes(rows) + arena_bytes(arena_slots)
 
 
 def parse_bytes(text: str) -> int:
@@ -96,45 +103,63 @@ def _size_flag(count: int) -> str:
 
 
 def choose_placement(
-    rows: int, arena_rows_needed: int, largest_view: int, device_budget: int, host_budget: int, offload: str = "auto"
+    rows: int,
+    arena_rows_needed: int,
+    largest_view: int,
+    device_budget: int,
+    host_budget: int,
+    offload: str = "auto",
+    *,
+    temporaries: int = 0,
+    block_rows: int = 2048,
+    shared_memory: bool = True,
 ) -> Placement:
-    """Where the store goes, how many slots the arena gets, and why.
+    """Where rows live, how many slots the arena gets, and why.
 
     rows: Gaussians to plan for; arena_rows_needed: slots a batch can use (its union); largest_view: rows of the largest
-    visible set, the fewest slots that work; budgets in bytes. `auto` takes `none` if the store and the smallest arena
-    fit into the device budget, `host` otherwise. The arena gets what the budget leaves, at most what a batch can use.
+    visible set, the fewest slots that work; budgets and `temporaries` (the rasteriser's) in bytes. `auto` takes `none` if
+    all rows and the smallest arena fit into the device budget, `host` otherwise. The arena gets what the budget leaves, at
+    most what a batch can use; under `auto` the rest goes to resident rows. `none` and `host` insist on all and on none.
+    shared_memory: device memory is the host's (the CPU), so resident rows are not kept a second time on the host.
 
     Raises ResourceError (needed, available, ways out) when nothing fits, ClmError for an unknown `offload`.
     """
     if offload not in OFFLOADS:
         raise ClmError(f"Unknown --offload {offload!r}.", f"Choose one of {', '.join(OFFLOADS)}.")
+    available = device_budget - temporaries
     least = in_core_bytes(rows, largest_view)
-    wanted = max(arena_rows_needed, largest_view)
-    if offload == "none" or (offload == "auto" and least <= device_budget):
-        if least > device_budget:
-            raise _too_large_in_core(rows, largest_view, device_budget)
-        slots = min(wanted, slots_for(device_budget - store_bytes(rows)))
-        device = in_core_bytes(rows, slots)
-        reason = (
-            f"offload: none, because {format_bytes(device)} of state fits into the {format_bytes(device_budget)} budget"
-        )
-        return Placement("none", slots, reason, device, 0)
-    if arena_bytes(largest_view) > device_budget:
-        raise _view_too_large(rows, largest_view, device_budget)
-    if store_bytes(rows) > host_budget:
-        raise _too_large_for_host(rows, least, host_budget, offload)
-    slots = min(wanted, slots_for(device_budget))
+    fits = least <= available
+    if offload == "none" and not fits:
+        raise _too_large_in_core(rows, largest_view, device_budget, temporaries)
+    if arena_bytes(largest_view) > available:
+        raise _view_too_large(rows, largest_view, device_budget, temporaries)
+    everything = offload == "none" or (offload == "auto" and fits)
+    slots = min(
+        max(arena_rows_needed, largest_view), slots_for(available - (resident_bytes(rows) if everything else 0))
+    )
+    resident = rows if everything else 0
+    if offload == "auto" and not fits:
+        resident = (available - arena_bytes(slots)) // RESIDENT_ROW_BYTES // block_rows * block_rows
+    host = store_bytes(rows) - (resident_bytes(resident) if shared_memory else 0)
+    if host > host_budget:
+        raise _too_large_for_host(host, rows, resident, least, host_budget, offload)
+    device = resident_bytes(resident) + arena_bytes(slots) + temporaries
+    reason = _reason(offload, everything, least, device, device_budget, resident / max(rows, 1))
+    return Placement("none" if everything else "host", slots, resident, reason, device, host)
+
+
+def _reason(offload: str, everything: bool, least: int, device: int, budget: int, share: float) -> str:
+    """One sentence that says why."""
+    if everything:
+        return f"offload: none, because {format_bytes(device)} of state fits into the {format_bytes(budget)} budget"
     if offload == "host":
-        reason = "offload: host, because it was asked for"
-    else:
-        reason = (
-            f"offload: host, because {format_bytes(least)} of state exceeds the {format_bytes(device_budget)} budget"
-        )
-    return Placement("host", slots, reason, arena_bytes(slots), store_bytes(rows))
+        return "offload: host, because it was asked for"
+    reason = f"offload: host, because {format_bytes(least)} of state exceeds the {format_bytes(budget)} budget"
+    return reason + (f"; the {100 * share:.0f}% of Gaussians that most views see stay on the device" if share else "")
 
 
-def _too_large_in_core(rows: int, largest_view: int, device_budget: int) -> ResourceError:
-    least = in_core_bytes(rows, largest_view)
+def _too_large_in_core(rows: int, largest_view: int, device_budget: int, temporaries: int) -> ResourceError:
+    least = in_core_bytes(rows, largest_view) + temporaries
     return ResourceError(
         f"{rows:,} Gaussians without offloading need {format_bytes(least)} on the device, "
         f"but its budget is {format_bytes(device_budget)}.",
@@ -143,8 +168,8 @@ def _too_large_in_core(rows: int, largest_view: int, device_budget: int) -> Reso
     )
 
 
-def _view_too_large(rows: int, largest_view: int, device_budget: int) -> ResourceError:
-    needed = arena_bytes(largest_view)
+def _view_too_large(rows: int, largest_view: int, device_budget: int, temporaries: int) -> ResourceError:
+    needed = arena_bytes(largest_view) + temporaries
     return ResourceError(
         f"The largest view sees {largest_view:,} Gaussians, which need {format_bytes(needed)} on the device, "
         f"but its budget is {format_bytes(device_budget)}.",
@@ -154,13 +179,14 @@ def _view_too_large(rows: int, largest_view: int, device_budget: int) -> Resourc
     )
 
 
-def _too_large_for_host(rows: int, in_core: int, host_budget: int, offload: str) -> ResourceError:
-    needed = store_bytes(rows)
-    in_core_way = "" if offload == "host" else f", `--gpu-memory {_size_flag(in_core)}`"
+def _too_large_for_host(
+    needed: int, rows: int, resident: int, in_core: int, host_budget: int, offload: str
+) -> ResourceError:
+    in_core_way = "" if offload == "host" or resident == rows else f", `--gpu-memory {_size_flag(in_core)}`"
     return ResourceError(
         f"{rows:,} Gaussians need {format_bytes(needed)} of host memory, but have {format_bytes(host_budget)}.",
         f"Use `--host-memory {_size_flag(needed)}`{in_core_way} or "
-        f"`--max-gaussians {format_rows(host_budget // STORE_ROW_BYTES)}`.",
+        f"`--max-gaussians {format_rows(_scaled(rows, needed, host_budget))}`.",
     )
 
 

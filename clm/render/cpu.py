@@ -6,12 +6,15 @@ bands up to `sh_degree` are used; a row that was not drawn gets no gradient, not
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from clm.camera import Camera
 from clm.kernels.raster import RasterWorkspace
+from clm.render.losses import l1_ssim
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,25 @@ class CpuRasterizer:
         if v_depth is not None and not self._has_depth:
             raise ValueError("v_depth needs a forward with depth=True")
         self._workspace.backward(v_rgb, v_alpha, v_depth, self.absgrad, grad_geometry, grad_colour)
+
+    def loss_and_gradients(
+        self,
+        arena: Any,
+        slots: np.ndarray,
+        camera: Camera,
+        sh_degree: int,
+        background: tuple[float, float, float],
+        photo: np.ndarray,
+        mask: np.ndarray | None,
+        ssim_weight: float,
+    ) -> float:
+        """The loss of one training view (`l1_ssim`), its gradients added to the arena at `slots`; nothing is added when
+        the loss is not finite."""
+        render = self.forward(arena.geometry, arena.colour, slots, camera, sh_degree, background)
+        loss = l1_ssim(render.rgb, photo, ssim_weight, mask)
+        if math.isfinite(loss.total):
+            self.backward(loss.v_rgb, arena.grad_geometry, arena.grad_colour)
+        return loss.total
 
     def radii(self) -> np.ndarray:
         """[M, 2] i32, px; (0, 0) for rows that were not drawn. A copy."""

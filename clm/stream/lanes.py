@@ -1,125 +1,168 @@
-"""Lanes on the CPU device: load, send back and update run in threads beside the caller, who computes.
+"""The lanes that carry a plan out: load, send back and update run beside the caller, who computes.
 
-The plan says what each lane does; the lanes only carry it out. Who waits for whom, per step i:
-  load(i) early part   waits for send_back(i-2): its slots were free before step i-1 computed
-  load(i) late part    waits for send_back(i-1): its slots are released by it
-  compute(i)           waits for load(i)
-  send_back(i)         waits for compute(i) (the caller submits it) and for update(i-2): it reuses that staging buffer
-  update(i)            waits for send_back(i)
+The plan says what each lane does; the lanes only carry it out. Three host threads (load, send back, update) do the host's
+part and hand the rest to three streams of the device (load, compute, send back). Who waits for whom, per step i:
+
+  gather(i)      host    waits until the copy of step i-2 has left its staging buffer
+  early rows(i)  stream  wait until send back i-2 has released their slots: they were free before step i-1 computed
+  late rows(i)   stream  wait until send back i-1 has released their slots
+  compute(i)     stream  waits for the rows of step i
+  send back(i)   stream  waits for compute i; the host waits until update i-2 has read the staging buffer it writes
+  update(i)      host    waits until the gradients of step i have arrived
+
 The store is only read by load and only written by update, and never the same rows in one batch: a row is final after its
-last use. Cull entries of updated rows are collected and published by `finish`, so the next batch can be planned meanwhile.
+last use. Rows of resident blocks take the same way without the bus: load catches them up into their slots, send back runs
+Adam on them where their gradients are. Cull entries of updated rows are collected and published when the batch is over,
+so the next batch can be planned meanwhile.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
-from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep
-from clm.plan.residency import Plan, Step
-from clm.stream.arena import Arena, GradientBuffer, RowStaging
+from clm.plan.residency import Plan, Traffic
+from clm.stream.device import (
+    Event,
+    Indices,
+    Moment,
+    Staging,
+    Stream,
+    gradient_floats,
+    packed_gradients,
+    packed_rows,
+    row_floats,
+)
 from clm.stream.parking import ParkedGradients
+from clm.stream.route import Arrivals, Route, route_step
+from clm.stream.spans import LaneSeconds, Span, lane_seconds
+from clm.stream.tiers import Tiers
 
-_SEND_DEPTH = 2  # staging buffers between send back and update
-
-
-@dataclass
-class LaneSeconds:
-    """Busy seconds per lane, and the seconds that compute stood waiting for a lane."""
-
-    load: float = 0.0
-    compute: float = 0.0
-    send_back: float = 0.0
-    update: float = 0.0
-    exposed: float = 0.0
-    plan: float = 0.0  # cull + order + plan, wherever it ran
-    plan_exposed: float = 0.0
-
-    def add(self, other: LaneSeconds) -> None:
-        for name in self.__dataclass_fields__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-    @property
-    def hidden_fraction(self) -> float:
-        """Share of the lanes' work that compute did not wait for."""
-        work = self.load + self.send_back + self.update
-        return 1.0 if work <= 0 else float(min(1.0, max(0.0, 1.0 - self.exposed / work)))
+T = TypeVar("T")
+_DEPTH = 2  # staging buffers per direction: one is filled while the other is under way
 
 
 @dataclass
 class _Batch:
-    """One plan being carried out."""
+    """One plan being carried out. The futures of a step hold events: reached once the device has done what they say."""
 
     plan: Plan
     adam: AdamStep
     columns: int
-    loaded: list[Future[None]]
-    sent: list[Future[None]]
+    loaded: list[Future[Event]]  # the step's rows are in their slots
+    computed: list[Future[Event]]
+    released: list[Future[Event]]  # gradients have left the slots that the step gives up
+    sent: list[Future[Event]]  # and are on the host
     updated: list[Future[None]]
-    parked: ParkedGradients
+    routes: list[Route | None]
+    parked: ParkedGradients = field(default_factory=ParkedGradients)
     entries: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
-    seconds: LaneSeconds = field(default_factory=LaneSeconds)
+    marks: list[tuple[str, str, int, Event, Event]] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+
+    def futures(self) -> Iterator[Future]:
+        for futures in (self.loaded, self.computed, self.released, self.sent, self.updated):
+            yield from futures
 
 
-class CpuLanes:
-    """Carries out plans between a store and an arena. `resident`: the store is on the device itself, rows are caught up
-    straight into their slots and Adam reads the gradient rows where they are; otherwise they pass through staging."""
+def _after(future: Future[T], why: str) -> T:
+    """What a lane of the host has finished, waited for here."""
+    return future.result()
 
-    def __init__(self, store: Store, arena: Arena, *, resident: bool):
-        self.store, self.arena, self.resident = store, arena, resident
+
+class _Ring:
+    """Staging buffers taken in turn, and the event after which each may be written again."""
+
+    def __init__(self, tiers: Tiers, depth: int = _DEPTH):
+        self._device = tiers.device
+        self.buffers: list[Staging] = [self._device.staging(0) for _ in range(depth)]
+        self.left: list[Event | None] = [None] * depth
+
+    def reserve(self, floats: int) -> None:
+        """While no lane works: room for `floats` in every buffer, and a quarter more."""
+        for k, buffer in enumerate(self.buffers):
+            if floats > buffer.floats:
+                self.buffers[k] = self._device.staging(floats + floats // 4)
+            self.left[k] = None
+
+    @property
+    def host_bytes(self) -> int:
+        return sum(buffer.host_bytes for buffer in self.buffers)
+
+
+class Lanes:
+    """Carries out plans between the tiers. Invariant: between `finish` and the next `begin` all lanes are idle."""
+
+    def __init__(self, tiers: Tiers):
+        self.tiers = tiers
         self._pools = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("load", "send_back", "update")}
-        self._row_staging = RowStaging(0)
-        self._grad_staging = [GradientBuffer(0) for _ in range(_SEND_DEPTH)]
+        streams: list[Stream] = [tiers.device.stream(name) for name in ("load", "compute", "send_back")]
+        self._load_stream, self._compute_stream, self._back_stream = streams
+        self._rows, self._gradients, self._entries = _Ring(tiers), _Ring(tiers), _Ring(tiers)
+        self._returning = _Ring(tiers, 1)  # partial gradients on their way back to the device
         self._batch: _Batch | None = None
 
     @property
     def staging_bytes(self) -> int:
-        return self._row_staging.bytes + sum(buffer.bytes for buffer in self._grad_staging)
+        return sum(ring.host_bytes for ring in (self._rows, self._gradients, self._entries, self._returning))
 
     def begin(self, plan: Plan, adam: AdamStep, columns: int) -> None:
-        """Start loading for `plan`; rows are caught up to `adam.step - 1`."""
+        """Start loading for `plan`; rows are caught up to `adam.step - 1`, `columns` of their colours are active."""
         n = len(plan.steps)
-        self._size_staging(plan)
-        futures = [[Future() for _ in range(n)] for _ in range(3)]
-        self._batch = _Batch(plan, adam, columns, *futures, parked=ParkedGradients())
+        self._size_staging(plan, columns)
+        self.tiers.device.start_clock()
+        futures = [[Future() for _ in range(n)] for _ in range(5)]
+        self._batch = _Batch(plan, adam, columns, *futures, routes=[None] * n)
         for i in range(n):
-            self._submit("load", self._batch.loaded[i], self._load, i)
+            self._submit("load", self._load, i, self._batch.loaded)
 
-    def wait_loaded(self, i: int) -> None:
-        """Compute waits here for the rows of step i."""
-        self._wait(self._batch.loaded[i])
+    def compute(self, i: int, work: Callable[[Indices], T]) -> T:
+        """Run `work(slots of step i)` on the device once its rows are there."""
+        batch, stream = self._batch, self._compute_stream
+        stream.wait(batch.loaded[i].result(), "the rows of this step are in their slots")
+        began = stream.record()
+        result = stream.run(work, batch.routes[i].view_slots)
+        done = stream.record()
+        batch.marks.append(("compute", "render", i, began, done))
+        batch.computed[i].set_result(done)
+        return result
 
     def send_back(self, i: int) -> None:
         """Step i's gradients are complete: send back what the plan says and update the final rows."""
-        batch = self._batch
-        self._submit("send_back", batch.sent[i], self._send_back, i)
-        self._submit("update", batch.updated[i], self._update, i)
+        self._submit("send_back", self._send_back, i, self._batch.released, self._batch.sent)
+        self._submit("update", self._update, i, self._batch.updated)
 
-    def finish(self) -> LaneSeconds:
-        """Wait until every row of the batch is updated; then hand back the lanes' seconds."""
+    def finish(self) -> tuple[Traffic, LaneSeconds, list[Span]]:
+        """Wait until every row of the batch is updated; then hand back what crossed the bus and what the lanes did."""
         batch = self._batch
         for future in batch.updated:
-            self._wait(future)  # the next batch reads these rows
-        return batch.seconds
+            _after(future, "the next batch reads the rows that this one updates")
+        ended = time.perf_counter()
+        spans = [Span(*mark[:3], mark[3].seconds(), mark[4].seconds()) for mark in batch.marks]
+        return self._moved(batch), lane_seconds(spans, batch.began, ended), spans
 
     def publish_entries(self) -> None:
         """Write the new cull entries and block bounds. Not before the next batch's culling has read the old ones."""
+        store = self.tiers.store
         for rows, entries in self._batch.entries:
-            row_kernels.put_entries(rows, entries, self.store.entries)
+            row_kernels.put_entries(rows, entries, store.entries)
         if len(self._batch.plan.union_rows):
-            self.store.refresh_blocks(self._batch.plan.union_rows)
+            store.refresh_blocks(self._batch.plan.union_rows)
         self._batch = None
 
     def close(self) -> None:
         """Stop the lanes; a batch that was abandoned half-way is cancelled, so that no lane waits for compute forever."""
         if self._batch is not None:
-            for future in (*self._batch.sent, *self._batch.updated):
+            for future in self._batch.futures():
                 if not future.done():
                     future.set_exception(CancelledError())
         for pool in self._pools.values():
@@ -128,88 +171,151 @@ class CpuLanes:
     # The lanes' work, each in its own thread.
 
     def _load(self, batch: _Batch, i: int) -> None:
-        step = batch.plan.steps[i]
-        early = step.load_early
-        if i >= 2:
-            batch.sent[i - 2].result()  # early slots were released by step i-2 at the latest
-        self._load_rows(batch, step, slice(0, early))
-        if early < len(step.load_rows):
-            batch.sent[i - 1].result()  # late slots are released by step i-1's send back
-            self._load_rows(batch, step, slice(early, None))
+        tiers, stream, columns = self.tiers, self._load_stream, batch.columns
+        with self._host_span(batch, "load", "gather", i):
+            route = batch.routes[i] = route_step(batch.plan.steps[i], tiers)
+            count, staging = len(route.gather), self._rows.buffers[i % _DEPTH]
+            if count:
+                if (left := self._rows.left[i % _DEPTH]) is not None:
+                    left.synchronize("the rows gathered two steps ago have left this staging buffer")
+                packed = packed_rows(staging.host, count, columns)
+                row_kernels.fetch(tiers.store, batch.adam, route.gather, *packed, columns)
+        if count:
+            with self._span(batch, stream, "load", "copy in", i):
+                stream.run(tiers.device.to_device, staging, row_floats(count, columns))
+            self._rows.left[i % _DEPTH] = stream.record()
+        for arrivals, earlier, why in (
+            (route.early, i - 2, "the slots of early rows were released two steps ago"),
+            (route.late, i - 1, "the slots of late rows are released by the previous step"),
+        ):
+            if arrivals.any:
+                if earlier >= 0:
+                    stream.wait(batch.released[earlier].result(), why)
+                self._arrive(batch, i, arrivals, staging, count)
+                self._bring_back(batch, i, arrivals)
+        batch.loaded[i].set_result(stream.record())
 
-    def _load_rows(self, batch: _Batch, step: Step, part: slice) -> None:
-        rows, slots, partial = step.load_rows[part], step.load_slots[part], step.load_partial[part]
-        if not len(rows):
+    def _arrive(self, batch: _Batch, i: int, arrivals: Arrivals, staging: Staging, count: int) -> None:
+        """Rows into their slots: staged ones, and resident ones caught up on the way; their gradient rows start at zero."""
+        tiers, stream, columns = self.tiers, self._load_stream, batch.columns
+        with self._span(batch, stream, "load", "place", i):
+            if len(arrivals.slots):
+                rows = packed_rows(staging.device, count, columns)
+                part = type(rows)(*(array[arrivals.host] for array in rows))
+                stream.run(tiers.device.place, part, arrivals.slots, tiers.arena, columns)
+            if len(arrivals.positions):
+                fetch = tiers.residents.fetch
+                stream.run(fetch, batch.adam, arrivals.positions, arrivals.resident_slots, tiers.arena, columns)
+
+    def _bring_back(self, batch: _Batch, i: int, arrivals: Arrivals) -> None:
+        """Partial gradients that rows left behind when they were evicted, back into their slots.
+
+        They are parked by now: a row evicted after step e comes back at step e + 2 at the earliest, into a slot that step
+        e + 1 released, and the send-back lane parks the rows of step e before it takes up step e + 1."""
+        count, columns, stream = len(arrivals.partial), batch.columns, self._load_stream
+        if not count:
             return
-        started = time.perf_counter()
-        arena, columns = self.arena, batch.columns
-        if self.resident:
-            row_kernels.fetch(self.store, batch.adam, rows, arena.geometry, arena.colour, columns, slots)
-            row_kernels.place(None, slots, arena.geometry, arena.colour, arena, columns)
-        else:
-            staging = self._row_staging.geometry[: len(rows)], self._row_staging.colour[: len(rows)]
-            row_kernels.fetch(self.store, batch.adam, rows, *staging, columns)
-            row_kernels.place(staging, slots, arena.geometry, arena.colour, arena, columns)
-        if partial.any():
-            parked, positions = batch.parked.find(rows[partial])
-            row_kernels.move_gradients(parked, positions, arena, slots[partial], len(positions), columns)
-        batch.seconds.load += time.perf_counter() - started
+        staging, left = self._returning.buffers[0], self._returning.left[0]
+        if left is not None:
+            left.synchronize("the gradients brought back before have left this staging buffer")
+        with self._span(batch, stream, "load", "bring back", i):
+            batch.parked.copy_to(arrivals.partial, packed_gradients(staging.host, count, columns), columns)
+            stream.run(self.tiers.device.to_device, staging, gradient_floats(count, columns))
+            source = packed_gradients(staging.device, count, columns)
+            stream.run(self.tiers.device.restore, source, arrivals.partial_slots, self.tiers.arena, columns)
+        self._returning.left[0] = stream.record()
 
     def _send_back(self, batch: _Batch, i: int) -> None:
-        step = batch.plan.steps[i]
-        if i >= _SEND_DEPTH:
-            batch.updated[i - _SEND_DEPTH].result()  # Adam still reads the staging buffer this step writes
-        started = time.perf_counter()
-        final = step.send_final
-        if not self.resident and final.any():
-            slots = step.send_slots[final]
-            staging = self._grad_staging[i % _SEND_DEPTH]
-            row_kernels.move_gradients(self.arena, slots, staging, None, len(slots), batch.columns)
-        if not final.all():
-            batch.parked.park(step.send_rows[~final], self.arena, step.send_slots[~final], batch.columns)
-        batch.seconds.send_back += time.perf_counter() - started
+        tiers, stream, columns, route = self.tiers, self._back_stream, batch.columns, batch.routes[i]
+        count, residents = route.collected, len(route.resident_final)
+        staging, entries = self._gradients.buffers[i % _DEPTH], self._entries.buffers[i % _DEPTH]
+        if i >= _DEPTH:
+            _after(batch.updated[i - _DEPTH], "Adam has read the staging buffers that this step writes")
+        stream.wait(batch.computed[i].result(), "the gradients of this step are complete")
+        if count:
+            with self._span(batch, stream, "send_back", "collect", i):
+                target = packed_gradients(staging.device, count, columns)
+                stream.run(tiers.device.collect, tiers.arena, route.collect_slots, target, columns)
+        if residents:
+            with self._span(batch, stream, "update", "device adam", i):
+                where = route.resident_positions, route.resident_slots
+                stream.run(tiers.residents.adam, batch.adam, *where, tiers.arena, columns, entries)
+        batch.released[i].set_result(stream.record())
+        if count or residents:
+            with self._span(batch, stream, "send_back", "copy out", i):
+                stream.run(tiers.device.to_host, staging, gradient_floats(count, columns))
+                stream.run(tiers.device.to_host, entries, 4 * residents)
+        sent = stream.record()
+        if len(route.partial):
+            sent.synchronize("what is parked has arrived on the host")
+            positions = np.arange(len(route.final), count, dtype=np.int32)
+            batch.parked.park(route.partial, packed_gradients(staging.host, count, columns), positions, columns)
+        batch.sent[i].set_result(sent)
 
     def _update(self, batch: _Batch, i: int) -> None:
-        batch.sent[i].result()  # the gradients of step i have left the arena
-        step = batch.plan.steps[i]
-        rows = step.send_rows[step.send_final]
-        if not len(rows):
-            return
-        started = time.perf_counter()
-        entries = np.empty((len(rows), 4), np.float32)
-        slots = step.send_slots[step.send_final] if self.resident else None
-        source = self.arena if self.resident else self._grad_staging[i % _SEND_DEPTH]
-        row_kernels.adam(self.store, batch.adam, rows, source, slots, batch.columns, self.store.statistics, entries)
-        batch.entries.append((rows, entries))
-        batch.seconds.update += time.perf_counter() - started
+        batch.sent[i].result().synchronize("the gradients of this step have arrived on the host")
+        route, store = batch.routes[i], self.tiers.store
+        with self._host_span(batch, "update", "host adam", i):
+            if len(route.final):
+                entries = np.empty((len(route.final), 4), np.float32)
+                gradients = packed_gradients(self._gradients.buffers[i % _DEPTH].host, route.collected, batch.columns)
+                statistics = store.statistics
+                row_kernels.adam(store, batch.adam, route.final, gradients, None, batch.columns, statistics, entries)
+                batch.entries.append((route.final, entries))
+            if len(route.resident_final):
+                entries = self._entries.buffers[i % _DEPTH].host[: 4 * len(route.resident_final)]
+                batch.entries.append((route.resident_final, entries.reshape(-1, 4).copy()))
+        batch.updated[i].set_result(None)
 
-    def _size_staging(self, plan: Plan) -> None:
-        if self.resident:
-            return
+    def _moved(self, batch: _Batch) -> Traffic:
+        """The plan's traffic without the rows that stayed on the device."""
+        routes = [route for route in batch.routes if route is not None]
+        union = batch.plan.union_rows
+        return dataclasses.replace(
+            batch.plan.traffic,
+            loaded=sum(len(route.gather) for route in routes),
+            loaded_partial=sum(len(route.early.partial) + len(route.late.partial) for route in routes),
+            sent_back=sum(route.collected for route in routes),
+            lower_bound=len(union[self.tiers.split(union)[0]]),
+        )
+
+    def _size_staging(self, plan: Plan, columns: int) -> None:
+        """Room for the largest load and the largest sends of the plan."""
         loads = max((len(step.load_rows) for step in plan.steps), default=0)
-        sends = max((int(step.send_final.sum()) for step in plan.steps), default=0)
-        if loads > self._row_staging.rows:
-            self._row_staging = RowStaging(loads + loads // 4)
-        for k, buffer in enumerate(self._grad_staging):
-            if sends > buffer.rows:
-                self._grad_staging[k] = GradientBuffer(sends + sends // 4)
+        sends = max((len(step.send_rows) for step in plan.steps), default=0)
+        back = max((int(step.load_partial.sum()) for step in plan.steps), default=0)
+        if self.tiers.everything_resident:
+            loads, gradients = 0, max((int((~step.send_final).sum()) for step in plan.steps), default=0)
+        else:
+            gradients = sends
+        self._rows.reserve(row_floats(loads, columns))
+        self._gradients.reserve(gradient_floats(gradients, columns))
+        self._entries.reserve(4 * sends if self.tiers.residents is not None else 0)
+        self._returning.reserve(gradient_floats(back, columns))
 
-    def _submit(self, lane: str, future: Future[None], work: Callable[[_Batch, int], None], i: int) -> None:
+    def _submit(self, lane: str, work: Callable[[_Batch, int], None], i: int, *outcomes: list[Future]) -> None:
         batch = self._batch
 
         def run() -> None:
             try:
                 work(batch, i)
             except BaseException as error:
-                if not future.done():
-                    future.set_exception(error)  # compute sees it at its next wait
-            else:
-                if not future.done():
-                    future.set_result(None)
+                for outcome in outcomes:
+                    if not outcome[i].done():
+                        outcome[i].set_exception(error)  # compute sees it at its next wait
 
         self._pools[lane].submit(run)
 
-    def _wait(self, future: Future[None]) -> None:
-        started = time.perf_counter()
-        future.result()
-        self._batch.seconds.exposed += time.perf_counter() - started
+    @contextmanager
+    def _span(self, batch: _Batch, stream: Stream, lane: str, name: str, i: int) -> Iterator[None]:
+        """Time of work on a stream."""
+        began = stream.record()
+        yield
+        batch.marks.append((lane, name, i, began, stream.record()))
+
+    @contextmanager
+    def _host_span(self, batch: _Batch, lane: str, name: str, i: int) -> Iterator[None]:
+        """Time of work on a host thread."""
+        began = Moment()
+        yield
+        batch.marks.append((lane, name, i, began, Moment()))

@@ -7,9 +7,26 @@ from __future__ import annotations
 
 import numpy as np
 
+from clm.gaussians.layout import COLOUR_COLUMNS, GRAD_GEOMETRY_COLUMNS
 from clm.kernels import rows as row_kernels
+from clm.kernels.memory import row_array
 from clm.kernels.rows import GradientRows
-from clm.stream.arena import GradientBuffer
+
+
+class GradientBuffer:
+    """A place on the host for gradient rows: grad_geometry [n, 16] f32, grad_colour [n, 48] f32."""
+
+    def __init__(self, rows: int):
+        self.grad_geometry = row_array(rows, GRAD_GEOMETRY_COLUMNS)
+        self.grad_colour = row_array(rows, COLOUR_COLUMNS)
+
+    @property
+    def rows(self) -> int:
+        return len(self.grad_geometry)
+
+    @property
+    def bytes(self) -> int:
+        return self.grad_geometry.nbytes + self.grad_colour.nbytes
 
 
 class ParkedGradients:
@@ -21,8 +38,13 @@ class ParkedGradients:
         self._state = GradientBuffer(0), np.zeros(0, np.int32), np.zeros(0, np.int32)
         self._used = 0
 
-    def park(self, rows: np.ndarray, source: GradientRows, slots: np.ndarray, columns: int) -> None:
-        """Copy the gradient rows at `slots` [K] of `source` away; `rows` [K] are their ids."""
+    @property
+    def rows(self) -> np.ndarray:
+        """Ids [K] i32, ascending, of all rows that were ever parked."""
+        return self._state[1]
+
+    def park(self, rows: np.ndarray, source: GradientRows, positions: np.ndarray, columns: int) -> None:
+        """Copy the gradient rows at `positions` [K] of `source` away; `rows` [K] are their ids."""
         buffer, known, places = self._state
         end = self._used + len(rows)
         if end > buffer.rows:
@@ -30,13 +52,14 @@ class ParkedGradients:
             row_kernels.move_gradients(buffer, None, grown, None, self._used, columns)
             buffer = grown
         new = np.arange(self._used, end, dtype=np.int32)
-        row_kernels.move_gradients(source, np.ascontiguousarray(slots), buffer, new, len(rows), columns)
+        row_kernels.move_gradients(source, np.ascontiguousarray(positions), buffer, new, len(rows), columns)
         self._used = end
         # The first occurrence wins in np.unique, so the newest places go first.
         known, first = np.unique(np.concatenate([rows, known]), return_index=True)
         self._state = buffer, known, np.concatenate([new, places])[first]
 
-    def find(self, rows: np.ndarray) -> tuple[GradientBuffer, np.ndarray]:
-        """The buffer and the positions [K] i32 of parked rows [K]."""
+    def copy_to(self, rows: np.ndarray, target: GradientRows, columns: int) -> None:
+        """The gradients of parked rows [K], packed into `target` in their order."""
         buffer, known, places = self._state
-        return buffer, np.ascontiguousarray(places[np.searchsorted(known, rows)])
+        positions = np.ascontiguousarray(places[np.searchsorted(known, rows)])
+        row_kernels.move_gradients(buffer, positions, target, None, len(rows), columns)

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import dataclasses
+from typing import Any
 
 import numpy as np
 
 from clm.camera import Camera
 from clm.errors import ResourceError
-from clm.gaussians.store import Store
+from clm.gaussians.layout import CHUNK_ROWS
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep, colour_columns
 from clm.plan.budget import SLOT_BYTES, format_bytes
 from clm.plan.visibility import visible_rows
-from clm.stream.arena import Arena
-
-
-class Render(Protocol):
-    """An image on the device: rgb [3, H, W] f32, alpha [H, W] f32, depth [H, W] f32 (expected, world units) or None."""
-
-    rgb: np.ndarray
-    alpha: np.ndarray
-    depth: np.ndarray | None
-
-
-class Rasterizer(Protocol):
-    """What both backends offer; see `clm.render`."""
-
-    def forward(
-        self,
-        geometry: np.ndarray,
-        colour: np.ndarray,
-        slots: np.ndarray,
-        camera: Camera,
-        sh_degree: int,
-        background: tuple[float, float, float],
-        depth: bool = False,
-    ) -> Render: ...
+from clm.render import Rasterizer, Render
+from clm.stream.device import Indices, packed_rows, row_floats
+from clm.stream.tiers import Tiers
 
 
 def view_too_large(rows: int, slots: int, what: str) -> ResourceError:
@@ -48,10 +28,34 @@ def view_too_large(rows: int, slots: int, what: str) -> ResourceError:
     )
 
 
+def load_view(tiers: Tiers, adam: AdamStep | None, rows: np.ndarray, columns: int) -> Indices:
+    """Rows [M] (ids, ascending), caught up to `adam.step - 1`, into arena slots 0..M-1; returns the slots.
+
+    Rows of the host pass through one staging buffer of at most 64 Ki rows, piece by piece. adam None: a store without moments.
+    """
+    device, arena, stream = tiers.device, tiers.arena, tiers.device.stream("load")
+    on_host, resident = tiers.split(rows)
+    slots = np.arange(len(rows), dtype=np.int32)
+    host_rows, host_slots = rows[on_host], slots[on_host]
+    staging = device.staging(row_floats(min(len(host_rows), CHUNK_ROWS), columns))
+    for first in range(0, len(host_rows), CHUNK_ROWS):
+        piece = np.ascontiguousarray(host_rows[first : first + CHUNK_ROWS])
+        count = len(piece)
+        row_kernels.fetch(tiers.store, adam, piece, *packed_rows(staging.host, count, columns), columns)
+        [target] = device.indices([host_slots[first : first + count]])
+        stream.run(device.to_device, staging, row_floats(count, columns))
+        stream.run(device.place, packed_rows(staging.device, count, columns), target, arena, columns)
+        stream.record().synchronize("the next piece takes the same staging buffer")
+    if tiers.residents is not None and len(slots[resident]):
+        positions, target = device.indices([tiers.positions(rows[resident]), slots[resident]])
+        stream.run(tiers.residents.fetch, adam, positions, target, arena, columns)
+    stream.record().synchronize("the rasteriser works on another stream")
+    return device.indices([slots])[0]
+
+
 def render_view(
-    store: Store,
+    tiers: Tiers,
     adam: AdamStep | None,
-    arena: Arena,
     rasterizer: Rasterizer,
     camera: Camera,
     sh_degree: int,
@@ -59,10 +63,20 @@ def render_view(
     *,
     depth: bool = False,
 ) -> Render:
-    """Render `camera` from rows caught up to `adam.step - 1` (None: a store without moments). Uses arena slots 0..M-1."""
-    rows = visible_rows(store.entries, store.bounds, camera)
-    if len(rows) > arena.slots:
-        raise view_too_large(len(rows), arena.slots, "This view")
-    slots = np.arange(len(rows), dtype=np.int32)
-    row_kernels.fetch(store, adam, rows, arena.geometry, arena.colour, colour_columns(sh_degree), slots)
-    return rasterizer.forward(arena.geometry, arena.colour, slots, camera, sh_degree, background, depth=depth)
+    """Render `camera`; the images are on the host. Raises ResourceError when the view needs more rows than the arena has."""
+    store = tiers.store
+    rows = visible_rows(store.entries, store.bounds, camera, block_rows=store.block_rows)
+    if len(rows) > tiers.arena.slots:
+        raise view_too_large(len(rows), tiers.arena.slots, "This view")
+    slots = load_view(tiers, adam, rows, colour_columns(sh_degree))
+
+    def draw() -> Render:
+        arena = tiers.arena
+        render = rasterizer.forward(arena.geometry, arena.colour, slots, camera, sh_degree, background, depth=depth)
+        images: dict[str, Any] = {
+            name: None if (image := getattr(render, name)) is None else tiers.device.numpy(image)
+            for name in ("rgb", "alpha", "depth")
+        }
+        return dataclasses.replace(render, **images)
+
+    return tiers.device.stream("compute").run(draw)

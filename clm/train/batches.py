@@ -42,6 +42,7 @@ class Planned:
 
     views: list[int]  # in the order in which they run
     plan: Plan | None
+    began: float  # time.perf_counter
     seconds: float
 
 
@@ -56,16 +57,18 @@ def plan_batch(
 ) -> Planned:
     """Cull, order and plan. `ordered`: keep the given order (a resumed batch whose order was already decided)."""
     started = time.perf_counter()
-    sets = visible_sets(store.entries, store.bounds, [cameras[v] for v in views], margin)
+    sets = visible_sets(store.entries, store.bounds, [cameras[v] for v in views], margin, block_rows=store.block_rows)
     if not ordered:
         order = order_views(sets, store.rows, store.block_rows, seed)
         views, sets = [views[k] for k in order], [sets[k] for k in order]
     largest = max((len(rows) for rows in sets), default=0)
     if largest <= capacity:
-        return Planned(list(views), make_plan(views, sets, capacity), time.perf_counter() - started)
+        return Planned(
+            list(views), make_plan(views, sets, capacity, store.block_rows), started, time.perf_counter() - started
+        )
     if margin == EXACT_MARGIN:
         raise view_too_large(largest, capacity, "The largest view of the batch")
-    return Planned(list(views), None, time.perf_counter() - started)
+    return Planned(list(views), None, started, time.perf_counter() - started)
 
 
 class PlanAhead:

@@ -13,9 +13,8 @@ from PIL import Image
 from clm.camera import Camera
 from clm.errors import ClmError, ResourceError
 from clm.files import atomic_write, write_json
-from clm.render import metrics
+from clm.render import Render, metrics
 from clm.scene import CorruptImage, ImageCache, Scene
-from clm.stream.view import Render
 from clm.train.events import Emit, Evaluated, Message
 from clm.train.session import Session
 

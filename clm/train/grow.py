@@ -10,7 +10,7 @@ from clm.config import Config
 from clm.gaussians.densify import Thresholds, densify, reset_opacity, resort, wants_resort
 from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
-from clm.plan.budget import STORE_ROW_BYTES, slots_for, store_bytes
+from clm.plan.budget import STORE_ROW_BYTES, resident_bytes, slots_for
 from clm.plan.visibility import visible_sets
 from clm.train.events import Densified, OpacityReset
 from clm.train.session import Session, device_budget, host_budget
@@ -58,13 +58,13 @@ def admits(session: Session, store: Store, drop: np.ndarray) -> bool:
     """Whether every view would still fit into the arena that the device budget allows, with `drop` [N] bool removed."""
     budget = device_budget(session.config)
     if session.config.offload == "none":
-        budget -= store_bytes(store.rows)  # auto would rather move the store to the host than stop growing
+        budget -= resident_bytes(store.rows)  # auto would rather move the store to the host than stop growing
     slots = slots_for(budget)
     if store.rows <= slots:
         return True
     slots = int(slots * _ARENA_FILL)
     session.refresh_store()
-    sets = visible_sets(store.entries, store.bounds, session.cameras)
+    sets = visible_sets(store.entries, store.bounds, session.cameras, block_rows=store.block_rows)
     return all(len(rows) - int(drop[rows].sum()) <= slots for rows in sets)
 
 
@@ -73,6 +73,7 @@ def rebuild(session: Session, before: int) -> None:
     config, store, now = session.config, session.store, session.progress.iteration
     session.plans.drop()
     next_step = session.adam.at(session.progress.step + 1)
+    session.tiers.write_back()
     row_kernels.settle(store, next_step, 0, store.rows)
     if densify_due(config, before, now):
         limits = thresholds(config, session.scene.scale, now)
@@ -88,4 +89,4 @@ def rebuild(session: Session, before: int) -> None:
         reset_opacity(store, config.reset_opacity)
         session.emit(OpacityReset(now))
     session.refresh_store()
-    session.replace_arena()
+    session.move_in()

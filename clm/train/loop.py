@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from clm.config import Config
 from clm.errors import ClmError, ResourceError
 from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
-from clm.plan.residency import Step
-from clm.render import l1_ssim
+from clm.plan.residency import Traffic
 from clm.scene import CorruptImage, Scene
+from clm.stream.spans import LaneSeconds, Span
 from clm.train.evaluate import evaluate
 from clm.train.events import BatchDone, Emit, Finished, Message, Started
 from clm.train.grow import crossed, rebuild, rebuild_due
@@ -39,9 +41,8 @@ def train(
         start_run(session)
         progress, began = session.progress, time.perf_counter()
         views = len(scene.train), len(scene.test)
-        emit(
-            Started(progress.iteration, config.iterations, session.store.rows, *views, "cpu", session.placement.offload)
-        )
+        device, offload = session.device.kind, session.placement.offload
+        emit(Started(progress.iteration, config.iterations, session.store.rows, *views, device, offload))
         while progress.iteration < config.iterations and not stop():
             before = progress.iteration
             try:
@@ -66,66 +67,81 @@ def train(
 
 def train_batch(session: Session) -> None:
     """One optimizer step over `batch_size` views."""
-    config, progress, lanes, began = session.config, session.progress, session.lanes, time.perf_counter()
+    config, progress, began = session.config, session.progress, time.perf_counter()
     first, count = progress.iteration, session.batch_size(progress.iteration)
     degree = sh_degree_at(config, first)
 
     planned = session.next_plan()  # cull, order, plan
+    lanes = session.lanes
     progress.next_order = None
     lanes.begin(planned.plan, session.adam.at(progress.step + 1, count), colour_columns(degree))  # fetch
     plan_exposed = time.perf_counter() - began
     if first + count < config.iterations and not rebuild_due(config, first, first + count):
         session.plans.request(first + count, session.adam.reach(progress.step + 1))
 
-    losses, compute = [], 0.0
+    losses = []
     for i, step in enumerate(planned.plan.steps):
-        lanes.wait_loaded(i)
-        started = time.perf_counter()
-        losses.append(compute_view(session, step, degree, first + i))  # render, loss, backward
-        compute += time.perf_counter() - started
+        losses.append(lanes.compute(i, view_loss(session, step.view, degree, first + i)))  # render, loss, backward
         lanes.send_back(i)  # send back, then update
 
-    seconds = lanes.finish()
+    moved, seconds, spans = lanes.finish()
     waited = time.perf_counter()
     ahead = session.plans.ready()  # it reads the cull entries that are published next
     lanes.publish_entries()
     seconds.plan_exposed = plan_exposed + time.perf_counter() - waited
-    seconds.plan, seconds.compute = planned.seconds, compute
+    seconds.plan = planned.seconds
     progress.iteration, progress.step = first + count, progress.step + 1
     progress.next_order = ahead.views if ahead else None
-    _account(session, planned.plan.traffic, seconds, losses, time.perf_counter() - began, degree)
+    if session.trace is not None:
+        session.trace.add(
+            [Span("plan", "cull, order, plan", 0, planned.began, planned.began + planned.seconds), *spans]
+        )
+    views = [step.view for step in planned.plan.steps]
+    _account(session, moved, seconds, views, losses, time.perf_counter() - began, degree)
 
 
-def compute_view(session: Session, step: Step, degree: int, image: int) -> float:
-    """Render one view from the arena, add its gradients there, return its loss (nan: the photo could not be read)."""
-    view, arena = session.scene.views[step.view], session.arena
+def view_loss(session: Session, view_id: int, degree: int, image: int) -> Callable[[Any], Any]:
+    """What the device does for one view, given its slots: render, compare with the photo, add gradients, return the loss
+    (None: the photo could not be read)."""
+    view = session.scene.views[view_id]
     try:
-        photo, mask = session.images.get(step.view), session.images.mask(step.view)
+        photo, mask = session.images.get(view_id), session.images.mask(view_id)
     except CorruptImage as error:
         if session.config.strict:
             raise
         session.emit(Message(f"{error} Skipping it.", "warning"))
-        return math.nan
-    background = session.image_background(image)
-    render = session.rasterizer.forward(arena.geometry, arena.colour, step.slots, view.camera, degree, background)
-    loss = l1_ssim(render.rgb, photo, session.config.ssim_weight, mask)
-    if not math.isfinite(loss.total):
-        session.bad_loss = f"The loss is {loss.total} at step {session.progress.step + 1}, image {view.name}."
-        return math.nan
-    session.rasterizer.backward(loss.v_rgb, arena.grad_geometry, arena.grad_colour)
-    return loss.total
+        return lambda slots: None
+    return partial(
+        session.rasterizer.loss_and_gradients,
+        session.tiers.arena,
+        camera=view.camera,
+        sh_degree=degree,
+        background=session.image_background(image),
+        photo=photo,
+        mask=mask,
+        ssim_weight=session.config.ssim_weight,
+    )
 
 
-def _account(session: Session, traffic, seconds, losses: list[float], elapsed: float, degree: int) -> None:
+def _account(
+    session: Session,
+    traffic: Traffic,
+    seconds: LaneSeconds,
+    views: Sequence[int],
+    losses: Sequence[Any],
+    elapsed: float,
+    degree: int,
+) -> None:
     """Add the batch to the totals, tell the consumers, and stop on a loss that is not finite."""
     totals, progress = session.totals, session.progress
-    resident = session.placement.offload == "none"
-    totals.add_traffic(traffic, colour_columns(degree), crosses_bus=not resident)
+    values = [(view, float(loss)) for view, loss in zip(views, losses, strict=True) if loss is not None]
+    bad = [(view, value) for view, value in values if not math.isfinite(value)]
+    totals.add_traffic(traffic, colour_columns(degree))
     totals.lanes.add(seconds)
     totals.batch_seconds += elapsed
     totals.images += len(losses)
     session.see_peak()
-    finite = [loss for loss in losses if math.isfinite(loss)]
+    finite = [value for _, value in values if math.isfinite(value)]
     mean = sum(finite) / len(finite) if finite else math.nan
     session.emit(
         BatchDone(
@@ -133,9 +149,11 @@ def _account(session: Session, traffic, seconds, losses: list[float], elapsed: f
             totals.device_bytes, seconds.hidden_fraction,
         )
     )  # fmt: skip
-    if session.bad_loss:
+    if bad:
+        view, value = bad[0]
         session.save()
         raise ClmError(
-            session.bad_loss, f"The state without that image is saved in {session.run / 'checkpoints'}; lower the learning "
-            "rates or remove the image, then run again with --resume.",
-        )  # fmt: skip
+            f"The loss is {value} at step {progress.step}, image {session.scene.views[view].name}.",
+            f"The state without that image is saved in {session.run / 'checkpoints'}; lower the learning rates or remove "
+            "the image, then run again with --resume.",
+        )

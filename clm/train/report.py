@@ -9,7 +9,7 @@ from typing import Any
 
 from clm.gaussians.layout import GEOMETRY_COLUMNS, GRAD_GEOMETRY_COLUMNS
 from clm.plan.residency import Traffic
-from clm.stream.lanes import LaneSeconds
+from clm.stream.spans import LaneSeconds
 
 
 @dataclass
@@ -30,16 +30,15 @@ class Totals:
     in_core_bytes: int = 0
     lanes: LaneSeconds = field(default_factory=LaneSeconds)
 
-    def add_traffic(self, traffic: Traffic, columns: int, crosses_bus: bool) -> None:
-        """Count one batch's plan; bytes are of the active colour columns, and zero when the store is on the device."""
+    def add_traffic(self, traffic: Traffic, columns: int) -> None:
+        """Count what one batch moved over the bus; bytes are of the active colour columns."""
         self.rows_loaded += traffic.loaded
         self.rows_loaded_no_reuse += traffic.no_reuse
         self.rows_loaded_consecutive_reuse += traffic.consecutive_reuse
         self.rows_lower_bound += traffic.lower_bound
-        if crosses_bus:
-            row, gradient = 4 * (GEOMETRY_COLUMNS + columns), 4 * (GRAD_GEOMETRY_COLUMNS + columns)
-            self.bytes_loaded += traffic.loaded * row + traffic.loaded_partial * gradient
-            self.bytes_sent_back += traffic.sent_back * gradient
+        row, gradient = 4 * (GEOMETRY_COLUMNS + columns), 4 * (GRAD_GEOMETRY_COLUMNS + columns)
+        self.bytes_loaded += traffic.loaded * row + traffic.loaded_partial * gradient
+        self.bytes_sent_back += traffic.sent_back * gradient
 
     def see_peak(self, device_bytes: int, host_bytes: int, in_core_bytes: int) -> None:
         self.device_bytes = max(self.device_bytes, device_bytes)

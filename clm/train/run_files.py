@@ -52,6 +52,7 @@ def save_ply(session: Session) -> Path:
     """The Gaussians as they are now, streamed to `point_cloud/iteration_N/point_cloud.ply` (georef.json beside it)."""
     folder = session.run / "point_cloud" / f"iteration_{session.progress.iteration}"
     adam = session.adam.at(session.progress.step + 1)
+    session.tiers.write_back()
     write_ply(folder / "point_cloud.ply", session.store.exact_chunks(adam), antialiased=session.config.antialias)
     if session.scene.offset.any():
         write_georef(folder / "georef.json", session.scene.offset)
@@ -64,5 +65,13 @@ def finish_run(session: Session) -> None:
     evaluate(session)
     write_json(
         session.run / "report.json",
-        report(session.totals, session.progress.iteration, session.store.rows, "cpu", session.placement.offload),
+        report(
+            session.totals,
+            session.progress.iteration,
+            session.store.rows,
+            session.device.kind,
+            session.placement.offload,
+        ),
     )
+    if session.trace is not None:
+        session.trace.write()

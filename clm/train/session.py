@@ -21,13 +21,17 @@ from clm.gaussians.layout import BLOCK_ROWS
 from clm.gaussians.store import Store
 from clm.optim.adam import Adam, Betas
 from clm.optim.schedules import learning_rates, sh_degree_at
-from clm.plan.budget import Placement, arena_bytes, choose_placement, in_core_bytes, parse_bytes, store_bytes
+from clm.plan.budget import Placement, choose_placement, in_core_bytes, parse_bytes
+from clm.plan.placement import Sightings, resident_blocks
 from clm.plan.visibility import visible_sets
-from clm.render import CpuRasterizer
+from clm.render import CpuRasterizer, Rasterizer, Render
 from clm.scene import ImageCache, Scene
-from clm.stream.arena import Arena
-from clm.stream.lanes import CpuLanes
-from clm.stream.view import Render, render_view
+from clm.stream.cpu import CpuDevice
+from clm.stream.device import Device
+from clm.stream.lanes import Lanes
+from clm.stream.spans import Trace
+from clm.stream.tiers import Tiers
+from clm.stream.view import render_view
 from clm.train.batches import Margin, PlanAhead, Planned, batch_views, plan_batch
 from clm.train.checkpoint import load_checkpoint, save_checkpoint
 from clm.train.events import CheckpointSaved, Emit, Message
@@ -35,7 +39,17 @@ from clm.train.report import Totals
 
 RANDOM_ROWS = 100_000  # initial Gaussians when the model has no points (INRIA, gsplat)
 _SHAPE_KEYS = ("sh_degree",)  # a resumed run must agree on these
-_FREE_KEYS = ("gpu_memory", "host_memory", "offload", "threads", "image_cache", "eval_every", "save_every", "device")
+_FREE_KEYS = (
+    "gpu_memory",
+    "host_memory",
+    "offload",
+    "threads",
+    "image_cache",
+    "eval_every",
+    "save_every",
+    "device",
+    "trace",
+)
 
 
 @dataclass
@@ -58,19 +72,20 @@ class Session:
         self.background = parse_background(config.background)
         self.adam = Adam(learning_rates(config, scene.scale), Betas.for_batch(config.batch_size))
         self.progress, self.totals = Progress(), Totals()
-        self.bad_loss = ""  # set by a loss that is not finite: the batch is finished without it, then the run stops
         if resume is None:
             self.store = initial_store(scene, config, emit)
         else:
             self._restore(resume)
         self.refresh_store()
-        self.rasterizer = CpuRasterizer(antialiased=config.antialias, absgrad=config.absgrad)
+        self.device: Device = CpuDevice()
+        self.rasterizer: Rasterizer = CpuRasterizer(antialiased=config.antialias, absgrad=config.absgrad)
         self.images = ImageCache(scene, parse_bytes(config.image_cache))
         self.plans = PlanAhead(self._plan)
-        self.placement = self._place()
+        self.trace = Trace(Path(config.trace)) if config.trace else None
+        self.placement, blocks = self._place()
+        self.tiers = Tiers(self.device, self.store, blocks, self.placement.arena_slots)
+        self.lanes = Lanes(self.tiers)
         emit(Message(self.placement.reason))
-        self.arena = Arena(self.placement.arena_slots)
-        self.lanes = CpuLanes(self.store, self.arena, resident=self.placement.offload == "none")
 
     def __enter__(self) -> Session:
         return self
@@ -84,16 +99,19 @@ class Session:
         """Cull entries and bounds of all rows, as of the step reached."""
         self.store.refresh(self.adam.at(self.progress.step + 1))
 
-    def replace_arena(self) -> None:
-        """Placement is decided anew after rows were added or removed; the arena follows."""
-        placement = self._place()
-        if placement.offload != self.placement.offload:
-            self.emit(Message(placement.reason))
-        self.placement = placement
-        if placement.arena_slots != self.arena.slots:
-            self.arena = Arena(placement.arena_slots)
+    def move_in(self) -> None:
+        """Placement is decided anew after rows were added, removed or sorted, or outgrew the arena; tiers and lanes follow.
+
+        Raises ResourceError, with everything as it was, when nothing fits."""
+        before = self.placement
+        self.placement, blocks = self._place()
+        self.tiers.write_back()
         self.lanes.close()
-        self.lanes = CpuLanes(self.store, self.arena, resident=placement.offload == "none")
+        del self.lanes, self.tiers  # the old memory is free before new memory is taken
+        self.tiers = Tiers(self.device, self.store, blocks, self.placement.arena_slots)
+        self.lanes = Lanes(self.tiers)
+        if self.placement.offload != before.offload:
+            self.emit(Message(self.placement.reason))
 
     def batch_size(self, first: int) -> int:
         return min(self.config.batch_size, self.config.iterations - first)
@@ -109,12 +127,11 @@ class Session:
         """Renders any camera from the Gaussians as they are now."""
         degree = sh_degree_at(self.config, self.progress.iteration)
         background, adam = self.background or (0.0, 0.0, 0.0), self.adam.at(self.progress.step + 1)
-        return partial(
-            render_view, self.store, adam, self.arena, self.rasterizer, sh_degree=degree, background=background
-        )
+        return partial(render_view, self.tiers, adam, self.rasterizer, sh_degree=degree, background=background)
 
     def save(self) -> None:
         """Checkpoint the run as it is between two batches."""
+        self.tiers.write_back()
         state = {
             "config": to_dict(self.config),
             "scene_scale": self.scene.scale,
@@ -127,18 +144,16 @@ class Session:
 
     def see_peak(self) -> None:
         """Record the bytes held now."""
-        resident = self.placement.offload == "none"
-        state = store_bytes(self.store.rows)
-        host = self.lanes.staging_bytes + self.images.bytes + (0 if resident else state)
-        device = arena_bytes(self.arena.slots) + (state if resident else 0)
-        self.totals.see_peak(device, host, in_core_bytes(self.store.rows, self.store.rows))
+        tiers = self.tiers
+        host = tiers.host_bytes + self.lanes.staging_bytes + self.images.bytes
+        self.totals.see_peak(tiers.device_bytes, host, in_core_bytes(self.store.rows, self.store.rows))
 
     def next_plan(self) -> Planned:
         """The plan of the next batch. Views that outgrew the arena get a larger one, if the budget has it."""
         try:
             return self.plans.take(self.progress.iteration)
         except ResourceError:
-            self.replace_arena()
+            self.move_in()
             return self.plans.take(self.progress.iteration)
 
     def _plan(self, first: int, margin: Margin) -> Planned:
@@ -146,17 +161,23 @@ class Session:
         decided = self.progress.next_order
         ordered = decided is not None and sorted(decided) == sorted(views)  # else --batch-size was changed on resume
         views = decided if ordered else views
-        planned = plan_batch(self.store, self.cameras, views, self.arena.slots, margin, self.config.seed, ordered)
+        planned = plan_batch(self.store, self.cameras, views, self.tiers.arena.slots, margin, self.config.seed, ordered)
         self.images.prefetch(planned.views)
         return planned
 
-    def _place(self) -> Placement:
-        rows, budget = self.store.rows, device_budget(self.config)
-        largest = largest_view(self.store, self.cameras)
+    def _place(self) -> tuple[Placement, np.ndarray]:
+        """Where rows go, and which blocks are resident [blocks] bool."""
+        store, config = self.store, self.config
+        seen = sightings(store, self.cameras)
         # A batch never needs more than the sum of its views; the rest is room for rows that move and swell until the
         # next rebuild.
-        needed = min(rows, int(1.25 * largest) * self.config.batch_size + BLOCK_ROWS)
-        return choose_placement(rows, needed, largest, budget, host_budget(self.config), self.config.offload)
+        needed = min(store.rows, int(1.25 * seen.largest_view) * config.batch_size + BLOCK_ROWS)
+        budgets = device_budget(config), host_budget(config)
+        placement = choose_placement(
+            store.rows, needed, seen.largest_view, *budgets, config.offload,
+            block_rows=store.block_rows, shared_memory=self.device.shares_host_memory,
+        )  # fmt: skip
+        return placement, resident_blocks(seen, store.rows, store.block_rows, placement.resident_rows)
 
     def _restore(self, path: Path) -> None:
         state, self.store = load_checkpoint(path)
@@ -216,10 +237,15 @@ def _far(geometry: np.ndarray) -> bool:
     return bool(np.abs(geometry[:, :3]).max() > 1e5)
 
 
-def largest_view(store: Store, cameras: list[Camera]) -> int:
-    """Rows of the largest visible set over `cameras`."""
-    sets = visible_sets(store.entries, store.bounds, cameras)
-    return max((len(rows) for rows in sets), default=0)
+def sightings(store: Store, cameras: list[Camera], at_once: int = 64) -> Sightings:
+    """What `cameras` see of the store; the visible sets of `at_once` views are held at a time."""
+    groups = (cameras[first : first + at_once] for first in range(0, len(cameras), at_once))
+    sets = (
+        rows
+        for group in groups
+        for rows in visible_sets(store.entries, store.bounds, group, block_rows=store.block_rows)
+    )
+    return Sightings.of(sets, store.rows, store.block_rows)
 
 
 def device_budget(config: Config) -> int:

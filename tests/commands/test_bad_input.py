@@ -19,10 +19,11 @@ from PIL import Image
 
 from clm.errors import ClmError, ResourceError
 from clm.plan.budget import SLOT_BYTES
+from clm.render import cpu
 from clm.render.losses import Loss
 from clm.stream.view import render_view, view_too_large
 from clm.train import checkpoint as checkpoint_module
-from clm.train import loop, session
+from clm.train import session
 from clm.train.checkpoint import checkpoints
 from clm.train.events import Message
 from tests.conftest import scene_path
@@ -216,14 +217,14 @@ def test_resuming_with_another_scene_says_so(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_saves_and_names_step_and_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = loop.l1_ssim, []
+    real, calls = cpu.l1_ssim, []
 
     def broken(rgb: np.ndarray, *rest: object) -> Loss:
         calls.append(None)
         loss = real(rgb, *rest)
         return Loss(math.nan, loss.l1, loss.ssim, np.full_like(loss.v_rgb, np.nan)) if len(calls) == 30 else loss
 
-    monkeypatch.setattr(loop, "l1_ssim", broken)
+    monkeypatch.setattr(cpu, "l1_ssim", broken)
     with pytest.raises(ClmError, match=r"loss is nan at step 8, image .*\.jpg"):
         run_demo(tmp_path / "run")
     monkeypatch.undo()
@@ -281,8 +282,8 @@ def test_a_full_disk_ends_the_command_with_the_exit_code_of_resources(
 def test_a_loss_that_is_not_finite_is_bad_input_for_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop.l1_ssim
-    monkeypatch.setattr(loop, "l1_ssim", lambda *inputs: dataclasses.replace(real(*inputs), total=math.inf))
+    real = cpu.l1_ssim
+    monkeypatch.setattr(cpu, "l1_ssim", lambda *inputs: dataclasses.replace(real(*inputs), total=math.inf))
     result = clm("train", DEMO, "-o", tmp_path / "run", *SHORT, "-q")
     assert result.returncode == 2
     assert re.fullmatch(r"error: The loss is inf at step 1, image view_\d\d\.jpg\. .*--resume\.\n", result.stderr)

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from plyfile import PlyData
 
-from clm.plan.budget import SLOT_BYTES, STORE_ROW_BYTES
+from clm.plan.budget import RESIDENT_ROW_BYTES, SLOT_BYTES
 from clm.plan.residency import make_plan
 from tests.conftest import scene_path
 from tests.demo_run import (
@@ -125,7 +125,7 @@ def test_the_receipt_adds_up_what_the_plans_predicted(tmp_path: Path, monkeypatc
     assert traffic["bytes_loaded"] == sum(loads)
     assert traffic["bytes_sent_back"] == sum(t.sent_back * g for t, g in zip(moved, gradient, strict=True))
     assert report["peak"]["device_bytes"] == 1000 * SLOT_BYTES
-    assert report["in_core_bytes"] == 3000 * STORE_ROW_BYTES + 3000 * SLOT_BYTES
+    assert report["in_core_bytes"] == 3000 * RESIDENT_ROW_BYTES + 3000 * SLOT_BYTES
 
 
 def test_nothing_crosses_the_bus_when_everything_is_on_the_device(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
 from clm.optim.adam import Adam, Betas
 from clm.optim.reference import closed_form_drift, dense_adam
-from clm.stream.arena import GradientBuffer
+from clm.stream.parking import GradientBuffer
 
 BETAS = Betas.for_batch(1)
 COLUMN_GROUP = np.array([0] * 3 + [1] * 4 + [2] * 3 + [3] + [4] * 3 + [5] * 45)  # group of each of the 59 columns

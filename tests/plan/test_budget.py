@@ -15,6 +15,7 @@ from clm.plan.budget import (
     format_rows,
     in_core_bytes,
     parse_bytes,
+    resident_bytes,
     slots_for,
     store_bytes,
 )
@@ -34,7 +35,8 @@ def test_bytes_are_those_of_the_arrays() -> None:
     assert store_bytes(rows) == 3 * parameters + stamps.nbytes + entries.nbytes + statistics.nbytes
     gradients = np.zeros((rows, 16), np.float32).nbytes + colour.nbytes
     assert arena_bytes(rows) == parameters + gradients
-    assert in_core_bytes(rows, 4) == store_bytes(rows) + arena_bytes(4)
+    assert resident_bytes(rows) == store_bytes(rows) - entries.nbytes
+    assert in_core_bytes(rows, 4) == resident_bytes(rows) + arena_bytes(4)
     assert slots_for(arena_bytes(7)) == 7 and slots_for(arena_bytes(7) - 1) == 6 and slots_for(0) == 0
 
 
@@ -79,25 +81,43 @@ def test_sizes_are_written_with_one_decimal() -> None:
 
 
 def test_auto_keeps_everything_on_the_device_when_it_fits() -> None:
-    budget = in_core_bytes(1000, 300)
-    placement = choose_placement(1000, 300, 100, budget, 0)
-    assert (placement.offload, placement.arena_slots, placement.device_bytes, placement.host_bytes) == (
-        "none",
-        300,
-        budget,
-        0,
-    )
-    tight = choose_placement(1000, 300, 100, in_core_bytes(1000, 150), 0)
+    budget, cull_entries = in_core_bytes(1000, 300), 16 * 1000
+    placement = choose_placement(1000, 300, 100, budget, cull_entries)
+    assert (placement.offload, placement.arena_slots, placement.resident_rows) == ("none", 300, 1000)
+    assert (placement.device_bytes, placement.host_bytes) == (budget, cull_entries)
+    tight = choose_placement(1000, 300, 100, in_core_bytes(1000, 150), cull_entries)
     assert (tight.offload, tight.arena_slots) == ("none", 150)
+    apart = choose_placement(1000, 300, 100, budget, store_bytes(1000), shared_memory=False)
+    assert apart.host_bytes == store_bytes(1000), (
+        "a device with memory of its own leaves a copy of every row on the host"
+    )
 
 
 def test_auto_offloads_and_says_why() -> None:
-    placement = choose_placement(18_000_000, 5_000_000, 2_000_000, 8 * GIB, 64 * GIB)
-    assert placement.offload == "host"
-    assert placement.reason == "offload: host, because 13.5 GiB of state exceeds the 8.0 GiB budget"
-    assert placement.arena_slots == 5_000_000 and placement.device_bytes == arena_bytes(5_000_000)
+    placement = choose_placement(18_000_000, 5_000_000, 2_000_000, 2 * GIB, 64 * GIB)
+    assert placement.offload == "host" and placement.resident_rows == 0
+    assert placement.reason == "offload: host, because 13.2 GiB of state exceeds the 2.0 GiB budget"
+    assert placement.arena_slots == slots_for(2 * GIB) and placement.device_bytes == arena_bytes(slots_for(2 * GIB))
     assert placement.host_bytes == store_bytes(18_000_000)
-    assert choose_placement(18_000_000, 5_000_000, 2_000_000, 2 * GIB, 64 * GIB).arena_slots == slots_for(2 * GIB)
+
+
+def test_what_the_arena_leaves_of_the_budget_goes_to_resident_rows_in_whole_blocks() -> None:
+    placement = choose_placement(18_000_000, 5_000_000, 2_000_000, 8 * GIB, 64 * GIB)
+    assert placement.offload == "host" and placement.arena_slots == 5_000_000
+    assert placement.resident_rows % 2048 == 0
+    assert placement.device_bytes == arena_bytes(5_000_000) + resident_bytes(placement.resident_rows) <= 8 * GIB
+    assert placement.device_bytes + resident_bytes(2048) > 8 * GIB
+    assert placement.host_bytes == store_bytes(18_000_000) - resident_bytes(placement.resident_rows)
+    assert placement.reason.endswith("; the 46% of Gaussians that most views see stay on the device")
+    assert choose_placement(18_000_000, 5_000_000, 2_000_000, 8 * GIB, 64 * GIB, "host").resident_rows == 0
+
+
+def test_the_rasterisers_temporaries_come_out_of_the_device_budget() -> None:
+    with_room = choose_placement(10_000, 5_000, 2_000, 10**7, 10**9, temporaries=0)
+    without = choose_placement(10_000, 5_000, 2_000, 10**7, 10**9, temporaries=8 * 10**6)
+    assert without.device_bytes <= 10**7 and without.arena_slots < with_room.arena_slots
+    with pytest.raises(ResourceError, match="--gpu-memory"):
+        choose_placement(10_000, 5_000, 2_000, 10**7, 10**9, temporaries=95 * 10**5)
 
 
 @pytest.mark.parametrize("offload", ["auto", "none", "host"])

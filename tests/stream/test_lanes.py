@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,16 +19,32 @@ from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import colour_columns
 from clm.optim.adam import Adam, Betas
-from clm.plan.residency import make_plan
+from clm.plan.residency import Traffic, make_plan
 from clm.plan.visibility import visible_rows, visible_sets
 from clm.render.cpu import CpuRasterizer
-from clm.stream.arena import Arena, GradientBuffer
-from clm.stream.lanes import CpuLanes
-from clm.stream.parking import ParkedGradients
+from clm.stream import lanes as lanes_module
+from clm.stream.cpu import CpuDevice
+from clm.stream.lanes import Lanes
+from clm.stream.parking import GradientBuffer, ParkedGradients
+from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
+from tests.stream.fake_device import SCHEDULES, FakeDevice
 
 BLACK = (0.0, 0.0, 0.0)
 VIEWS = 6
+BLOCK = 256  # rows: enough blocks for some to be resident
+WAITS = (
+    "the rows gathered two steps ago have left this staging buffer",
+    "the slots of early rows were released two steps ago",
+    "the slots of late rows are released by the previous step",
+    "the rows of this step are in their slots",
+    "the gradients of this step are complete",
+    "the gradients of this step have arrived on the host",
+    "Adam has read the staging buffers that this step writes",
+    "what is parked has arrived on the host",
+    "the gradients brought back before have left this staging buffer",
+    "the next batch reads the rows that this one updates",
+)
 
 
 def camera(angle: float) -> Camera:
@@ -46,73 +66,179 @@ def scene(rows: int = 4000) -> Store:
     geometry[:, 3:7] = rng.normal(size=(rows, 4))
     geometry[:, 7:10] = rng.normal(-3, 0.4, size=(rows, 3))
     geometry[:, 10] = rng.normal(size=rows)
-    store = Store.from_rows(geometry, rng.normal(scale=0.3, size=(rows, 48)).astype(np.float32))
+    store = Store(rows, block_rows=BLOCK)
+    store.append(geometry, rng.normal(scale=0.3, size=(rows, 48)).astype(np.float32))
     store.refresh(None)
     store.take(block_order(store.entries))
     store.refresh(None)
     return store
 
 
-def run_batches(capacity: int, *, resident: bool, batches: int = 5, degree: int = 2) -> tuple[Store, Adam, int]:
-    """Train on a fixed pseudo-gradient; returns the store, the optimizer and the rows loaded."""
+def everything(store: Store) -> np.ndarray:
+    return np.ones(store.blocks, bool)
+
+
+def nothing(store: Store) -> np.ndarray:
+    return np.zeros(store.blocks, bool)
+
+
+def every_other(store: Store) -> np.ndarray:
+    return np.arange(store.blocks) % 2 == 0
+
+
+Which = Callable[[Store], np.ndarray]
+
+
+def run_batches(
+    capacity: int, resident: Which, device: CpuDevice | None = None, *, batches: int = 5, degree: int = 2
+) -> tuple[Store, Adam, Traffic]:
+    """Train on a fixed pseudo-gradient; returns the store, the optimizer and what crossed the bus in all."""
     store, adam = scene(), Adam(np.full((6, batches + 3), 1e-2), Betas.for_batch(VIEWS))
-    arena = Arena(capacity)
-    lanes, rasterizer = CpuLanes(store, arena, resident=resident), CpuRasterizer()
+    tiers = Tiers(device or CpuDevice(), store, resident(store), capacity)
+    lanes, rasterizer, traffic = Lanes(tiers), CpuRasterizer(), []
+    arena = tiers.arena
     arena.geometry[:] = arena.grad_geometry[:] = arena.grad_colour[:] = np.nan  # what a plan forgot would show
     arena.colour[:] = np.nan
-    loaded = 0
     try:
         for batch in range(batches):
             order = np.random.default_rng(batch).permutation(VIEWS)
-            sets = visible_sets(store.entries, store.bounds, [CAMERAS[v] for v in order])
+            sets = visible_sets(store.entries, store.bounds, [CAMERAS[v] for v in order], block_rows=store.block_rows)
             plan = make_plan([int(v) for v in order], sets, capacity)
-            loaded += plan.traffic.loaded
             lanes.begin(plan, adam.at(batch + 1, VIEWS), colour_columns(degree))
             for i, step in enumerate(plan.steps):
-                lanes.wait_loaded(i)
-                image = rasterizer.forward(arena.geometry, arena.colour, step.slots, CAMERAS[step.view], degree, BLACK)
-                v_rgb = np.ascontiguousarray(image.rgb - 0.5, dtype=np.float32)
-                rasterizer.backward(v_rgb, arena.grad_geometry, arena.grad_colour)
+
+                def render(slots: np.ndarray, view: Camera = CAMERAS[step.view]) -> None:
+                    image = rasterizer.forward(arena.geometry, arena.colour, slots, view, degree, BLACK)
+                    v_rgb = np.ascontiguousarray(image.rgb - 0.5, dtype=np.float32)
+                    rasterizer.backward(v_rgb, arena.grad_geometry, arena.grad_colour)
+
+                lanes.compute(i, render)
                 lanes.send_back(i)
-            lanes.finish()
+            traffic.append(lanes.finish()[0])
             lanes.publish_entries()
+        tiers.write_back()
     finally:
         lanes.close()
-    return store, adam, loaded
+    return store, adam, sum(traffic[1:], traffic[0])
 
 
 def model(store: Store) -> dict[str, np.ndarray]:
     return {name: getattr(store, name).copy() for name in (*store.names, "entries")}
 
 
+def assert_same(store: Store, expected: dict[str, np.ndarray]) -> None:
+    for name, values in model(store).items():
+        np.testing.assert_array_equal(values, expected[name], err_msg=name)
+
+
 def largest_view() -> int:
     store = scene()
-    return max(len(visible_rows(store.entries, store.bounds, c)) for c in CAMERAS)
+    return max(len(visible_rows(store.entries, store.bounds, c, block_rows=BLOCK)) for c in CAMERAS)
+
+
+def tight() -> int:
+    """An arena in which rows are evicted before their last use."""
+    return int(1.25 * largest_view())
 
 
 @pytest.fixture(scope="module")
 def everything_resident() -> dict[str, np.ndarray]:
-    return model(run_batches(scene().rows, resident=True)[0])
+    return model(run_batches(scene().rows, everything)[0])
 
 
+@pytest.mark.parametrize("resident", [nothing, every_other, everything])
 @pytest.mark.parametrize("room", [1.25, 1.4, 2.0, 10.0])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_any_arena_gives_the_same_bits_as_everything_resident(everything_resident, room: float, threads: int) -> None:
+def test_any_arena_and_any_resident_blocks_give_the_same_bits_as_everything_resident(
+    everything_resident, resident: Which, room: float, threads: int
+) -> None:
     capacity = min(int(room * largest_view()), scene().rows)
     before = kernels.get_threads()
     try:
         kernels.set_threads(threads)
-        store, _, _ = run_batches(capacity, resident=False)
+        store, _, _ = run_batches(capacity, resident)
     finally:
         kernels.set_threads(before)
-    for name, values in model(store).items():
-        np.testing.assert_array_equal(values, everything_resident[name], err_msg=name)
+    assert_same(store, everything_resident)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("resident", [nothing, every_other, everything])
+@pytest.mark.parametrize("room", [1.25, 10.0])
+def test_a_device_with_memory_and_streams_of_its_own_gives_the_same_bits(
+    everything_resident, schedule: str, resident: Which, room: float
+) -> None:
+    capacity = min(int(room * largest_view()), scene().rows)
+    store, _, _ = run_batches(capacity, resident, FakeDevice(schedule))
+    assert_same(store, everything_resident)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_streams_in_any_order_that_the_waits_admit_give_the_same_bits(everything_resident, seed: int) -> None:
+    store, _, _ = run_batches(tight(), every_other, FakeDevice("random", seed=seed))
+    assert_same(store, everything_resident)
+
+
+def dawdling(monkeypatch: pytest.MonkeyPatch, device: FakeDevice) -> None:
+    """Adam on the host begins late, and lanes do not wait for each other where the device ignores the reason."""
+    adam, after = row_kernels.adam, lanes_module._after
+
+    def slow_adam(*arguments: Any) -> None:
+        device.dawdle()
+        adam(*arguments)
+
+    monkeypatch.setattr(row_kernels, "adam", slow_adam)
+    monkeypatch.setattr(lanes_module, "_after", lambda future, why: after(future, why) if device.heed(why) else None)
+
+
+def test_every_wait_of_the_lanes_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakeDevice("eager")
+    dawdling(monkeypatch, device)
+    run_batches(tight(), every_other, device, batches=2)
+    assert device.reasons == set(WAITS)
+    source = Path(lanes_module.__file__).read_text()
+    waits = len(re.findall(r"stream\.wait\(|\.synchronize\(|[^f] _after\(", source))
+    assert waits == len(WAITS) - 1, (
+        "one call waits for the slots of early or of late rows, each other one is listed once"
+    )
+
+
+@pytest.mark.parametrize("why", WAITS)
+def test_without_any_one_wait_the_model_is_wrong(
+    everything_resident, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    tries = [
+        ("lazy", 1.25),
+        ("hasty loads", 1.25),
+        ("eager", 1.25),
+        *(("hasty loads", room) for room in (1.5, 1.75, 2.0)),
+    ]
+    for (
+        schedule,
+        room,
+    ) in tries:  # a roomy arena has steps without late rows, which would wait in place of the early ones
+        device = FakeDevice(schedule, ignored=(why,), pause=0.01)
+        with monkeypatch.context() as patch:
+            dawdling(patch, device)
+            try:
+                store, _, _ = run_batches(int(room * largest_view()), every_other, device)
+                assert_same(store, everything_resident)
+            except (Exception, AssertionError):
+                return
+    pytest.fail(f"nothing notices that no one waits until {why}")
+
+
+def test_resident_rows_never_cross_the_bus() -> None:
+    all_resident, some, none = (run_batches(scene().rows, which)[2] for which in (everything, every_other, nothing))
+    assert all_resident.loaded == all_resident.sent_back == all_resident.lower_bound == 0
+    assert 0 < some.loaded == some.lower_bound < none.loaded == none.lower_bound
+    assert some.no_reuse == none.no_reuse
 
 
 def test_a_small_arena_loads_more_rows_and_a_large_one_each_row_once() -> None:
-    small = run_batches(int(1.25 * largest_view()), resident=False)[2]
-    large = run_batches(scene().rows, resident=False)[2]
-    assert small > large
+    small, large = run_batches(tight(), nothing)[2], run_batches(scene().rows, nothing)[2]
+    assert small.loaded > large.loaded == large.lower_bound
+    assert small.loaded_partial > 0 == large.loaded_partial
 
 
 def test_the_test_scene_trains_something_and_leaves_hidden_rows_alone(everything_resident) -> None:
@@ -123,7 +249,8 @@ def test_the_test_scene_trains_something_and_leaves_hidden_rows_alone(everything
     assert never_drawn.any() and not moved[never_drawn].any()
 
 
-def test_slow_lanes_change_nothing(everything_resident, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("resident", [nothing, every_other])
+def test_slow_lanes_change_nothing(everything_resident, resident: Which, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever lane is late, the waits hold the order: a missing one reads rows or gradients that are not there."""
     slow = np.random.default_rng(0)
     lock = threading.Lock()
@@ -139,9 +266,8 @@ def test_slow_lanes_change_nothing(everything_resident, monkeypatch: pytest.Monk
 
     for name in ("fetch", "place", "move_gradients", "adam"):
         monkeypatch.setattr(row_kernels, name, delayed(getattr(row_kernels, name)))
-    store, _, _ = run_batches(int(1.25 * largest_view()), resident=False)
-    for name, values in model(store).items():
-        np.testing.assert_array_equal(values, everything_resident[name], err_msg=name)
+    store, _, _ = run_batches(tight(), resident)
+    assert_same(store, everything_resident)
 
 
 def test_an_error_in_a_lane_reaches_the_caller_and_closing_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,16 +276,16 @@ def test_an_error_in_a_lane_reaches_the_caller_and_closing_does_not_hang(monkeyp
 
     monkeypatch.setattr(row_kernels, "place", broken)
     with pytest.raises(OSError, match="no such row"):
-        run_batches(scene().rows, resident=False)
+        run_batches(scene().rows, nothing)
 
 
 def test_an_abandoned_batch_can_be_closed() -> None:
-    store, arena = scene(), Arena(4000)
-    lanes = CpuLanes(store, arena, resident=False)
-    sets = visible_sets(store.entries, store.bounds, CAMERAS)
+    store = scene()
+    lanes = Lanes(Tiers(CpuDevice(), store, nothing(store), 4000))
+    sets = visible_sets(store.entries, store.bounds, CAMERAS, block_rows=BLOCK)
     plan = make_plan(list(range(VIEWS)), sets, max(len(s) for s in sets))
     lanes.begin(plan, Adam(np.full((6, 3), 1e-3), Betas.for_batch(1)).at(1), 3)
-    lanes.wait_loaded(0)
+    lanes.compute(0, lambda slots: None)
     lanes.close()
 
 
@@ -174,19 +300,21 @@ def test_parked_gradients_come_back_bit_for_bit_also_after_parking_again() -> No
         parked.park(rows, source, slots, 48)
         latest |= {int(r): source.grad_colour[s].copy() for r, s in zip(rows, slots, strict=True)}
     wanted = np.array(sorted(latest)[::3], np.int32)
-    buffer, positions = parked.find(wanted)
-    for row, position in zip(wanted, positions, strict=True):
-        np.testing.assert_array_equal(buffer.grad_colour[position], latest[int(row)])
+    target = GradientBuffer(len(wanted))
+    parked.copy_to(wanted, target, 48)
+    for row, colour in zip(wanted, target.grad_colour, strict=True):
+        np.testing.assert_array_equal(colour, latest[int(row)])
 
 
-def test_rendering_out_of_core_equals_rendering_all_rows() -> None:
-    store, adam, _ = run_batches(scene().rows, resident=False)
+@pytest.mark.parametrize("resident", [nothing, every_other, everything])
+def test_rendering_out_of_core_equals_rendering_all_rows(resident: Which) -> None:
+    store, adam, _ = run_batches(scene().rows, nothing)
     constants = adam.at(6)
     chunks = list(store.exact_chunks(constants))
     geometry, colour = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
-    everything, some = CpuRasterizer(), CpuRasterizer()
-    arena = Arena(2 * largest_view())
+    all_rows, some = CpuRasterizer(), CpuRasterizer()
+    tiers = Tiers(CpuDevice(), store, resident(store), 2 * largest_view())
     for view in CAMERAS:
         slots = np.arange(store.rows, dtype=np.int32)
-        full = everything.forward(geometry, colour, slots, view, 2, BLACK).rgb.copy()
-        np.testing.assert_array_equal(render_view(store, constants, arena, some, view, 2, BLACK).rgb, full)
+        full = all_rows.forward(geometry, colour, slots, view, 2, BLACK).rgb.copy()
+        np.testing.assert_array_equal(render_view(tiers, constants, some, view, 2, BLACK).rgb, full)

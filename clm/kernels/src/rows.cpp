@@ -126,16 +126,17 @@ inline void write_entry(const AdamStep* a, int stamp, const float* p, const floa
 
 }  // namespace
 
-// Copies rows, caught up to step - 1, to out[slots[i]] (or out[i]); the store is not changed.
+// Copies rows, caught up to step - 1, to out[slots[i]] (or out[i]); the store is not changed. Colour rows of the target lie
+// colour_stride floats apart: staging packs the active columns, so that one contiguous copy moves nothing else.
 CLM_API void clm_fetch(const StoreView* s, const AdamStep* a, const int32_t* rows, const int32_t* slots, int64_t count,
-                       float* out_geometry, float* out_colour, int32_t colour_columns) {
+                       float* out_geometry, float* out_colour, int32_t colour_columns, int32_t colour_stride) {
     const bool adam = a != nullptr && s->m_geometry != nullptr;
     over_rows(count, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             if (i + kAhead < end) prefetch_row(*s, rows[i + kAhead], false, colour_columns);
             const int64_t row = rows[i], to = slots ? slots[i] : i;
             float* geometry = out_geometry + to * kGeometry;
-            float* colour = out_colour + to * kColour;
+            float* colour = out_colour + to * colour_stride;
             std::memcpy(geometry, s->geometry + row * kGeometry, sizeof(float) * kGeometry);
             std::memcpy(colour, s->colour + row * kColour, sizeof(float) * colour_columns);
             const int stamp = adam ? s->stamp[row] : 0;
@@ -224,8 +225,8 @@ inline void adam_colour(const RowStep& r, clm::f8 drift_head, float drift, clm::
 // statistics [N, 2] (nullable) accumulates (views that drew the row, screen gradient); entries [count, 4] gets the new cull
 // entry of row i, radius -1 where nothing changed.
 CLM_API void clm_adam(const StoreView* s, const AdamStep* a, const int32_t* rows, const int32_t* slots, int64_t count,
-                      const float* grad_geometry, const float* grad_colour, int32_t colour_columns, float* statistics,
-                      float* entries) {
+                      const float* grad_geometry, const float* grad_colour, int32_t colour_columns, int32_t colour_stride,
+                      float* statistics, float* entries) {
     using clm::f8;
     float rate_geometry[kGeometry];
     spread(a->rate, rate_geometry);
@@ -239,7 +240,7 @@ CLM_API void clm_adam(const StoreView* s, const AdamStep* a, const int32_t* rows
             if (i + kAhead < end) prefetch_row(*s, rows[i + kAhead], true, colour_columns);
             const int64_t row = rows[i], from = slots ? slots[i] : i;
             const float* gg = grad_geometry + from * kGradGeometry;
-            const float* gc = grad_colour + from * kColour;
+            const float* gc = grad_colour + from * colour_stride;
             if (gg[kDrawnColumn] == 0.f) {
                 entries[i * 4 + 3] = -1.f;
                 continue;
@@ -290,14 +291,15 @@ CLM_API void clm_put_entries(const int32_t* rows, const float* fresh, int64_t co
 }
 
 // Staging to arena: rows go to their slots, gradient rows start at zero. staging == nullptr: only the zeros.
-CLM_API void clm_place(const float* staging_geometry, const float* staging_colour, const int32_t* slots, int64_t count,
-                       float* geometry, float* colour, float* grad_geometry, float* grad_colour, int32_t colour_columns) {
+CLM_API void clm_place(const float* staging_geometry, const float* staging_colour, int32_t staging_stride,
+                       const int32_t* slots, int64_t count, float* geometry, float* colour, float* grad_geometry,
+                       float* grad_colour, int32_t colour_columns) {
     over_rows(count, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             const int64_t slot = slots[i];
             if (staging_geometry) {
                 std::memcpy(geometry + slot * kGeometry, staging_geometry + i * kGeometry, sizeof(float) * kGeometry);
-                std::memcpy(colour + slot * kColour, staging_colour + i * kColour, sizeof(float) * colour_columns);
+                std::memcpy(colour + slot * kColour, staging_colour + i * staging_stride, sizeof(float) * colour_columns);
             }
             std::memset(grad_geometry + slot * kGradGeometry, 0, sizeof(float) * kGradGeometry);
             std::memset(grad_colour + slot * kColour, 0, sizeof(float) * colour_columns);
@@ -306,13 +308,14 @@ CLM_API void clm_place(const float* staging_geometry, const float* staging_colou
 }
 
 // Gradient rows between two places: to[to_slots[i]] = from[from_slots[i]]; a null index means position i.
-CLM_API void clm_move_gradients(const float* from_geometry, const float* from_colour, const int32_t* from_slots, int64_t count,
-                                float* to_geometry, float* to_colour, const int32_t* to_slots, int32_t colour_columns) {
+CLM_API void clm_move_gradients(const float* from_geometry, const float* from_colour, int32_t from_stride,
+                                const int32_t* from_slots, int64_t count, float* to_geometry, float* to_colour,
+                                int32_t to_stride, const int32_t* to_slots, int32_t colour_columns) {
     over_rows(count, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             const int64_t from = from_slots ? from_slots[i] : i, to = to_slots ? to_slots[i] : i;
             std::memcpy(to_geometry + to * kGradGeometry, from_geometry + from * kGradGeometry, sizeof(float) * kGradGeometry);
-            std::memcpy(to_colour + to * kColour, from_colour + from * kColour, sizeof(float) * colour_columns);
+            std::memcpy(to_colour + to * to_stride, from_colour + from * from_stride, sizeof(float) * colour_columns);
         }
     });
 }
