@@ -69,7 +69,7 @@ def show(name: str, session: Session, predicted: np.ndarray, measured: np.ndarra
     ratios, size = measured[:, 0] / predicted[:, 0], session.config.batch_size
     low, high = np.percentile(ratios, [10, 90])
     print(
-        f"  {name:4} {session.store.rows:,} Gaussians, arena {format_bytes(session.arena.bytes)}: predicted "
+        f"  {name:4} {session.store.rows:,} Gaussians, arena {format_bytes(session.tiers.arena.bytes)}: predicted "
         f"{size / np.median(predicted[:, 0]):.1f} images/s, measured {size / np.median(measured[:, 0]):.1f}, "
         f"ratio {np.median(ratios):.2f} (10th {low:.2f}, 90th {high:.2f} of {len(ratios)} rounds)"
     )

@@ -14,7 +14,8 @@ from clm.optim.schedules import sh_degree_at
 from clm.plan.budget import CULL_BYTES, arena_bytes, format_bytes, in_core_bytes, store_bytes
 from clm.plan.describe import draw_timeline
 from clm.plan.machine import gradient_bytes, load_machine, row_bytes
-from clm.plan.simulate import bus_bytes, count_step
+from clm.plan.simulate import bus_bytes
+from clm.plan.steps import count_step
 from clm.train.forecast import Budget, Budgets, Forecast, find_budgets, make_forecast
 
 PLY_ROW_BYTES = 4 * 62  # INRIA's columns, padded to SH degree 3
@@ -44,6 +45,7 @@ def forecast_facts(forecast: Forecast) -> dict[str, Any]:
         "reason": placement.reason if placement is not None else str(refused),
         "traffic": None if placement is None else _traffic(forecast),
         "prediction": None if placement is None else _prediction(forecast),
+        "warnings": warnings(forecast),
         "assumptions": assumptions(forecast),
     }  # fmt: skip
 
@@ -86,34 +88,54 @@ def _required(forecast: Forecast) -> dict[str, int]:
 
 
 def _staging(forecast: Forecast) -> int:
-    """Host buffers that rows pass through: the largest load, and the largest send back twice, with a quarter of room."""
-    if forecast.placement is None or forecast.placement.offload == "none":
+    """Buffers that rows pass through, in host memory, and on a GPU once more on the device: as `stream.lanes` sizes them,
+    two for the largest load, two for the largest send back, one for returning gradients, a quarter of room in each."""
+    if forecast.placement is None or forecast.resident is None:
         return 0
     steps = [step for plan in forecast.plans for step in plan.steps]
-    counts = [count_step(step, 0, forecast.resident, forecast.scale) for step in steps]
-    loads = max(max(part.rows for part in step.loads) for step in counts)
-    sends = max(step.final for step in counts)
-    return int(1.25 * (loads * row_bytes(_ALL_COLUMNS) + 2 * sends * gradient_bytes(_ALL_COLUMNS)))
+    everything = bool(forecast.resident.all())
+    loads = 0 if everything else max(len(step.load_rows) for step in steps)
+    sends = max(int((~step.send_final).sum()) if everything else len(step.send_rows) for step in steps)
+    back = max(int(step.load_partial.sum()) for step in steps)
+    size = 2 * loads * row_bytes(_ALL_COLUMNS) + (2 * sends + back) * gradient_bytes(_ALL_COLUMNS)
+    return int(1.25 * forecast.scale * size)
+
+
+def warnings(forecast: Forecast) -> list[str]:
+    """What does not refuse the run, but may stop it."""
+    required, budgets, said = _required(forecast), forecast.budgets, []
+    if forecast.placement is None:
+        return []
+    if required["disk_bytes"] > budgets.disk.bytes:
+        said.append("The disk has too little room for the checkpoint and the PLY.")
+    if required["host_bytes"] + required["staging_bytes"] > budgets.host.bytes:
+        said.append("Staging does not fit into the host budget beside the store.")
+    on_gpu = forecast.machine is not None and not forecast.machine.on_cpu
+    if on_gpu and required["device_bytes"] + required["staging_bytes"] > budgets.device.bytes:
+        said.append("Staging does not fit into the device budget beside the arena, which does not count it.")
+    return said
 
 
 def _traffic(forecast: Forecast) -> dict[str, Any]:
-    """Rows and bytes per image over the planned batches, at the run's full SH degree; and the first batches one by one,
-    at the degree that they will have."""
-    scale, config = forecast.scale, forecast.config
-    total = sum((plan.traffic for plan in forecast.plans[1:]), forecast.plans[0].traffic)
-    images = sum(len(plan.steps) for plan in forecast.plans)
-    rows = {"rows_loaded": total.loaded, "rows_loaded_no_reuse": total.no_reuse}
-    rows |= {"rows_loaded_consecutive_reuse": total.consecutive_reuse, "rows_lower_bound": total.lower_bound}
-    batches, first = [], 0
+    """Rows and bytes per image that cross the bus, over the planned batches, at the run's full SH degree; and the first
+    batches one by one, at the degree that they will have. The other policies load from a store without resident rows."""
+    scale, config, timeline = forecast.scale, forecast.config, forecast.timeline
+    assert timeline is not None
+    images, batches, first = timeline.images, [], 0
+    totals = {"rows_loaded": 0.0, "rows_loaded_resident": 0.0, "rows_lower_bound": 0.0}
+    totals |= {"rows_loaded_no_reuse": 0.0, "rows_loaded_consecutive_reuse": 0.0}
     for plan in forecast.plans:
         counts = [count_step(step, 0, forecast.resident, scale) for step in plan.steps]
         loaded, sent = bus_bytes(counts, colour_columns(sh_degree_at(config, first)))
-        moved = round(scale * plan.traffic.loaded)
-        batches.append({"rows_loaded": moved, "bytes_loaded": loaded, "bytes_sent_back": sent})
+        rows = sum(part.rows for step in counts for part in step.loads)
+        batches.append({"rows_loaded": round(rows), "bytes_loaded": loaded, "bytes_sent_back": sent})
         first += len(plan.steps)
-    timeline = forecast.timeline
-    assert timeline is not None
-    per_image = {name: round(scale * count / images) for name, count in rows.items()}
+        totals["rows_loaded"] += rows
+        totals["rows_loaded_resident"] += sum(part.resident for step in counts for part in step.loads)
+        totals["rows_lower_bound"] += sum(step.final for step in counts)  # each row is final once
+        totals["rows_loaded_no_reuse"] += scale * plan.traffic.no_reuse
+        totals["rows_loaded_consecutive_reuse"] += scale * plan.traffic.consecutive_reuse
+    per_image = {name: round(count / images) for name, count in totals.items()}
     per_image |= {
         "bytes_loaded": timeline.bytes_loaded // images,
         "bytes_sent_back": timeline.bytes_sent_back // images,
@@ -136,7 +158,14 @@ def _prediction(forecast: Forecast) -> dict[str, Any]:
         "exposed": timeline.exposed / timeline.batches,
         "plan_exposed": timeline.plan_exposed / timeline.batches,
         "timeline": [
-            {"lane": s.lane, "name": s.name, "step": s.step, "start": s.start - begin, "end": s.end - begin}
+            {
+                "lane": s.lane,
+                "worker": s.worker,
+                "name": s.name,
+                "step": s.step,
+                "start": s.start - begin,
+                "end": s.end - begin,
+            }
             for s in spans
         ],
     }
@@ -166,11 +195,19 @@ def format_forecast(forecast: Forecast, as_json: bool) -> str:
     if as_json:
         return json.dumps(facts, indent=2)
     scene = facts["scene"]
-    stand_in = f" standing for {scene['gaussians']:,} Gaussians" if scene["gaussians"] != scene["points"] else ""
+    points, count = scene["points"], scene["gaussians"]
+    stand_in = (
+        f" standing for {count:,} Gaussians"
+        if count > points
+        else f", {count:,} of them kept"
+        if count < points
+        else ""
+    )
     lines = [f"{scene['path']}: {scene['views']} views ({scene['train']} train), {scene['points']:,} points{stand_in}"]
     lines += _needs(facts)
     if forecast.placement is None:
         return "\n".join(lines)
+    lines += [f"warning: {text}" for text in facts["warnings"]]
     lines += [f"placement: {facts['reason']}", *_moves(facts["traffic"], scene, forecast), *_speed(forecast)]
     lines += ["assumptions:", *(f"  {sentence}" for sentence in facts["assumptions"])]
     return "\n".join(lines)
@@ -185,25 +222,23 @@ def _needs(facts: dict[str, Any]) -> list[str]:
         numbers = f"{format_bytes(needed):>12} {format_bytes(there):>12}"
         lines.append(f"{name:12} {numbers}  ({available['sources'][name]}){short}")
     if required["staging_bytes"]:
-        lines.append(f"{'staging':12} {format_bytes(required['staging_bytes']):>12}  besides, in host memory")
+        lines.append(f"{'staging':12} {format_bytes(required['staging_bytes']):>12}  besides, on the host and on a GPU")
     lines.append(f"{'':12} device bytes per Gaussian that is not loaded: 0")
     return lines
 
 
 def _moves(traffic: dict[str, Any], scene: dict[str, Any], forecast: Forecast) -> list[str]:
-    per = traffic["per_image"]
-    loaded, bound = per["rows_loaded"], max(1, per["rows_lower_bound"])
-    line = f"traffic per image: {loaded:,} rows loaded"
-    if per["bytes_loaded"]:
-        line += f", {format_bytes(per['bytes_loaded'])} in, {format_bytes(per['bytes_sent_back'])} back"
-    else:
-        line += " inside the device, nothing crosses the bus"
-    batch = forecast.config.batch_size
-    return [
-        f"{line} (largest view: {scene['largest_view']:,})",
-        f"  batches of {batch}: {loaded / bound:.2f} times the lower bound; keeping only what the last view used would "
-        f"load {per['rows_loaded_consecutive_reuse'] / max(1, loaded):.2f} times as many",
-    ]
+    per, batch = traffic["per_image"], forecast.config.batch_size
+    loaded, resident = per["rows_loaded"], per["rows_loaded_resident"]
+    if not loaded:
+        return [f"traffic: nothing crosses the bus (largest view: {scene['largest_view']:,})"]
+    line = f"traffic per image, batches of {batch}: {loaded:,} rows loaded, {format_bytes(per['bytes_loaded'])} in, "
+    line += f"{format_bytes(per['bytes_sent_back'])} back (largest view: {scene['largest_view']:,})"
+    others = (
+        f"  {loaded / max(1, per['rows_lower_bound']):.2f} times the lower bound; keeping only what the last view used "
+    )
+    others += f"would load {per['rows_loaded_consecutive_reuse']:,}"
+    return [line, others, *([f"  {resident:,} more are resident: they move inside the device"] if resident else [])]
 
 
 def _speed(forecast: Forecast) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from clm.plan.budget import Placement, format_bytes
 from clm.plan.machine import gradient_bytes, row_bytes
 from clm.plan.residency import Traffic
-from clm.plan.simulate import LANES, Timeline
+from clm.plan.simulate import WORKERS, Timeline
 
 _IDLE = "."
 
@@ -15,38 +15,37 @@ def short_plan(
 ) -> str:
     """Two lines before step 0: needs against budgets with placement and reason, and what the first batch moves.
 
-    first: traffic of the first batch of `images` views; columns: its active colour columns; budgets in bytes.
+    first: what crosses the bus in the first batch, of `images` views; columns: its active colour columns; budgets in bytes.
     """
-    host = ""
-    if placement.host_bytes:
-        host = f", {format_bytes(placement.host_bytes)} of {format_bytes(host_budget)} host memory"
-    needs = f"needs {format_bytes(placement.device_bytes)} of {format_bytes(device_budget)} device memory{host}"
-    rows = f"first batch: {first.loaded / images:,.0f} rows loaded per image"
-    if placement.offload == "none":
-        return f"{needs}; {placement.reason}\n{rows}, nothing crosses the bus"
+    device = f"{format_bytes(placement.device_bytes)} of {format_bytes(device_budget)} device memory"
+    host = f"{format_bytes(placement.host_bytes)} of {format_bytes(host_budget)} host memory"
+    needs = f"needs {device}, {host}; {placement.reason}"
+    if not first.loaded:
+        return f"{needs}\nfirst batch: nothing crosses the bus"
     loaded = first.loaded * row_bytes(columns) + first.loaded_partial * gradient_bytes(columns)
     sent = first.sent_back * gradient_bytes(columns)
     moved = f"{format_bytes(round(loaded / images))} in, {format_bytes(round(sent / images))} back"
     share = first.loaded / max(1, first.consecutive_reuse)
-    return f"{needs}; {placement.reason}\n{rows} ({moved}), {share:.0%} of what keeping only the last view's would load"
+    rows = f"{first.loaded / images:,.0f} rows loaded per image ({moved})"
+    return f"{needs}\nfirst batch: {rows}, {share:.0%} of what keeping only the last view's would load"
 
 
 def draw_timeline(timeline: Timeline, batch: int, width: int = 72) -> list[str]:
-    """One line per lane that works in `batch`: each column is a slice of the batch's time, a digit the view (modulo 10)
-    whose work took most of that slice, `*` work of the whole batch."""
+    """One line per thread or stream that works in `batch`: each column is a slice of the batch's time, a digit the view
+    (modulo 10) whose work took most of that slice, `*` work of the whole batch."""
     spans = [span for span in timeline.spans if span.batch == batch]
     if not spans:
         return []
     begin, end = min(span.start for span in spans), max(span.end for span in spans)
     lines = []
-    for lane in LANES:
+    for worker in WORKERS:
         cells = [(0.0, _IDLE)] * width
-        for span in (span for span in spans if span.lane == lane):
+        for span in (span for span in spans if span.worker == worker):
             first, last = ((t - begin) / (end - begin) * width for t in (span.start, span.end))
             for cell in range(int(first), min(width, int(last) + 1)):
                 covered = min(last, cell + 1) - max(first, cell)
                 if covered > max(cells[cell][0], 0.05):
                     cells[cell] = covered, "*" if span.step < 0 else str(span.step % 10)
         if any(mark != _IDLE for _, mark in cells):
-            lines.append(f"{lane.replace('_', ' '):9} |{''.join(mark for _, mark in cells)}|")
+            lines.append(f"{worker:9} |{''.join(mark for _, mark in cells)}|")
     return lines

@@ -8,7 +8,7 @@ all speeds are constant, so the simulation jumps from event to event. A pure fun
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,7 +17,8 @@ import numpy as np
 class Task:
     """One piece of work. `after`: indices of earlier tasks that must have ended."""
 
-    lane: str
+    lane: str  # what it is accounted under
+    worker: str  # a thread or a stream, which does one task at a time
     name: str
     batch: int
     step: int  # view of the batch; -1: of the whole batch
@@ -29,20 +30,18 @@ class Task:
 
 class Graph:
     """Tasks in the order in which they are added. Invariants: a task waits only for earlier ones, so there is no cycle;
-    a lane does one task at a time, in order."""
+    a worker does one task at a time, in order."""
 
     def __init__(self) -> None:
         self.tasks: list[Task] = []
         self._last: dict[str, int] = {}
 
-    def add(
-        self, lane: str, name: str, batch: int, step: int, resource: str, seconds: float, share: float, *after: int
-    ) -> int:
-        """Append a task to a lane and return its index."""
-        before = (self._last[lane],) if lane in self._last else ()
-        self.tasks.append(Task(lane, name, batch, step, resource, seconds, share, (*before, *after)))
-        self._last[lane] = len(self.tasks) - 1
-        return self._last[lane]
+    def add(self, task: Task) -> int:
+        """Append a task behind its worker's last one and return its index."""
+        before = (self._last[task.worker],) if task.worker in self._last else ()
+        self.tasks.append(replace(task, after=(*before, *task.after)))
+        self._last[task.worker] = len(self.tasks) - 1
+        return self._last[task.worker]
 
 
 def run(tasks: Sequence[Task]) -> tuple[np.ndarray, np.ndarray]:

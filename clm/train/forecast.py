@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from clm.camera import Camera
 from clm.config import Config
 from clm.errors import ResourceError
 from clm.gaussians.layout import BLOCK_ROWS
@@ -28,6 +30,7 @@ from clm.plan.budget import (
     store_bytes,
 )
 from clm.plan.machine import Machine
+from clm.plan.placement import Sightings, resident_blocks
 from clm.plan.residency import Plan
 from clm.plan.simulate import Timeline, simulate
 from clm.plan.visibility import visible_sets
@@ -70,7 +73,7 @@ class Forecast:
     placement: Placement | None
     refused: ResourceError | None
     plans: tuple[Plan, ...]  # of the first batches, in rows of the points
-    resident: np.ndarray | None  # [rows] bool
+    resident: np.ndarray | None  # rows of the plans that live on the device [rows] bool; None: refused
     machine: Machine | None
     timeline: Timeline | None
 
@@ -91,16 +94,19 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
     store.refresh(None)
     scale = gaussians / store.rows
     cameras = [view.camera for view in scene.views]
-    largest_rows = max(len(rows) for rows in visible_sets(store.entries, store.bounds, cameras))
-    largest = math.ceil(largest_rows * scale)
+    # Blocks of the larger model hold fewer of the points; finer ones than these change little and cost time.
+    block_rows = max(min(store.block_rows, 16), int(store.block_rows / scale))
+    seen = Sightings.of(_visible_sets(store, cameras), store.rows, block_rows)
+    largest = math.ceil(seen.largest_view * scale)
     known = (scene, config, gaussians, scale, largest, budgets)
     try:
-        placement = _place(config, gaussians, largest, budgets)
+        placement = _place(config, gaussians, largest, budgets, machine is None or machine.on_cpu)
     except ResourceError as refused:
         return Forecast(*known, None, refused, (), None, machine, None)
-    capacity = max(largest_rows, math.floor(placement.arena_slots / scale))
+    capacity = max(seen.largest_view, math.floor(placement.arena_slots / scale))
     plans = _first_plans(scene, config, store, capacity)
-    resident = _resident(placement, store)
+    blocks = resident_blocks(seen, store.rows, block_rows, math.floor(placement.resident_rows / scale))
+    resident = np.repeat(blocks, block_rows)[: store.rows]
     if machine is None:
         sizes = Sizes(budgets.device.bytes, budgets.host.bytes, budgets.disk.bytes)
         training = [cameras[k] for k in scene.train]
@@ -135,12 +141,18 @@ def find_budgets(config: Config, machine: Machine | None, gpu_memory_stated: boo
     return Budgets(device, host, disk, Budget(parse_bytes(config.image_cache), "image_cache"))
 
 
-def _place(config: Config, gaussians: int, largest: int, budgets: Budgets) -> Placement:
+def _visible_sets(store: Store, cameras: list[Camera], at_once: int = 64) -> Iterator[np.ndarray]:
+    """Visible sets of all cameras, a few at a time."""
+    for first in range(0, len(cameras), at_once):
+        yield from visible_sets(store.entries, store.bounds, cameras[first : first + at_once])
+
+
+def _place(config: Config, gaussians: int, largest: int, budgets: Budgets, shared_memory: bool) -> Placement:
     """As a training session places its store; a refusal names every budget that is too small."""
     needed = min(gaussians, int(1.25 * largest) * config.batch_size + BLOCK_ROWS)
     device, host = budgets.device.bytes, budgets.host.bytes
     try:
-        return choose_placement(gaussians, needed, largest, device, host, config.offload)
+        return choose_placement(gaussians, needed, largest, device, host, config.offload, shared_memory=shared_memory)
     except ResourceError:
         if config.offload == "none" or arena_bytes(largest) <= device or store_bytes(gaussians) <= host:
             raise
@@ -156,11 +168,6 @@ def _place(config: Config, gaussians: int, largest: int, budgets: Budgets) -> Pl
 
 def _gib(count: int) -> str:
     return f"{math.ceil(count / 2**30)}GiB"
-
-
-def _resident(placement: Placement, store: Store) -> np.ndarray | None:
-    """Rows of the plans that live on the device [rows] bool; None: no row does."""
-    return np.ones(store.rows, bool) if placement.offload == "none" else None
 
 
 def _first_plans(scene: Scene, config: Config, store: Store, capacity: int) -> tuple[Plan, ...]:

@@ -25,7 +25,8 @@ from clm.optim.adam import Adam, Betas
 from clm.plan.machine import Machine, adam_bytes, fetch_bytes, gradient_bytes, row_bytes
 from clm.plan.visibility import visible_rows
 from clm.render import CpuRasterizer, l1_ssim
-from clm.stream.arena import Arena, GradientBuffer, RowStaging
+from clm.stream.cpu import CpuDevice
+from clm.stream.device import Arena, gradient_floats, packed_gradients, packed_rows, row_floats
 from clm.train.batches import EXACT_MARGIN, plan_batch
 
 MEASURED_ROWS = 400_000  # 300 MB of rows, beyond most caches
@@ -100,8 +101,9 @@ def _median(work: Callable[[], object]) -> float:
 def _row_rates(store: Store, rows: np.ndarray, adam: Adam, columns: int) -> dict[str, float]:
     """GB/s of fetch, Adam, place and the move of gradients, on the visible set `rows` of one view."""
     count, slots = len(rows), np.arange(len(rows), dtype=np.int32)
-    staging, arena, gradients = RowStaging(count), Arena(count), GradientBuffer(count)
-    staged = staging.geometry, staging.colour
+    device, arena = CpuDevice(), Arena(count)
+    staged = packed_rows(device.staging(row_floats(count, columns)).host, count, columns)
+    gradients = packed_gradients(device.staging(gradient_floats(count, columns)).host, count, columns)
     arena.grad_geometry[:], arena.grad_colour[:] = 1e-6, 1e-6
     arena.grad_geometry[:, GRAD_DRAWN] = 1.0
     entries, taken = np.empty((count, 4), np.float32), iter(range(1, adam.steps))
@@ -113,7 +115,7 @@ def _row_rates(store: Store, rows: np.ndarray, adam: Adam, columns: int) -> dict
     moves = {
         "bus_out_gb_s": (
             gradient_bytes(columns),
-            lambda: row_kernels.move_gradients(arena, slots, gradients, None, count, columns),
+            lambda: device.collect(arena, slots, gradients, columns),
         ),
         "host_adam_gb_s": (adam_bytes(columns), update),
         "host_gather_gb_s": (
@@ -122,7 +124,7 @@ def _row_rates(store: Store, rows: np.ndarray, adam: Adam, columns: int) -> dict
         ),
         "bus_in_gb_s": (
             row_bytes(columns),
-            lambda: row_kernels.place(staged, slots, arena.geometry, arena.colour, arena, columns),
+            lambda: device.place(staged, slots, arena, columns),
         ),
     }
     rates = {name: 1e-9 * size * max(1, count) / _median(work) for name, (size, work) in moves.items()}
@@ -132,10 +134,10 @@ def _row_rates(store: Store, rows: np.ndarray, adam: Adam, columns: int) -> dict
 
 def _hand_over_seconds(store: Store, step: AdamStep) -> float:
     """Seconds until another thread has done next to nothing: the fixed cost of a lane's step."""
-    row, staging = np.zeros(1, np.int32), RowStaging(1)
+    row, arena = np.zeros(1, np.int32), Arena(1)
 
     def work() -> None:
-        row_kernels.fetch(store, step, row, staging.geometry, staging.colour, 3)
+        row_kernels.fetch(store, step, row, arena.geometry, arena.colour, 3)
 
     with ThreadPoolExecutor(1) as pool:
         return _median(lambda: [pool.submit(work).result() for _ in range(20)]) / 20

@@ -11,7 +11,7 @@ import pytest
 from clm.errors import ClmError
 from clm.gaussians.store import Store
 from clm.plan.machine import Machine, adam_bytes, fetch_bytes, gradient_bytes, load_machine, machine_folders, row_bytes
-from clm.stream.arena import GradientBuffer, RowStaging
+from clm.stream.device import Arena, gradient_floats, row_floats
 
 FILES = sorted({path for folder in machine_folders() for path in folder.glob("*.yaml")})
 GOOD = """\
@@ -91,7 +91,8 @@ def test_bytes_that_rates_count_are_those_of_the_arrays() -> None:
     rows, store = 7, Store(7)
     store.append(np.zeros((rows, 12), np.float32), np.zeros((rows, 48), np.float32))
     state = sum(getattr(store, name).nbytes for name in store.names)
-    staged, gradients = RowStaging(rows).bytes, GradientBuffer(rows).bytes
+    staged, gradients = 4 * row_floats(rows, 48), 4 * gradient_floats(rows, 48)
+    assert Arena(rows).bytes == staged + gradients
     assert rows * row_bytes(48) == staged and rows * gradient_bytes(48) == gradients
     assert rows * adam_bytes(48) == 2 * state + gradients + store.entries.nbytes
     assert rows * fetch_bytes(48) == state - store.statistics.nbytes + staged
