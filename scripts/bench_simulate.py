@@ -1,8 +1,8 @@
 """The simulator against reality on the CPU device: images/s as `clm plan --machine this` predicts them, and as training
 reaches them, in turns in one process, so that both see the same machine. A fixed number of Gaussians, full SH degree.
 
-Each round measures this machine's rates and predicts, then trains some batches of each placement. Printed are medians over
-rounds of predicted / measured, for images/s and for each lane's seconds per batch.
+Each round measures this machine's rates and predicts, then trains some batches of each placement. Ratios are predicted over
+measured images/s; seconds per batch are printed by lane.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def show(name: str, session: Session, predicted: np.ndarray, measured: np.ndarra
     low, high = np.percentile(ratios, [10, 90])
     print(
         f"  {name:4} {session.store.rows:,} Gaussians, arena {format_bytes(session.tiers.arena.bytes)}: predicted "
-        f"{size / np.median(predicted[:, 0]):.1f} images/s, measured {size / np.median(measured[:, 0]):.1f}, "
-        f"ratio {np.median(ratios):.2f} (10th {low:.2f}, 90th {high:.2f} of {len(ratios)} rounds)"
+        f"{size / np.median(predicted[:, 0]):.1f} images/s, measured {size / np.median(measured[:, 0]):.1f}; ratio round by "
+        f"round {np.median(ratios):.2f} (10th {low:.2f}, 90th {high:.2f} of {len(ratios)})"
     )
-    pairs = zip(LANES, np.median(predicted[:, 1:], axis=0), np.median(measured[:, 1:], axis=0), strict=True)
+    pairs = zip(LANES, *(np.median(seconds[:, 1:], axis=0) for seconds in (predicted, measured)), strict=True)
     print("       ms per batch, predicted / measured: ", end="")
     print(", ".join(f"{lane} {1e3 * a:.2f} / {1e3 * b:.2f}" for lane, a, b in pairs))
 
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--downscale", default="2")
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16], help="views per batch")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--images", type=int, default=64, help="images per round and placement")
+    parser.add_argument("--images", type=int, default=32, help="images per round and placement")
     parser.add_argument("--gpu-memory", default="1GiB")
     args = parser.parse_args()
     print(header())

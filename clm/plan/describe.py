@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from clm.plan.budget import Placement, format_bytes
-from clm.plan.machine import gradient_bytes, row_bytes
-from clm.plan.residency import Traffic
-from clm.plan.simulate import WORKERS, Timeline
+from clm.plan.residency import Plan
+from clm.plan.simulate import WORKERS, Timeline, bus_bytes
+from clm.plan.steps import count_step
 
 _IDLE = "."
 
 
 def short_plan(
-    placement: Placement, first: Traffic, images: int, columns: int, device_budget: int, host_budget: int
+    placement: Placement,
+    first: Plan,
+    resident: np.ndarray | None,
+    columns: int,
+    device_budget: int,
+    host_budget: int,
 ) -> str:
     """Two lines before step 0: needs against budgets with placement and reason, and what the first batch moves.
 
-    first: what crosses the bus in the first batch, of `images` views; columns: its active colour columns; budgets in bytes.
+    first: plan of the first batch; resident [rows] bool: rows that live on the device (None: no row does); columns: active
+    colour columns of that batch; budgets in bytes.
     """
     device = f"{format_bytes(placement.device_bytes)} of {format_bytes(device_budget)} device memory"
     host = f"{format_bytes(placement.host_bytes)} of {format_bytes(host_budget)} host memory"
     needs = f"needs {device}, {host}; {placement.reason}"
-    if not first.loaded:
+    counts, images = [count_step(step, 0, resident, 1.0) for step in first.steps], len(first.steps)
+    rows = sum(part.rows for step in counts for part in step.loads)
+    loaded, sent = bus_bytes(counts, columns)
+    if not loaded + sent:
         return f"{needs}\nfirst batch: nothing crosses the bus"
-    loaded = first.loaded * row_bytes(columns) + first.loaded_partial * gradient_bytes(columns)
-    sent = first.sent_back * gradient_bytes(columns)
-    moved = f"{format_bytes(round(loaded / images))} in, {format_bytes(round(sent / images))} back"
-    share = first.loaded / max(1, first.consecutive_reuse)
-    rows = f"{first.loaded / images:,.0f} rows loaded per image ({moved})"
-    return f"{needs}\nfirst batch: {rows}, {share:.0%} of what keeping only the last view's would load"
+    moved = f"{format_bytes(loaded // images)} in, {format_bytes(sent // images)} back"
+    share = rows / max(1, first.traffic.consecutive_reuse)
+    return (
+        f"{needs}\nfirst batch: {rows / images:,.0f} rows loaded per image ({moved}), {share:.0%} of what keeping only "
+        "the last view's would load"
+    )
 
 
 def draw_timeline(timeline: Timeline, batch: int, width: int = 72) -> list[str]:

@@ -224,10 +224,11 @@ def add_batch(
     machine, batch = rates.machine, BatchTasks(graph, rates, number, begin)
     rows = sum(step.rows for step in following)
     seconds, core = 1e-9 * machine.plan_ns_per_row * rows, 1.0 / machine.cores
-    plan = graph.add(Task("plan", "plan", "cull, order, plan", number, -1, "host", seconds, core, begin))
+    graph.add(Task("plan", "plan", "cull, order, plan", number, -1, "host", seconds, core, begin))
     for i, step in enumerate(steps):
         batch.compute(i, step, batch.load(i, step))
         batch.update(i, step, batch.send_back(i, step))
     entries = union * _ENTRY_TRAFFIC / (1e9 * machine.host_gather_gb_s)
-    publish = batch.add("plan", "plan", "publish", -1, "host", entries, plan, *batch.computes[-1:], *batch.updated[-1:])
+    # Behind the plan, which reads the old entries: the same worker does both.
+    publish = batch.add("plan", "plan", "publish", -1, "host", entries, *batch.computes[-1:], *batch.updated[-1:])
     return Ends(tuple(batch.computes), tuple(batch.updated), publish)

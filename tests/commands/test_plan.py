@@ -90,6 +90,30 @@ def test_counts_are_scaled_and_arrays_are_not() -> None:
     assert refused.returncode == 3 and peak < 200e6
 
 
+def test_a_scaled_plan_meets_the_same_tight_arena(tmp_path: Path) -> None:
+    """Three million Gaussians in an arena for a million are what three thousand are in an arena for a thousand."""
+    data = write_survey_scene(tmp_path / "survey")
+    options = ("--batch-size", "12", "--offload", "host", "--gpu-memory")
+    exact = facts_of(data, *options, str(1000 * SLOT_BYTES))["traffic"]["per_image"]
+    scaled = facts_of(data, *options, str(10**6 * SLOT_BYTES), "--max-gaussians", "3M")["traffic"]["per_image"]
+    assert exact["rows_loaded"] > 1.02 * exact["rows_lower_bound"], "the arena is not tight"
+    for name, count in exact.items():
+        assert scaled[name] == pytest.approx(1000 * count, rel=5e-3), name
+
+
+def test_rows_of_resident_blocks_do_not_cross_the_bus() -> None:
+    arguments = (DEMO, "--max-gaussians", "20M", "--gpu-memory")
+    moving = facts_of(*arguments, "16GiB", "--offload", "host")["traffic"]["per_image"]
+    facts = facts_of(*arguments, "16GiB")
+    staying = facts["traffic"]["per_image"]
+    assert "stay on the device" in facts["reason"] and facts["placement"]["resident_rows"] > 0
+    loaded = staying["rows_loaded"] + staying["rows_loaded_resident"]
+    assert loaded == pytest.approx(moving["rows_loaded"], rel=0.02)
+    share = facts["placement"]["resident_rows"] / 20_000_000
+    assert staying["rows_loaded_resident"] > share * loaded, "the rows that most views see are the ones that stay"
+    assert staying["bytes_loaded"] < moving["bytes_loaded"]
+
+
 def test_models_without_photos_are_planned(tmp_path: Path) -> None:
     shutil.copytree(DEMO / "sparse", tmp_path / "sparse")
     result = clm("plan", tmp_path, "--machine", "laptop-8gb")

@@ -7,7 +7,7 @@ import numpy as np
 from clm.plan.budget import choose_placement
 from clm.plan.describe import draw_timeline, short_plan
 from clm.plan.machine import load_machine
-from clm.plan.residency import Traffic, make_plan
+from clm.plan.residency import make_plan
 from clm.plan.simulate import simulate
 
 GIB = 2**30
@@ -15,21 +15,25 @@ GIB = 2**30
 
 def test_the_short_form_names_needs_budgets_reason_rows_and_bytes() -> None:
     placement = choose_placement(18_000_000, 5_000_000, 2_000_000, 8 * GIB, 64 * GIB)
-    traffic = Traffic(4_000_000, 0, 4_000_000, 8_000_000, 5_000_000, 4_000_000)
-    needs, moves = short_plan(placement, traffic, 4, 48, 8 * GIB, 64 * GIB).splitlines()
+    rows = np.arange(200_000, dtype=np.int32)
+    plan = make_plan([0, 1, 2], [rows, rows + 100_000, rows], 400_000)  # consecutive reuse loads 400,000, ours 300,000
+    needs, moves = short_plan(placement, plan, None, 48, 8 * GIB, 64 * GIB).splitlines()
     assert needs.startswith("needs 8.0 GiB of 8.0 GiB device memory, 6.8 GiB of 64.0 GiB host memory; offload: host, ")
     assert placement.reason in needs
     assert moves == (
-        "first batch: 1,000,000 rows loaded per image (228.9 MiB in, 244.1 MiB back), "
-        "80% of what keeping only the last view's would load"
+        "first batch: 100,000 rows loaded per image (22.9 MiB in, 24.4 MiB back), "
+        "75% of what keeping only the last view's would load"
     )
-    fewer = short_plan(placement, traffic, 4, 3, 8 * GIB, 64 * GIB).splitlines()[1]
-    assert "(57.2 MiB in, 72.5 MiB back)" in fewer, "three colour columns instead of 48"
+    fewer = short_plan(placement, plan, None, 3, 8 * GIB, 64 * GIB).splitlines()[1]
+    assert "(5.7 MiB in, 7.2 MiB back)" in fewer, "three colour columns instead of 48"
+    half = np.arange(300_000) < 150_000
+    assert "50,000 rows loaded per image" in short_plan(placement, plan, half, 48, 8 * GIB, 64 * GIB)
 
 
 def test_the_short_form_says_when_nothing_moves() -> None:
     placement = choose_placement(1000, 300, 100, GIB, GIB)
-    text = short_plan(placement, Traffic(0, 0, 0, 300, 300, 0), 1, 48, GIB, GIB)
+    plan = make_plan([0], [np.arange(100, dtype=np.int32)], 300)
+    text = short_plan(placement, plan, np.ones(1000, bool), 48, GIB, GIB)
     assert text.endswith("first batch: nothing crosses the bus") and placement.reason in text
 
 

@@ -124,6 +124,11 @@ def test_every_step_keeps_the_rules_of_the_executor(drawn, machine, blocks) -> N
             assert all(before - tiny <= span.start and span.end <= render[i].start + tiny for span in arrivals)
             assert i == 0 or render[i].start >= render[i - 1].end - tiny
             assert i < 2 or all(span.start >= copied[i - 2] - tiny for span in gathers), "its staging buffer is free"
+            previous = plan.steps[i - 1]
+            if i >= 4 and previous.load_early < len(previous.load_rows):
+                assert all(span.start >= updated[i - 4] - tiny for span in gathers), (
+                    "the load thread waited for its slots"
+                )
             if i >= 2 and places:
                 assert min(span.start for span in places) >= released[i - 2] - tiny, "early slots"
             if i >= 1 and step.load_early < len(step.load_rows):
@@ -198,6 +203,17 @@ def test_bytes_are_those_of_the_plans(drawn, columns) -> None:
     assert (timeline.bytes_loaded, timeline.bytes_sent_back) == (loaded, sent)
     tenfold = simulate(plans, GPU, [0] * 7, columns=columns, scale=10.0)
     assert (tenfold.bytes_loaded, tenfold.bytes_sent_back) == (10 * loaded, 10 * sent)
+
+
+@settings(max_examples=50, deadline=None)
+@given(batches, machines(), st.booleans())
+def test_rows_that_stand_for_ten_take_ten_times_as_long(drawn, machine, resident) -> None:
+    by_rows = replace(machine, step_us=0, render_ms_per_view=0, render_ns_per_pixel=1e-12)
+    options = {"resident": np.full(44, resident)}
+    one, ten = (simulated(drawn, by_rows, scale=scale, **options) for scale in (1.0, 10.0))
+    assert ten.seconds == pytest.approx(10 * one.seconds)
+    for name, work in one.resources.items():
+        assert ten.resources[name] == pytest.approx(10 * work)
 
 
 def test_tasks_share_a_resource_evenly_but_none_gets_more_than_it_can_use() -> None:
