@@ -21,3 +21,7 @@ class ResourceError(ClmError):
     """The machine or the stated budget is too small (exit code 3)."""
 
     exit_code = 3
+
+
+class OutOfDeviceMemory(ResourceError):
+    """The device had no memory left for one view (exit code 3). Nothing was added anywhere: the view can be repeated."""

@@ -73,7 +73,7 @@ def run_twin(geometry: np.ndarray, colour: np.ndarray, camera: Camera, target: n
     """Milliseconds of one pass of the torch twin."""
     import torch
 
-    from clm.render import twin
+    from clm.render import torch_loss, twin
 
     torch.set_num_threads(kernels.get_threads())
     rows = torch.tensor(geometry, requires_grad=True), torch.tensor(colour, requires_grad=True)
@@ -81,7 +81,7 @@ def run_twin(geometry: np.ndarray, colour: np.ndarray, camera: Camera, target: n
     rgb, _, _ = twin.rasterize(*rows, camera, 3, torch.zeros(3))
     middle = time.perf_counter()
     leaf = rgb.detach().requires_grad_()
-    twin.l1_ssim(leaf, torch.tensor(target)).total.backward()
+    torch_loss.loss_terms(leaf, torch.tensor(target)).total.backward()
     after = time.perf_counter()
     rgb.backward(leaf.grad)
     end = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,15 +17,20 @@ from clm.config import parse_background
 from clm.errors import ClmError
 from clm.files import atomic_write
 from clm.gaussians.model import ModelFile, open_model
-from clm.plan.budget import parse_bytes, slots_for
-from clm.render import CpuRasterizer, Render
+from clm.plan.budget import SLOT_BYTES, parse_bytes
+from clm.render import Render
 from clm.scene import camera_from_json, ellipse_path, interp_path
-from clm.stream.cpu import CpuDevice
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
+from clm.train.device import open_device
 from clm.train.evaluate import flat_name, save_png, to_uint8
 
 Named = list[tuple[str, Camera]]
+
+
+def warn(text: str) -> None:
+    """A sentence for the user, beside what the command prints."""
+    print(text, file=sys.stderr)
 
 
 def model_renderer(
@@ -32,9 +38,11 @@ def model_renderer(
 ) -> Callable[..., Render]:
     """Renders any camera from a model on the host; the device holds only the rows of one view."""
     store = model.store()
-    nothing_resident = np.zeros(store.blocks, bool)
-    tiers = Tiers(CpuDevice(), store, nothing_resident, min(store.rows, slots_for(device_budget)))
-    rasterizer = CpuRasterizer(antialiased=model.rows.antialiased)
+    device, rasterizer = open_device("auto", antialiased=model.rows.antialiased, say=warn)
+    # What the rasteriser needs grows with the view, as the arena does.
+    beside = (rasterizer.temporary_bytes(1 << 20, 0) - rasterizer.temporary_bytes(0, 0)) >> 20
+    slots = device_budget // (SLOT_BYTES + beside)
+    tiers = Tiers(device, store, np.zeros(store.blocks, bool), min(store.rows, slots))
     degree = model.rows.sh_degree
     return partial(render_view, tiers, None, rasterizer, sh_degree=degree, background=background)
 

@@ -39,13 +39,6 @@ class StopRequest:
                 signal.signal(number, handler)
 
 
-def resolve_device(config: Config) -> str:
-    """`cpu`; training on CUDA is refused in one sentence until the backend is there."""
-    if config.device == "cuda":
-        raise ClmError("--device cuda is not available in this version.", "Use --device cpu (or auto).")
-    return "cpu"
-
-
 def open_scene(data: Path, config: Config, **overrides: Any):
     """The scene that `config` describes."""
     from clm.scene import load_scene
@@ -97,7 +90,6 @@ def run_training(
 ) -> bool:
     """Train; returns False when stopped by a signal (state saved, and how to resume was said)."""
     config = load_config(flags, preset=preset, file=file)
-    resolve_device(config)
     run = output or Path("runs") / data.resolve().name
     scene = open_scene(data, config)
 

@@ -29,6 +29,18 @@ class Betas:
         return Betas(beta1**batch_size, beta2**batch_size, eps / batch_size**0.5)
 
 
+@dataclass(frozen=True)
+class Tables:
+    """What `Adam.at` points into, for kernels on other devices."""
+
+    drift: np.ndarray  # [6, steps + 1] f64 lr-weighted sum of all later zero-gradient steps
+    rates: np.ndarray  # [6, steps + 1] f64 lr_k c_k
+    ratio_power: np.ndarray  # [steps + 1] f64 r^d
+    beta1_power: np.ndarray  # [steps + 1] f32
+    beta2_power: np.ndarray  # [steps + 1] f32
+    eps_drift: np.ndarray  # [steps + 1] f32 eps scaled for the first missed step after s
+
+
 class Adam:
     """Tables for steps 1..steps. Invariant: `at(t)` never depends on which rows were touched, only on the schedule."""
 
@@ -83,6 +95,11 @@ class Adam:
         )
         constants.tables = self  # the structure holds addresses into this object
         return constants
+
+    def tables(self) -> Tables:
+        return Tables(
+            self._drift, self._weighted, self._ratio_power, self._beta1_power, self._beta2_power, self._eps_drift
+        )
 
     def reach(self, step: int) -> tuple[float, float]:
         """How far one step with any gradient can move a mean (world units) and a log_scale beyond its pending drift.

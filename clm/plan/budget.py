@@ -63,6 +63,12 @@ def in_core_bytes(rows: int, arena_slots: int) -> int:
     return resident_bytes(rows) + arena_bytes(arena_slots)
 
 
+def staging_bytes(largest_view: int) -> int:
+    """Device bytes of staging where the device has memory of its own: two buffers each for rows that come and gradients
+    that go, a quarter of headroom; no step loads or sends more rows than the largest view has."""
+    return largest_view * SLOT_BYTES * 5 // 2
+
+
 def parse_bytes(text: str) -> int:
     """Bytes of `8GiB`, `8G` (both 2**30), `8GB` (10**9), `512 MiB`, `1.5TiB` or a plain number; ClmError otherwise."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([KMGT]?)(IB|B)?\s*", text.upper())

@@ -12,7 +12,7 @@ before takes its partial gradient along and gets it back, so the sum over views 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -75,6 +75,8 @@ class Plan:
     capacity: int  # slots of the arena; slots in use are below min(capacity, |union|)
     traffic: Traffic
     union_rows: np.ndarray  # [D] i32 ascending
+    # Rows that come with a partial gradient from the part of the batch before this plan [C] i32 ascending (`rest_of`).
+    carried: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 def make_plan(views: Sequence[int], sets: Sequence[np.ndarray], capacity: int, block_rows: int = 2048) -> Plan:
@@ -122,3 +124,33 @@ def make_plan(views: Sequence[int], sets: Sequence[np.ndarray], capacity: int, b
         lower_bound=len(lists.union_rows),
     )
     return Plan(tuple(steps), capacity, traffic, lists.union_rows)
+
+
+def held_after(plan: Plan, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that are in the arena once the first `steps` steps have sent back, and their slots: [H] i32 each, ascending."""
+    slots = np.full(len(plan.union_rows), -1, np.int32)
+    for step in plan.steps[:steps]:
+        slots[np.searchsorted(plan.union_rows, step.load_rows)] = step.load_slots
+        slots[np.searchsorted(plan.union_rows, step.send_rows)] = -1
+    held = slots >= 0
+    return plan.union_rows[held], slots[held]
+
+
+def rest_of(plan: Plan, first: int, capacity: int, block_rows: int = 2048) -> Plan:
+    """The steps from `first` on, planned anew for an arena of another size that begins empty.
+
+    What earlier steps added to rows that are needed again is on the host (parked, or taken along from the arena by
+    `held_after`): their first load brings it back, so the sum over views keeps its order.
+    """
+    steps = plan.steps[first:]
+    rest = make_plan([step.view for step in steps], [step.rows for step in steps], capacity, block_rows)
+    before = [plan.carried, *(step.rows for step in plan.steps[:first])]
+    carried = np.intersect1d(np.concatenate(before), rest.union_rows).astype(np.int32)
+    waiting, changed, brought = np.ones(len(carried), bool), [], 0
+    for step in rest.steps:
+        comes = np.isin(step.load_rows, carried[waiting])
+        waiting &= ~np.isin(carried, step.load_rows)
+        changed.append(replace(step, load_partial=step.load_partial | comes))
+        brought += int(comes.sum())
+    traffic = replace(rest.traffic, loaded_partial=rest.traffic.loaded_partial + brought)
+    return replace(rest, steps=tuple(changed), traffic=traffic, carried=carried)

@@ -18,6 +18,8 @@ Colour = tuple[float, float, float]
 class Rasterizer(Protocol):
     """What a backend offers. Arrays are its device's; `arena` has geometry, colour, grad_geometry and grad_colour."""
 
+    peak_temporaries: int  # device bytes beside the arena that a view needed so far
+
     def forward(
         self,
         geometry: Any,
@@ -27,7 +29,7 @@ class Rasterizer(Protocol):
         sh_degree: int,
         background: Colour,
         depth: bool = False,
-    ) -> Render: ...
+    ) -> Any: ...
 
     def loss_and_gradients(
         self,
@@ -42,3 +44,6 @@ class Rasterizer(Protocol):
     ) -> Any:
         """Render, compare with the photo, add gradients to the arena's gradient rows at `slots`; returns the loss (float
         or something that becomes one). A loss that is not finite adds nothing."""
+
+    def temporary_bytes(self, rows: int, pixels: int) -> int:
+        """Device bytes that a view of so many rows and pixels is expected to need beside the arena."""

@@ -30,6 +30,8 @@ class Render:
 class CpuRasterizer:
     """Forward and backward of one view at a time; the workspace and the images are reused from call to call."""
 
+    peak_temporaries = 0  # its workspace is the host's memory, not the device's
+
     def __init__(
         self,
         antialiased: bool = False,
@@ -116,6 +118,10 @@ class CpuRasterizer:
         if math.isfinite(loss.total):
             self.backward(loss.v_rgb, arena.grad_geometry, arena.grad_colour)
         return loss.total
+
+    def temporary_bytes(self, rows: int, pixels: int) -> int:
+        """Nothing of the device budget: the workspace is the host's."""
+        return 0
 
     def radii(self) -> np.ndarray:
         """[M, 2] i32, px; (0, 0) for rows that were not drawn. A copy."""

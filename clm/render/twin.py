@@ -1,14 +1,14 @@
 """The rasteriser in plain differentiable torch: slow, short, any dtype. It is the judge of the fast backends.
 
 Same conventions as gsplat 1.5.3: `project` does activations, projection and spherical harmonics; `composite` blends the
-projected Gaussians tile by tile; autograd gives every gradient. In float64 it can be checked by finite differences.
+projected Gaussians tile by tile; autograd gives every gradient. In float64 it can be checked by finite differences. The
+loss that goes with it is `torch_loss.loss_terms`.
 Invariant: the image does not depend on `tile`, because a Gaussian's rectangle contains every pixel it can touch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,12 +32,6 @@ class Projection:
     depths: Tensor  # [N] camera z
     radii: Tensor  # [N, 2] int64 px
     absgrad: Tensor  # [N, 2] sum over pixels of |dL/d mean2d|, filled by backward
-
-
-class TwinLoss(NamedTuple):
-    total: Tensor
-    l1: Tensor
-    ssim: Tensor
 
 
 def rotation_matrices(quats: Tensor) -> Tensor:
@@ -198,28 +192,3 @@ def rasterize(
     """Rows -> rgb [3, H, W], alpha [H, W], expected depth [H, W]. For means2d and radii call `project`, `composite`."""
     p = project(geometry, colour, camera, sh_degree, antialiased, near, far, radius_clip)
     return composite(p, camera, background)
-
-
-def l1_ssim(rgb: Tensor, target: Tensor, ssim_weight: float = 0.2, mask: Tensor | None = None) -> TwinLoss:
-    """(1-w) L1 + w (1-SSIM) of rgb [3, H, W] and target [H, W, 3] u8; `mask` [H, W] (0 = ignore) multiplies both.
-
-    SSIM: 11x11 Gaussian window, sigma 1.5, zero padding, C1 = 0.01^2, C2 = 0.03^2 (Wang et al. 2004, as in 3DGS).
-    """
-    photo = target.to(rgb.dtype).permute(2, 0, 1) / 255
-    if mask is not None:
-        keep = (mask != 0).to(rgb.dtype)
-        rgb, photo = rgb * keep, photo * keep
-    taps = torch.exp(-((torch.arange(11, dtype=rgb.dtype) - 5) ** 2) / (2 * 1.5**2))
-    taps = taps / taps.sum()
-    window = (taps[:, None] * taps[None, :])[None, None]
-
-    def blur(image: Tensor) -> Tensor:
-        return torch.nn.functional.conv2d(image[:, None], window, padding=5)[:, 0]
-
-    mu1, mu2 = blur(rgb), blur(photo)
-    var1, var2 = blur(rgb * rgb) - mu1 * mu1, blur(photo * photo) - mu2 * mu2
-    covariance = blur(rgb * photo) - mu1 * mu2
-    c1, c2 = 0.01**2, 0.03**2
-    ssim = (2 * mu1 * mu2 + c1) * (2 * covariance + c2) / ((mu1 * mu1 + mu2 * mu2 + c1) * (var1 + var2 + c2))
-    l1 = (rgb - photo).abs().mean()
-    return TwinLoss((1 - ssim_weight) * l1 + ssim_weight * (1 - ssim.mean()), l1, ssim.mean())

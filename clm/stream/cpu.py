@@ -61,6 +61,9 @@ class CpuDevice:
     def start_clock(self) -> None:
         """The host's clock runs anyway."""
 
+    def release_unused(self) -> None:
+        """Python has freed it already."""
+
     def arena(self, slots: int) -> Arena:
         return Arena(slots)
 

@@ -87,7 +87,8 @@ class Staging:
         return len(self.host)
 
     @property
-    def host_bytes(self) -> int:
+    def bytes(self) -> int:
+        """Of one side."""
         return self.host.nbytes
 
 
@@ -159,6 +160,9 @@ class Device(Protocol):
     def stream(self, name: str) -> Stream: ...
     def start_clock(self) -> None:
         """Called while the device is idle, at the start of a batch: `Event.seconds` counts from here."""
+
+    def release_unused(self) -> None:
+        """Give memory that nobody holds any more back to the device."""
 
     def arena(self, slots: int) -> Arena: ...
     def staging(self, floats: int) -> Staging: ...

@@ -24,13 +24,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from clm.gaussians.layout import CHUNK_ROWS
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep
-from clm.plan.residency import Plan, Traffic
+from clm.plan.residency import Plan, Traffic, held_after
 from clm.stream.device import (
     Event,
     Indices,
@@ -64,6 +65,9 @@ class _Batch:
     sent: list[Future[Event]]  # and are on the host
     updated: list[Future[None]]
     routes: list[Route | None]
+    traffic: Traffic  # of the whole batch
+    union: np.ndarray  # rows of the whole batch
+    counted: tuple[int, int, int] = (0, 0, 0)  # rows loaded, brought back and sent back by an interrupted part
     parked: ParkedGradients = field(default_factory=ParkedGradients)
     entries: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     marks: list[tuple[str, str, int, Event, Event]] = field(default_factory=list)
@@ -95,8 +99,8 @@ class _Ring:
             self.left[k] = None
 
     @property
-    def host_bytes(self) -> int:
-        return sum(buffer.host_bytes for buffer in self.buffers)
+    def bytes(self) -> int:
+        return sum(buffer.bytes for buffer in self.buffers)
 
 
 class Lanes:
@@ -106,28 +110,39 @@ class Lanes:
         self.tiers = tiers
         self._pools = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("load", "send_back", "update")}
         streams: list[Stream] = [tiers.device.stream(name) for name in ("load", "compute", "send_back")]
-        self._load_stream, self._compute_stream, self._back_stream = streams
+        self._load_stream, self.compute_stream, self._back_stream = streams
         self._rows, self._gradients, self._entries = _Ring(tiers), _Ring(tiers), _Ring(tiers)
         self._returning = _Ring(tiers, 1)  # partial gradients on their way back to the device
         self._batch: _Batch | None = None
 
     @property
     def staging_bytes(self) -> int:
-        return sum(ring.host_bytes for ring in (self._rows, self._gradients, self._entries, self._returning))
+        """On the host."""
+        return sum(ring.bytes for ring in (self._rows, self._gradients, self._entries, self._returning))
+
+    @property
+    def device_staging_bytes(self) -> int:
+        """Their counterparts on a device with memory of its own."""
+        return 0 if self.tiers.device.shares_host_memory else self.staging_bytes
 
     def begin(self, plan: Plan, adam: AdamStep, columns: int) -> None:
         """Start loading for `plan`; rows are caught up to `adam.step - 1`, `columns` of their colours are active."""
-        n = len(plan.steps)
-        self._size_staging(plan, columns)
         self.tiers.device.start_clock()
+        self._begin(plan, adam, columns, traffic=plan.traffic, union=plan.union_rows)
+
+    def _begin(self, plan: Plan, adam: AdamStep, columns: int, **rest: Any) -> None:
+        n = len(plan.steps)
+        if plan.capacity > self.tiers.arena.slots:
+            raise ValueError(f"a plan for {plan.capacity} slots in an arena of {self.tiers.arena.slots}")
+        self._size_staging(plan, columns)
         futures = [[Future() for _ in range(n)] for _ in range(5)]
-        self._batch = _Batch(plan, adam, columns, *futures, routes=[None] * n)
+        self._batch = _Batch(plan, adam, columns, *futures, routes=[None] * n, **rest)
         for i in range(n):
             self._submit("load", self._load, i, self._batch.loaded)
 
     def compute(self, i: int, work: Callable[[Indices], T]) -> T:
         """Run `work(slots of step i)` on the device once its rows are there."""
-        batch, stream = self._batch, self._compute_stream
+        batch, stream = self._batch, self.compute_stream
         stream.wait(batch.loaded[i].result(), "the rows of this step are in their slots")
         began = stream.record()
         result = stream.run(work, batch.routes[i].view_slots)
@@ -140,6 +155,49 @@ class Lanes:
         """Step i's gradients are complete: send back what the plan says and update the final rows."""
         self._submit("send_back", self._send_back, i, self._batch.released, self._batch.sent)
         self._submit("update", self._update, i, self._batch.updated)
+
+    def interrupt(self, i: int) -> None:
+        """Step i could not be computed: when this returns, the lanes are idle and the arena may be replaced.
+
+        Rows that earlier steps made final are updated; the gradients of all others are parked. `go_on` follows."""
+        batch = self._batch
+        for future in (*batch.computed[i:], *batch.released[i:]):
+            future.set_exception(CancelledError())  # loads of later steps wait for these
+        for pool in self._pools.values():
+            _after(pool.submit(int), "the host's lanes have done what earlier steps gave them")
+        for future in batch.updated[:i]:
+            future.result()  # done: what went wrong in a lane is raised here
+        self._load_stream.record().synchronize("rows under way to the arena are there before it is replaced")
+        self.compute_stream.record().synchronize("what was begun of the view is over before the arena is replaced")
+        rows, slots = held_after(batch.plan, i)
+        for first in range(0, len(rows), CHUNK_ROWS):
+            part = slice(first, first + CHUNK_ROWS)
+            self._park(rows[part], slots[part])
+        done, routes = [r for r in batch.routes[:i] if r is not None], [r for r in batch.routes if r is not None]
+        batch.counted = (
+            batch.counted[0] + sum(len(r.gather) for r in routes),
+            batch.counted[1] + sum(len(r.early.partial) + len(r.late.partial) for r in routes),
+            batch.counted[2] + sum(r.collected for r in done) + len(rows),
+        )
+
+    def _park(self, rows: np.ndarray, slots: np.ndarray) -> None:
+        """Take the gradients at `slots` [K] along to the host, while no lane works."""
+        batch, stream, device, count = self._batch, self._back_stream, self.tiers.device, len(rows)
+        floats = gradient_floats(count, batch.columns)
+        self._gradients.reserve(floats)
+        staging, [where] = self._gradients.buffers[0], device.indices([slots])
+        target = packed_gradients(staging.device, count, batch.columns)
+        stream.run(device.collect, self.tiers.arena, where, target, batch.columns)
+        stream.run(device.to_host, staging, floats)
+        stream.record().synchronize("what is parked of an interrupted batch has arrived on the host")
+        source = packed_gradients(staging.host, count, batch.columns)
+        batch.parked.park(rows, source, np.arange(count, dtype=np.int32), batch.columns)
+
+    def go_on(self, rest: Plan) -> None:
+        """The rest of an interrupted batch, in an arena that may be another one now."""
+        kept = ("traffic", "union", "counted", "parked", "entries", "marks", "began")
+        batch = self._batch
+        self._begin(rest, batch.adam, batch.columns, **{name: getattr(batch, name) for name in kept})
 
     def finish(self) -> tuple[Traffic, LaneSeconds, list[Span]]:
         """Wait until every row of the batch is updated; then hand back what crossed the bus and what the lanes did."""
@@ -155,8 +213,8 @@ class Lanes:
         store = self.tiers.store
         for rows, entries in self._batch.entries:
             row_kernels.put_entries(rows, entries, store.entries)
-        if len(self._batch.plan.union_rows):
-            store.refresh_blocks(self._batch.plan.union_rows)
+        if len(self._batch.union):
+            store.refresh_blocks(self._batch.union)
         self._batch = None
 
     def close(self) -> None:
@@ -270,13 +328,13 @@ class Lanes:
     def _moved(self, batch: _Batch) -> Traffic:
         """The plan's traffic without the rows that stayed on the device."""
         routes = [route for route in batch.routes if route is not None]
-        union = batch.plan.union_rows
+        loaded, brought_back, sent_back = batch.counted
         return dataclasses.replace(
-            batch.plan.traffic,
-            loaded=sum(len(route.gather) for route in routes),
-            loaded_partial=sum(len(route.early.partial) + len(route.late.partial) for route in routes),
-            sent_back=sum(route.collected for route in routes),
-            lower_bound=len(union[self.tiers.split(union)[0]]),
+            batch.traffic,
+            loaded=loaded + sum(len(route.gather) for route in routes),
+            loaded_partial=brought_back + sum(len(route.early.partial) + len(route.late.partial) for route in routes),
+            sent_back=sent_back + sum(route.collected for route in routes),
+            lower_bound=len(batch.union[self.tiers.split(batch.union)[0]]),
         )
 
     def _size_staging(self, plan: Plan, columns: int) -> None:

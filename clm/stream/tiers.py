@@ -56,6 +56,7 @@ class Tiers:
         """Another arena; the old one's memory is free before the new one is taken."""
         if slots != self.arena.slots:
             del self.arena
+            self.device.release_unused()
             self.arena = self.device.arena(slots)
 
     def write_back(self) -> None:

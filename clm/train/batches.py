@@ -91,11 +91,14 @@ class PlanAhead:
         """Wait for the plan being made, if any. The store's cull entries must not change before this returns."""
         return None if self._future is None else self._future.result()
 
-    def take(self, first: int) -> Planned:
-        """The plan of the batch at image `first`: the one made ahead, or one made now."""
+    def take(self, first: int, capacity: int) -> Planned:
+        """The plan of the batch at image `first`: the one made ahead, or one made now where that is for more slots than
+        `capacity` (the arena has shrunk since)."""
         future, self._future = self._future, None
-        if future is not None and self._first == first and future.result().plan is not None:
-            return future.result()
+        if future is not None and self._first == first:
+            plan = future.result().plan
+            if plan is not None and plan.capacity <= capacity:
+                return future.result()
         return self._make(first, EXACT_MARGIN)
 
     def drop(self) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from clm.config import Config
-from clm.errors import ClmError, ResourceError
+from clm.errors import ClmError, OutOfDeviceMemory
 from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
-from clm.plan.residency import Traffic
+from clm.plan.residency import Plan, Traffic
 from clm.scene import CorruptImage, Scene
 from clm.stream.spans import LaneSeconds, Span
 from clm.train.evaluate import evaluate
@@ -45,11 +45,7 @@ def train(
         emit(Started(progress.iteration, config.iterations, session.store.rows, *views, device, offload))
         while progress.iteration < config.iterations and not stop():
             before = progress.iteration
-            try:
-                train_batch(session)
-            except ResourceError:
-                session.save()  # raised before the batch began: the state is that of the last one
-                raise
+            train_batch(session)
             if rebuild_due(config, before, progress.iteration):
                 rebuild(session, before)
             if crossed(config.eval_every, before, progress.iteration):
@@ -79,10 +75,7 @@ def train_batch(session: Session) -> None:
     if first + count < config.iterations and not rebuild_due(config, first, first + count):
         session.plans.request(first + count, session.adam.reach(progress.step + 1))
 
-    losses = []
-    for i, step in enumerate(planned.plan.steps):
-        losses.append(lanes.compute(i, view_loss(session, step.view, degree, first + i)))  # render, loss, backward
-        lanes.send_back(i)  # send back, then update
+    losses = compute_views(session, planned.plan, degree)  # render, send back, update
 
     moved, seconds, spans = lanes.finish()
     waited = time.perf_counter()
@@ -98,6 +91,26 @@ def train_batch(session: Session) -> None:
         )
     views = [step.view for step in planned.plan.steps]
     _account(session, moved, seconds, views, losses, time.perf_counter() - began, degree)
+
+
+def compute_views(session: Session, plan: Plan, degree: int) -> list[Any]:
+    """Render, loss, backward for each view, whose gradients are then sent back; returns the losses, None where there is no
+    photo. A view for which the device has no memory is repeated in a smaller arena; where that is impossible the batch goes
+    on without it, and the error takes the place of its loss."""
+    lanes, losses, earlier = session.lanes, [], 0  # earlier: views done before the plan was replaced
+    while (i := len(losses) - earlier) < len(plan.steps):
+        work = view_loss(session, plan.steps[i].view, degree, session.progress.iteration + len(losses))
+        try:
+            loss = lanes.compute(i, work)
+        except OutOfDeviceMemory as error:
+            rest = session.shrink_arena(plan, i)
+            if rest is not None:
+                plan, earlier = rest, len(losses)
+                continue
+            loss = lanes.compute(i, lambda slots, error=error: error)
+        losses.append(loss)
+        lanes.send_back(i)  # and update
+    return losses
 
 
 def view_loss(session: Session, view_id: int, degree: int, image: int) -> Callable[[Any], Any]:
@@ -134,6 +147,8 @@ def _account(
 ) -> None:
     """Add the batch to the totals, tell the consumers, and stop on a loss that is not finite."""
     totals, progress = session.totals, session.progress
+    failed = [loss for loss in losses if isinstance(loss, OutOfDeviceMemory)]
+    losses = [None if isinstance(loss, OutOfDeviceMemory) else loss for loss in losses]
     values = [(view, float(loss)) for view, loss in zip(views, losses, strict=True) if loss is not None]
     bad = [(view, value) for view, value in values if not math.isfinite(value)]
     totals.add_traffic(traffic, colour_columns(degree))
@@ -149,6 +164,9 @@ def _account(
             totals.device_bytes, seconds.hidden_fraction,
         )
     )  # fmt: skip
+    if failed:
+        session.save()
+        raise failed[0]
     if bad:
         view, value = bad[0]
         session.save()

@@ -21,19 +21,19 @@ from clm.gaussians.layout import BLOCK_ROWS
 from clm.gaussians.store import Store
 from clm.optim.adam import Adam, Betas
 from clm.optim.schedules import learning_rates, sh_degree_at
-from clm.plan.budget import Placement, choose_placement, in_core_bytes, parse_bytes
+from clm.plan.budget import Placement, arena_bytes, choose_placement, in_core_bytes, parse_bytes, staging_bytes
 from clm.plan.placement import Sightings, resident_blocks
+from clm.plan.residency import Plan, rest_of
 from clm.plan.visibility import visible_sets
-from clm.render import CpuRasterizer, Rasterizer, Render
+from clm.render import Render
 from clm.scene import ImageCache, Scene
-from clm.stream.cpu import CpuDevice
-from clm.stream.device import Device
 from clm.stream.lanes import Lanes
 from clm.stream.spans import Trace
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
 from clm.train.batches import Margin, PlanAhead, Planned, batch_views, plan_batch
 from clm.train.checkpoint import load_checkpoint, save_checkpoint
+from clm.train.device import open_device
 from clm.train.events import CheckpointSaved, Emit, Message
 from clm.train.report import Totals
 
@@ -68,6 +68,9 @@ class Session:
     def __init__(self, scene: Scene, config: Config, run: Path, emit: Emit, resume: Path | None = None):
         kernels.set_threads(config.threads or os.cpu_count() or 1)
         self.scene, self.config, self.run, self.emit = scene, config, run, emit
+        self.device, self.rasterizer = open_device(
+            config.device, antialiased=config.antialias, absgrad=config.absgrad, say=lambda text: emit(Message(text))
+        )
         self.cameras = [view.camera for view in scene.views]
         self.background = parse_background(config.background)
         self.adam = Adam(learning_rates(config, scene.scale), Betas.for_batch(config.batch_size))
@@ -77,11 +80,10 @@ class Session:
         else:
             self._restore(resume)
         self.refresh_store()
-        self.device: Device = CpuDevice()
-        self.rasterizer: Rasterizer = CpuRasterizer(antialiased=config.antialias, absgrad=config.absgrad)
         self.images = ImageCache(scene, parse_bytes(config.image_cache))
         self.plans = PlanAhead(self._plan)
         self.trace = Trace(Path(config.trace)) if config.trace else None
+        self.reserved = 0  # device bytes that placements leave free, since memory ran out once
         self.placement, blocks = self._place()
         self.tiers = Tiers(self.device, self.store, blocks, self.placement.arena_slots)
         self.lanes = Lanes(self.tiers)
@@ -112,6 +114,22 @@ class Session:
         self.lanes = Lanes(self.tiers)
         if self.placement.offload != before.offload:
             self.emit(Message(self.placement.reason))
+
+    def shrink_arena(self, plan: Plan, i: int) -> Plan | None:
+        """The device has no memory for the view of step i: give it a quarter of the arena. Returns the plan of the rest of
+        the batch, under way in the smaller arena; None: the views that are left need the arena as it is."""
+        slots, least = self.tiers.arena.slots, max(len(step.rows) for step in plan.steps[i:])
+        smaller = max(least, slots * 3 // 4)
+        if smaller > 0.95 * slots:
+            return None
+        self.lanes.interrupt(i)
+        self.tiers.replace_arena(smaller)
+        self.reserved += arena_bytes(slots) - arena_bytes(smaller)  # placements to come leave as much free
+        rest = rest_of(plan, i, smaller, self.store.block_rows)
+        self.lanes.go_on(rest)
+        text = f"out of device memory: the arena goes from {slots:,} to {smaller:,} slots, the view is repeated"
+        self.emit(Message(text, "warning"))
+        return rest
 
     def batch_size(self, first: int) -> int:
         return min(self.config.batch_size, self.config.iterations - first)
@@ -146,15 +164,22 @@ class Session:
         """Record the bytes held now."""
         tiers = self.tiers
         host = tiers.host_bytes + self.lanes.staging_bytes + self.images.bytes
-        self.totals.see_peak(tiers.device_bytes, host, in_core_bytes(self.store.rows, self.store.rows))
+        device = tiers.device_bytes + self.lanes.device_staging_bytes + self.rasterizer.peak_temporaries
+        self.totals.see_peak(device, host, in_core_bytes(self.store.rows, self.store.rows))
 
     def next_plan(self) -> Planned:
-        """The plan of the next batch. Views that outgrew the arena get a larger one, if the budget has it."""
+        """The plan of the next batch. Views that outgrew the arena get a larger one, if the budget has it; if not, the state
+        of the last batch is saved before the error leaves."""
+        take = partial(self.plans.take, self.progress.iteration)
         try:
-            return self.plans.take(self.progress.iteration)
+            return take(self.tiers.arena.slots)
         except ResourceError:
-            self.move_in()
-            return self.plans.take(self.progress.iteration)
+            try:
+                self.move_in()
+                return take(self.tiers.arena.slots)
+            except ResourceError:
+                self.save()
+                raise
 
     def _plan(self, first: int, margin: Margin) -> Planned:
         views = batch_views(self.scene.train, self.config.seed, first, self.batch_size(first))
@@ -174,10 +199,22 @@ class Session:
         needed = min(store.rows, int(1.25 * seen.largest_view) * config.batch_size + BLOCK_ROWS)
         budgets = device_budget(config), host_budget(config)
         placement = choose_placement(
-            store.rows, needed, seen.largest_view, *budgets, config.offload,
-            block_rows=store.block_rows, shared_memory=self.device.shares_host_memory,
-        )  # fmt: skip
+            store.rows,
+            needed,
+            seen.largest_view,
+            *budgets,
+            config.offload,
+            temporaries=self._temporaries(seen.largest_view),
+            block_rows=store.block_rows,
+            shared_memory=self.device.shares_host_memory,
+        )
         return placement, resident_blocks(seen, store.rows, store.block_rows, placement.resident_rows)
+
+    def _temporaries(self, largest_view: int) -> int:
+        """Device bytes beside arena and residents: the rasteriser's, staging, and what is kept free."""
+        pixels = max(camera.width * camera.height for camera in self.cameras)
+        staging = 0 if self.device.shares_host_memory else staging_bytes(largest_view)
+        return self.rasterizer.temporary_bytes(largest_view, pixels) + staging + self.reserved
 
     def _restore(self, path: Path) -> None:
         state, self.store = load_checkpoint(path)

@@ -237,7 +237,8 @@ def test_a_loss_that_is_not_finite_stops_saves_and_names_step_and_image(
     [
         (("--gpu-memory", "lots"), "lots"),
         (("--max-gaussians", "many"), "many"),
-        (("--device", "cuda"), "cuda"),
+        (("--device", "cuda"), "CUDA"),
+        (("--device", "tpu"), "tpu"),
         (("--downscale", "3"), "downscale"),
         (("--preset", "nosuch"), "nosuch"),
         (("--init-ply", "/dev/null"), "/dev/null"),

@@ -12,18 +12,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clm.plan.residency import Plan, Step, make_plan
+from clm.plan.residency import Plan, Step, held_after, make_plan, rest_of
 from tests.plan.slow_plan import slow_make_plan
 
+Sums = dict[int, list[int]]
 
-def execute(plan: Plan, sets: list[np.ndarray], capacity: int) -> dict[int, list[int]]:
-    """Runs a plan with dictionaries; returns for each row the views whose gradients were summed, in that order."""
+
+def execute(
+    plan: Plan,
+    sets: list[np.ndarray],
+    capacity: int,
+    *,
+    stop: int | None = None,
+    first: int = 0,
+    left: Sums | None = None,
+) -> tuple[Sums, Sums]:
+    """Runs a plan with dictionaries; returns for each row the views whose gradients were summed, in that order: of rows
+    that are final, and of those that are not when the run stops before step `stop`. `left`: what an earlier part left,
+    whose last view was `first` - 1."""
     arena: dict[int, int] = {}  # slot -> row
-    gradients: dict[int, list[int]] = {}  # slot -> views summed so far
-    partial: dict[int, list[int]] = {}  # row -> partial sum on the host
-    final: dict[int, list[int]] = {}
+    gradients: Sums = {}  # slot -> views summed so far
+    partial: Sums = dict(left or {})  # row -> partial sum on the host
+    final: Sums = {}
     occupied_before: set[int] = set()  # slots taken while the previous step computes
-    for i, step in enumerate(plan.steps):
+    for i, step in enumerate(plan.steps[:stop]):
         assert np.array_equal(step.rows, sets[i])
         for k, (row, slot) in enumerate(zip(step.load_rows.tolist(), step.load_slots.tolist(), strict=True)):
             assert 0 <= slot < capacity
@@ -38,7 +50,7 @@ def execute(plan: Plan, sets: list[np.ndarray], capacity: int) -> dict[int, list
             assert np.all(np.diff(step.load_rows[group]) > 0) and np.all(np.diff(step.load_slots[group]) > 0)
         for row, slot in zip(step.rows.tolist(), step.slots.tolist(), strict=True):
             assert arena.get(slot) == row, "a view finds its row in its slot"
-            gradients[slot].append(i)
+            gradients[slot].append(first + i)
         occupied_before = set(arena)
         for row, slot, is_final in zip(
             step.send_rows.tolist(), step.send_slots.tolist(), step.send_final.tolist(), strict=True
@@ -51,13 +63,18 @@ def execute(plan: Plan, sets: list[np.ndarray], capacity: int) -> dict[int, list
         assert step.send_final[:finals].all(), "final rows first"
         for group in (slice(0, finals), slice(finals, None)):
             assert np.all(np.diff(step.send_rows[group]) > 0)
-    assert not arena and not partial, "everything has left at the end"
-    return final
+    if stop is None:
+        assert not arena and not partial, "everything has left at the end"
+    else:
+        rows, slots = held_after(plan, stop)
+        assert dict(zip(slots.tolist(), rows.tolist(), strict=True)) == arena
+        partial |= {row: gradients[slot] for slot, row in arena.items()}
+    return final, partial
 
 
 def check(sets: list[np.ndarray], capacity: int, block_rows: int = 4) -> Plan:
     plan = make_plan(list(range(100, 100 + len(sets))), sets, capacity, block_rows)
-    final = execute(plan, sets, capacity)
+    final, _ = execute(plan, sets, capacity)
     union = sorted(set().union(*(s.tolist() for s in sets)))
     assert plan.union_rows.tolist() == union == sorted(final)
     for row, views in final.items():
@@ -90,6 +107,29 @@ def test_every_plan_can_be_executed_and_predicts_its_traffic(
     sets: list[set[int]], extra: int, spread: int, block_rows: int
 ) -> None:
     check(as_rows(sets, spread), max(map(len, sets)) + extra, block_rows)
+
+
+@given(batches, st.integers(0, 20), st.integers(0, 20), st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_batch_that_goes_on_in_another_arena_sums_in_batch_order(
+    sets: list[set[int]], extra: int, other: int, data: st.DataObject
+) -> None:
+    """Interrupted twice: the second time within the rest of the first."""
+    rows, largest = as_rows(sets), max(map(len, sets))
+    plan, first, done, left = make_plan(list(range(len(rows))), rows, largest + extra), 0, {}, {}
+    for stop in (data.draw(st.integers(0, len(rows))), data.draw(st.integers(0, len(rows))), None):
+        if stop is not None:
+            stop = min(stop, len(plan.steps))
+        final, left = execute(plan, rows[first:], plan.capacity, stop=stop, first=first, left=left)
+        assert not final.keys() & done.keys(), "final once per batch"
+        done |= final
+        if stop is not None:
+            plan, first = rest_of(plan, stop, largest + other, 4), first + stop
+            assert plan.carried.tolist() == sorted(left)
+    assert not left
+    for row, views in done.items():
+        assert views == [i for i, seen in enumerate(rows) if row in seen.tolist()]
+    assert done.keys() == set().union(*sets)
 
 
 def agree(sets: list[np.ndarray], capacity: int, block_rows: int) -> Plan:

@@ -1,4 +1,4 @@
-"""The fused L1 + SSIM kernel and the metrics, against the torch twin and against each other."""
+"""The fused L1 + SSIM kernel and the metrics, against torch's autograd and against each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clm import kernels
 from clm.render.losses import l1_ssim, metrics
 
 torch = pytest.importorskip("torch")
-twin = pytest.importorskip("clm.render.twin")
+torch_loss = pytest.importorskip("clm.render.torch_loss")
 
 
 def images(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +28,7 @@ def test_loss_and_gradient_equal_the_twin(size: tuple[int, int], masked: bool) -
     mask = (np.random.default_rng(1).random(size) > 0.3).astype(np.uint8) if masked else None
     ours = l1_ssim(rgb, target, 0.2, mask)
     leaf = torch.tensor(rgb, dtype=torch.float64, requires_grad=True)
-    theirs = twin.l1_ssim(leaf, torch.tensor(target), 0.2, None if mask is None else torch.tensor(mask))
+    theirs = torch_loss.loss_terms(leaf, torch.tensor(target), 0.2, None if mask is None else torch.tensor(mask))
     theirs.total.backward()
     assert ours.total == pytest.approx(theirs.total.item(), abs=1e-6)
     assert ours.l1 == pytest.approx(theirs.l1.item(), abs=1e-6)
@@ -79,7 +79,7 @@ def test_metrics_clamp_the_image_and_follow_the_definition_of_psnr() -> None:
     psnr, ssim = metrics(rgb, target)
     error = np.mean((clamped.astype(np.float64) - target.transpose(2, 0, 1) / 255) ** 2)
     assert psnr == pytest.approx(-10 * math.log10(error), abs=1e-4)
-    expected = twin.l1_ssim(torch.tensor(clamped, dtype=torch.float64), torch.tensor(target)).ssim.item()
+    expected = torch_loss.loss_terms(torch.tensor(clamped, dtype=torch.float64), torch.tensor(target)).ssim.item()
     assert ssim == pytest.approx(expected, abs=1e-6)
 
 

@@ -21,7 +21,7 @@ from clm.kernels import rows as row_kernels
 from clm.kernels.memory import row_array
 from clm.kernels.rows import AdamStep
 from clm.stream.cpu import CpuDevice
-from clm.stream.device import Arena, Staging
+from clm.stream.device import Arena, Gradients, Rows, Staging
 
 SCHEDULES = ("lazy", "eager", "hasty loads", "random")
 
@@ -118,12 +118,14 @@ class FakeResidents:
             values[self.rows] = np.nan if values.dtype == np.float32 else -1
 
     def fetch(self, step: AdamStep, positions: np.ndarray, slots: np.ndarray, arena: Arena, columns: int) -> None:
+        within(slots, arena)
         row_kernels.fetch(self.here, step, positions, arena.geometry, arena.colour, columns, slots)
         row_kernels.place(None, slots, arena.geometry, arena.colour, arena, columns)
 
     def adam(
         self, step: AdamStep, positions: np.ndarray, slots: np.ndarray, arena: Arena, columns: int, entries: Staging
     ) -> None:
+        within(slots, arena)
         fresh = entries.device[: 4 * len(positions)].reshape(-1, 4)
         row_kernels.adam(self.here, step, positions, arena, slots, columns, self.here.statistics, fresh)
 
@@ -173,6 +175,7 @@ class FakeDevice(CpuDevice):
             ready[int(self._rng.integers(len(ready)))].step()
 
     def arena(self, slots: int) -> Arena:
+        assert not any(stream.work for stream in self.streams), "memory is replaced while a stream still works with it"
         return Arena(slots, _nothing_yet)
 
     def staging(self, floats: int) -> Staging:
@@ -181,11 +184,26 @@ class FakeDevice(CpuDevice):
     def residents(self, store: Store, rows: np.ndarray) -> FakeResidents:
         return FakeResidents(self, store, rows)
 
+    def place(self, rows: Rows | None, slots: np.ndarray, arena: Arena, columns: int) -> None:
+        super().place(rows, within(slots, arena), arena, columns)
+
+    def collect(self, arena: Arena, slots: np.ndarray, target: Gradients, columns: int) -> None:
+        super().collect(arena, within(slots, arena), target, columns)
+
+    def restore(self, source: Gradients, slots: np.ndarray, arena: Arena, columns: int) -> None:
+        super().restore(source, within(slots, arena), arena, columns)
+
     def to_device(self, staging: Staging, floats: int) -> None:
         staging.device[:floats] = staging.host[:floats]
 
     def to_host(self, staging: Staging, floats: int) -> None:
         staging.host[:floats] = staging.device[:floats]
+
+
+def within(slots: np.ndarray, arena: Arena) -> np.ndarray:
+    """The slots; an error where a run without a wait would write beside the arena, which may be another one by now."""
+    assert not len(slots) or slots.max() < arena.slots, "beside the arena"
+    return slots
 
 
 def _nothing_yet(rows: int, columns: int) -> np.ndarray:

@@ -19,11 +19,12 @@ from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import colour_columns
 from clm.optim.adam import Adam, Betas
-from clm.plan.residency import Traffic, make_plan
+from clm.plan.residency import Traffic, make_plan, rest_of
 from clm.plan.visibility import visible_rows, visible_sets
 from clm.render.cpu import CpuRasterizer
 from clm.stream import lanes as lanes_module
 from clm.stream.cpu import CpuDevice
+from clm.stream.device import Device
 from clm.stream.lanes import Lanes
 from clm.stream.parking import GradientBuffer, ParkedGradients
 from clm.stream.tiers import Tiers
@@ -44,6 +45,12 @@ WAITS = (
     "what is parked has arrived on the host",
     "the gradients brought back before have left this staging buffer",
     "the next batch reads the rows that this one updates",
+)
+INTERRUPTION_WAITS = (
+    "the host's lanes have done what earlier steps gave them",
+    "rows under way to the arena are there before it is replaced",
+    "what was begun of the view is over before the arena is replaced",
+    "what is parked of an interrupted batch has arrived on the host",
 )
 
 
@@ -90,30 +97,52 @@ Which = Callable[[Store], np.ndarray]
 
 
 def run_batches(
-    capacity: int, resident: Which, device: CpuDevice | None = None, *, batches: int = 5, degree: int = 2
+    capacity: int,
+    resident: Which,
+    device: Device | None = None,
+    *,
+    batches: int = 5,
+    degree: int = 2,
+    interrupted: dict[tuple[int, int], int] | None = None,
 ) -> tuple[Store, Adam, Traffic]:
-    """Train on a fixed pseudo-gradient; returns the store, the optimizer and what crossed the bus in all."""
+    """Train on a fixed pseudo-gradient; returns the store, the optimizer and what crossed the bus in all.
+
+    interrupted: at (batch, view), the device has memory left for an arena of so many slots only."""
+    interrupted = dict(interrupted or {})
     store, adam = scene(), Adam(np.full((6, batches + 3), 1e-2), Betas.for_batch(VIEWS))
     tiers = Tiers(device or CpuDevice(), store, resident(store), capacity)
-    lanes, rasterizer, traffic = Lanes(tiers), CpuRasterizer(), []
-    arena = tiers.arena
+    lanes, rasterizer, traffic, arena = Lanes(tiers), CpuRasterizer(), [], tiers.arena
     arena.geometry[:] = arena.grad_geometry[:] = arena.grad_colour[:] = np.nan  # what a plan forgot would show
     arena.colour[:] = np.nan
     try:
         for batch in range(batches):
             order = np.random.default_rng(batch).permutation(VIEWS)
             sets = visible_sets(store.entries, store.bounds, [CAMERAS[v] for v in order], block_rows=store.block_rows)
-            plan = make_plan([int(v) for v in order], sets, capacity)
+            plan = make_plan([int(v) for v in order], sets, tiers.arena.slots)
             lanes.begin(plan, adam.at(batch + 1, VIEWS), colour_columns(degree))
-            for i, step in enumerate(plan.steps):
+            steps, done = list(enumerate(plan.steps)), 0
+            while steps:
+                i, step = steps.pop(0)
 
                 def render(slots: np.ndarray, view: Camera = CAMERAS[step.view]) -> None:
-                    image = rasterizer.forward(arena.geometry, arena.colour, slots, view, degree, BLACK)
+                    arena = tiers.arena
+                    geometry, colour = np.asarray(arena.geometry), np.asarray(arena.colour)
+                    slots = np.asarray(slots, np.int32)
+                    image = rasterizer.forward(geometry, colour, slots, view, degree, BLACK)
                     v_rgb = np.ascontiguousarray(image.rgb - 0.5, dtype=np.float32)
-                    rasterizer.backward(v_rgb, arena.grad_geometry, arena.grad_colour)
+                    rasterizer.backward(v_rgb, np.asarray(arena.grad_geometry), np.asarray(arena.grad_colour))
 
+                if (room := interrupted.pop((batch, done), None)) is not None:
+                    lanes.compute_stream.run(lambda: None)  # begun, and then there was no memory for the rest
+                    lanes.interrupt(i)
+                    tiers.replace_arena(room)
+                    plan = rest_of(plan, i, room, store.block_rows)
+                    lanes.go_on(plan)
+                    steps = list(enumerate(plan.steps))
+                    continue
                 lanes.compute(i, render)
                 lanes.send_back(i)
+                done += 1
             traffic.append(lanes.finish()[0])
             lanes.publish_entries()
         tiers.write_back()
@@ -196,9 +225,11 @@ def test_every_wait_of_the_lanes_is_met(monkeypatch: pytest.MonkeyPatch) -> None
     dawdling(monkeypatch, device)
     run_batches(tight(), every_other, device, batches=2)
     assert device.reasons == set(WAITS)
+    run_batches(2 * largest_view(), every_other, device, interrupted=interruptions())
+    assert device.reasons == {*WAITS, *INTERRUPTION_WAITS}
     source = Path(lanes_module.__file__).read_text()
     waits = len(re.findall(r"stream\.wait\(|\.synchronize\(|[^f] _after\(", source))
-    assert waits == len(WAITS) - 1, (
+    assert waits == len(WAITS) + len(INTERRUPTION_WAITS) - 1, (
         "one call waits for the slots of early or of late rows, each other one is listed once"
     )
 
@@ -222,6 +253,39 @@ def test_without_any_one_wait_the_model_is_wrong(
             dawdling(patch, device)
             try:
                 store, _, _ = run_batches(int(room * largest_view()), every_other, device)
+                assert_same(store, everything_resident)
+            except (Exception, AssertionError):
+                return
+    pytest.fail(f"nothing notices that no one waits until {why}")
+
+
+INTERRUPTED = ((0, 3), (2, 0), (2, 2), (4, 5))  # batch and view
+
+
+def interruptions() -> dict[tuple[int, int], int]:
+    """Arenas that shrink from roomy to barely enough while batches run."""
+    return {at: int((1.5 - 0.1 * k) * largest_view()) for k, at in enumerate(INTERRUPTED)}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("resident", [nothing, every_other, everything])
+def test_a_batch_that_goes_on_in_a_smaller_arena_gives_the_same_bits(
+    everything_resident, schedule: str, resident: Which
+) -> None:
+    store, _, _ = run_batches(int(2.2 * largest_view()), resident, FakeDevice(schedule), interrupted=interruptions())
+    assert_same(store, everything_resident)
+
+
+@pytest.mark.parametrize("why", INTERRUPTION_WAITS)
+def test_without_any_one_wait_of_an_interruption_something_is_wrong(
+    everything_resident, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    for schedule in ("lazy", "eager"):
+        device = FakeDevice(schedule, ignored=(why,), pause=0.01)
+        with monkeypatch.context() as patch:
+            dawdling(patch, device)
+            try:
+                store, _, _ = run_batches(2 * largest_view(), every_other, device, interrupted=interruptions())
                 assert_same(store, everything_resident)
             except (Exception, AssertionError):
                 return

@@ -1,0 +1,208 @@
+"""A CUDA device: streams and events of torch, registered host memory for staging, row operations as torch indexing.
+
+Copies between host and device run beside the computation because they have streams of their own and because staging is
+page-locked where it lies (registered: exactly as large as it is, while torch's own pinned memory rounds up to powers of
+two). Nothing here waits for the device but `numpy`, `indices` (for its own small copy) and `start_clock` (while it is idle).
+All of `torch.cuda` that is used comes through `cuda`, so that tests can run the rest on CPU tensors.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clm.errors import ResourceError
+from clm.gaussians.layout import CHUNK_ROWS
+from clm.gaussians.store import Store
+from clm.kernels.memory import row_array
+from clm.kernels.rows import AdamStep
+from clm.optim.device import DeviceAdam, DeviceStep, adam_rows, fetch_rows
+from clm.stream.device import Arena, Event, Gradients, Rows, Staging
+
+T = TypeVar("T")
+
+
+class CudaEvent:
+    def __init__(self, device: CudaDevice, event: Any):
+        self._device, self.event = device, event
+
+    def synchronize(self, why: str) -> None:
+        self.event.synchronize()
+
+    def seconds(self) -> float:
+        return self._device.seconds(self.event)
+
+
+class CudaStream:
+    def __init__(self, device: CudaDevice):
+        self._device = device
+        self._stream = device.cuda.Stream(device=device.where)
+
+    def wait(self, event: Event, why: str) -> None:
+        assert isinstance(event, CudaEvent)
+        self._stream.wait_event(event.event)
+
+    def run(self, work: Callable[..., T], *arguments: Any) -> T:
+        with self._device.cuda.stream(self._stream):
+            return work(*arguments)
+
+    def record(self) -> CudaEvent:
+        event = self._device.cuda.Event(enable_timing=True)
+        event.record(self._stream)
+        return CudaEvent(self._device, event)
+
+
+class CudaStaging(Staging):
+    """Host memory as torch sees it beside the numpy view: copies from registered memory do not wait."""
+
+    def __init__(self, host: np.ndarray, device: Tensor):
+        super().__init__(host, device)
+        self.host_tensor = torch.from_numpy(host)
+
+
+class CudaResidents:
+    """Rows on the device with moments, stamps and statistics, [n, ..]; `rows` are their ids in the store, ascending."""
+
+    geometry: Tensor
+    colour: Tensor
+    m_geometry: Tensor
+    v_geometry: Tensor
+    m_colour: Tensor
+    v_colour: Tensor
+    stamp: Tensor
+    statistics: Tensor
+
+    def __init__(self, device: CudaDevice, store: Store, rows: np.ndarray):
+        self._device, self._store, self._rows = device, store, rows
+        self._adam: DeviceAdam | None = None
+        self._steps: dict[tuple[int, float], DeviceStep] = {}
+        for name in store.names:
+            values = getattr(store, name)
+            here = torch.empty((len(rows), *values.shape[1:]), dtype=_DTYPES[values.dtype.type], device=device.where)
+            for first in range(0, len(rows), CHUNK_ROWS):
+                part = slice(first, first + CHUNK_ROWS)
+                here[part].copy_(torch.from_numpy(values[rows[part]]))
+            setattr(self, name, here)
+
+    def _at(self, step: AdamStep) -> DeviceStep:
+        """The step's constants; the tables of a run are uploaded once."""
+        if self._adam is None:
+            self._adam = DeviceAdam(step.tables, self._device.where)
+        key = step.step, step.gradient_scale
+        if key not in self._steps:
+            self._steps = {key: self._adam.at(step.step, round(1.0 / step.gradient_scale))}
+        return self._steps[key]
+
+    def fetch(self, step: AdamStep, positions: Tensor, slots: Tensor, arena: Arena, columns: int) -> None:
+        fetch_rows(self, self._at(step), positions, arena.geometry, arena.colour, columns, slots)
+        _zero_gradients(arena, slots, columns)
+
+    def adam(
+        self, step: AdamStep, positions: Tensor, slots: Tensor, arena: Arena, columns: int, entries: Staging
+    ) -> None:
+        fresh = entries.device[: 4 * len(positions)].view(-1, 4)
+        adam_rows(self, self._at(step), positions, arena, slots, columns, self.statistics, fresh)
+
+    def write_back(self) -> None:
+        for name in self._store.names:
+            values = getattr(self._store, name)
+            for first in range(0, len(self._rows), CHUNK_ROWS):
+                part = slice(first, first + CHUNK_ROWS)
+                values[self._rows[part]] = self._device.numpy(getattr(self, name)[part])
+
+
+_DTYPES = {np.float32: torch.float32, np.int32: torch.int32}
+
+
+class CudaDevice:
+    kind = "cuda"
+    shares_host_memory = False
+
+    def __init__(self, cuda: Any = torch.cuda, where: str = "cuda"):
+        self.cuda, self.where = cuda, torch.device(where)
+        self._index_stream = CudaStream(self)
+        self.start_clock()
+
+    def stream(self, name: str) -> CudaStream:
+        return CudaStream(self)
+
+    def start_clock(self) -> None:
+        """Event times are single-precision milliseconds since this event, so it is set anew for every batch."""
+        self._origin = self.cuda.Event(enable_timing=True)
+        self._origin.record()
+        self._origin.synchronize()  # the device is idle: this moment is the host's, too
+        self._began = time.perf_counter()
+
+    def seconds(self, event: Any) -> float:
+        """When a recorded and reached event was, on the host's clock."""
+        return self._began + 1e-3 * self._origin.elapsed_time(event)
+
+    def release_unused(self) -> None:
+        self.cuda.empty_cache()
+
+    def arena(self, slots: int) -> Arena:
+        return Arena(slots, lambda rows, columns: torch.empty((rows, columns), device=self.where))
+
+    def staging(self, floats: int) -> CudaStaging:
+        host = row_array(1, floats).reshape(-1)
+        staging = CudaStaging(host, torch.empty(floats, device=self.where))
+        if floats:
+            self._register(host)
+            weakref.finalize(staging, self.cuda.cudart().cudaHostUnregister, host.ctypes.data)
+        return staging
+
+    def _register(self, host: np.ndarray) -> None:
+        code = self.cuda.cudart().cudaHostRegister(host.ctypes.data, host.nbytes, 0)
+        if int(code) != 0:
+            raise ResourceError(
+                f"CUDA cannot page-lock {host.nbytes:,} bytes of host memory (error {int(code)}).",
+                "Raise the limit of locked memory (`ulimit -l`), or use a smaller --batch-size.",
+            )
+
+    def residents(self, store: Store, rows: np.ndarray) -> CudaResidents:
+        return CudaResidents(self, store, rows)
+
+    def indices(self, lists: list[np.ndarray]) -> list[Tensor]:
+        """All lists in one small copy, on a stream of its own: the host waits for nothing else, and any stream may use them
+        when this returns. They must be kept until the work that uses them is done."""
+        flat = torch.from_numpy(np.concatenate(lists).astype(np.int64))
+        flat = flat.pin_memory() if self.where.type == "cuda" else flat
+        there = self._index_stream.run(lambda: flat.to(self.where, non_blocking=True))
+        self._index_stream.record().synchronize("index lists are on the device before any stream uses them")
+        return list(there.split([len(ids) for ids in lists]))
+
+    def numpy(self, array: Tensor) -> np.ndarray:
+        return array.detach().cpu().numpy()
+
+    def to_device(self, staging: Staging, floats: int) -> None:
+        assert isinstance(staging, CudaStaging)
+        staging.device[:floats].copy_(staging.host_tensor[:floats], non_blocking=True)
+
+    def to_host(self, staging: Staging, floats: int) -> None:
+        assert isinstance(staging, CudaStaging)
+        staging.host_tensor[:floats].copy_(staging.device[:floats], non_blocking=True)
+
+    def place(self, rows: Rows | None, slots: Tensor, arena: Arena, columns: int) -> None:
+        if rows is not None:
+            arena.geometry.index_copy_(0, slots, rows.geometry)
+            arena.colour[:, :columns].index_copy_(0, slots, rows.colour)
+        _zero_gradients(arena, slots, columns)
+
+    def collect(self, arena: Arena, slots: Tensor, target: Gradients, columns: int) -> None:
+        torch.index_select(arena.grad_geometry, 0, slots, out=target.grad_geometry)
+        torch.index_select(arena.grad_colour[:, :columns], 0, slots, out=target.grad_colour)
+
+    def restore(self, source: Gradients, slots: Tensor, arena: Arena, columns: int) -> None:
+        arena.grad_geometry.index_copy_(0, slots, source.grad_geometry)
+        arena.grad_colour[:, :columns].index_copy_(0, slots, source.grad_colour)
+
+
+def _zero_gradients(arena: Arena, slots: Tensor, columns: int) -> None:
+    arena.grad_geometry.index_fill_(0, slots, 0.0)
+    arena.grad_colour[:, :columns].index_fill_(0, slots, 0.0)

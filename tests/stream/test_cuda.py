@@ -1,0 +1,137 @@
+"""The CUDA device without CUDA: its operations on CPU tensors, between streams that do everything at once.
+
+Order is the lanes' affair and proven with the fake device; here the torch operations are, against the CPU's kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from clm.errors import ResourceError  # noqa: E402
+from clm.stream.cuda import CudaDevice  # noqa: E402
+from tests.stream.test_lanes import (  # noqa: E402
+    assert_same,
+    every_other,
+    everything,
+    interruptions,
+    largest_view,
+    model,
+    nothing,
+    run_batches,
+    scene,
+    tight,
+)
+
+
+class Event:
+    def __init__(self, enable_timing: bool):
+        assert enable_timing
+        self.at: float | None = None
+
+    def record(self, stream: Any = None) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        assert self.at is not None, "an event is recorded before anybody waits for it"
+
+    def elapsed_time(self, other: Event) -> float:
+        assert self.at is not None and other.at is not None
+        return 1e3 * (other.at - self.at)
+
+
+class Stream:
+    def __init__(self, device: Any):
+        self.waited: list[Event] = []
+
+    def wait_event(self, event: Event) -> None:
+        assert event.at is not None, "CUDA would not wait for an event that is not recorded"
+        self.waited.append(event)
+
+
+class Runtime:
+    """cudart: registered ranges of host memory."""
+
+    def __init__(self) -> None:
+        self.registered: dict[int, int] = {}
+        self.code = 0
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        assert address not in self.registered
+        self.registered[address] = size
+        return self.code
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.registered[address]
+        return 0
+
+
+class Cuda:
+    """What `CudaDevice` uses of torch.cuda."""
+
+    def __init__(self) -> None:
+        self.runtime, self.Event, self.Stream = Runtime(), Event, Stream
+
+    def cudart(self) -> Runtime:
+        return self.runtime
+
+    @contextlib.contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        yield
+
+    def empty_cache(self) -> None:
+        pass
+
+
+def device() -> CudaDevice:
+    return CudaDevice(Cuda(), "cpu")
+
+
+@pytest.fixture(scope="module")
+def everything_resident() -> dict[str, np.ndarray]:
+    return model(run_batches(4000, everything)[0])
+
+
+@pytest.mark.parametrize("room", [1.25, 10.0])
+def test_rows_and_gradients_travel_bit_for_bit(everything_resident, room: float) -> None:
+    store, _, _ = run_batches(min(int(room * largest_view()), 4000), nothing, device())
+    assert_same(store, everything_resident)
+
+
+def test_an_interrupted_batch_travels_bit_for_bit(everything_resident) -> None:
+    store, _, _ = run_batches(2 * largest_view(), nothing, device(), interrupted=interruptions())
+    assert_same(store, everything_resident)
+
+
+@pytest.mark.parametrize("resident", [every_other, everything])
+def test_resident_rows_are_updated_as_on_the_host_up_to_rounding(everything_resident, resident) -> None:
+    store, _, traffic = run_batches(tight(), resident, device())
+    got = model(store)
+    np.testing.assert_array_equal(got["stamp"], everything_resident["stamp"])
+    moved = np.abs(everything_resident["geometry"] - scene().geometry)
+    for name in ("geometry", "colour", "m_geometry", "v_geometry", "statistics", "entries"):
+        np.testing.assert_allclose(got[name], everything_resident[name], rtol=2e-4, atol=2e-5, err_msg=name)
+    assert moved.max() > 1e-2, "training moves rows far beyond the tolerance"
+    assert (traffic.loaded == 0) == (resident is everything)
+
+
+def test_staging_is_registered_exactly_and_unregistered_when_it_goes() -> None:
+    there = device()
+    staging = there.staging(1000)
+    assert there.cuda.runtime.registered == {staging.host.ctypes.data: 4000}
+    del staging
+    assert not there.cuda.runtime.registered
+
+
+def test_memory_that_cannot_be_registered_is_refused_in_one_sentence() -> None:
+    there = device()
+    there.cuda.runtime.code = 2
+    with pytest.raises(ResourceError, match=r"cannot page-lock 4,000 bytes .*ulimit -l"):
+        there.staging(1000)
