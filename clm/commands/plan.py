@@ -11,12 +11,14 @@ from clm.commands.train import open_scene
 from clm.config import Config, load_config
 from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
-from clm.plan.budget import CULL_BYTES, arena_bytes, format_bytes, in_core_bytes, store_bytes
+from clm.plan.budget import CULL_BYTES, arena_bytes, format_bytes, format_rows, in_core_bytes, store_bytes
 from clm.plan.describe import draw_timeline
 from clm.plan.machine import gradient_bytes, load_machine, row_bytes
 from clm.plan.simulate import bus_bytes
 from clm.plan.steps import count_step
+from clm.train.device import cuda_devices
 from clm.train.forecast import Budget, Budgets, Forecast, find_budgets, make_forecast
+from clm.train.measure import THIS
 
 PLY_ROW_BYTES = 4 * 62  # INRIA's columns, padded to SH degree 3
 _ALL_COLUMNS = 48
@@ -41,6 +43,7 @@ def forecast_facts(forecast: Forecast) -> dict[str, Any]:
             f"{name}_bytes": budget.bytes for name, budget in _each(forecast.budgets)
         } | {"sources": {name: budget.source for name, budget in _each(forecast.budgets)}},
         "fits": placement is not None,
+        "fits_whole_views": forecast.whole_views,
         "placement": None if placement is None else dataclasses.asdict(placement),
         "reason": placement.reason if placement is not None else str(refused),
         "traffic": None if placement is None else _traffic(forecast),
@@ -81,6 +84,7 @@ def _required(forecast: Forecast) -> dict[str, int]:
         "disk_bytes": copies * checkpoint + gaussians * PLY_ROW_BYTES,
         "photos_bytes": sum(view.nbytes for view in training),
         "staging_bytes": _staging(forecast),
+        "beside_arena_bytes": forecast.beside_arena,
         "largest_view_bytes": arena_bytes(forecast.largest_view),
         "in_core_bytes": in_core_bytes(gaussians, forecast.largest_view),
         "device_bytes_per_unloaded_gaussian": 0,
@@ -88,8 +92,8 @@ def _required(forecast: Forecast) -> dict[str, int]:
 
 
 def _staging(forecast: Forecast) -> int:
-    """Buffers that rows pass through, in host memory, and on a GPU once more on the device: as `stream.lanes` sizes them,
-    two for the largest load, two for the largest send back, one for returning gradients, a quarter of room in each."""
+    """Host buffers that rows pass through, as `stream.lanes` sizes them: two for the largest load, two for the largest send
+    back, one for returning gradients, a quarter of room in each."""
     if forecast.placement is None or forecast.resident is None:
         return 0
     steps = [step for plan in forecast.plans for step in plan.steps]
@@ -110,9 +114,15 @@ def warnings(forecast: Forecast) -> list[str]:
         said.append("The disk has too little room for the checkpoint and the PLY.")
     if required["host_bytes"] + required["staging_bytes"] > budgets.host.bytes:
         said.append("Staging does not fit into the host budget beside the store.")
-    on_gpu = forecast.machine is not None and not forecast.machine.on_cpu
-    if on_gpu and required["device_bytes"] + required["staging_bytes"] > budgets.device.bytes:
-        said.append("Staging does not fit into the device budget beside the arena, which does not count it.")
+    if not forecast.whole_views:
+        needed = forecast.beside_arena + arena_bytes(forecast.largest_view)
+        fewer = forecast.gaussians * budgets.device.bytes // needed
+        said.append(
+            f"In one piece the largest view needs {format_bytes(needed)} on the device, with staging and the rasteriser's "
+            f"temporaries: `clm train` refuses it above about `--max-gaussians {format_rows(fewer)}`."
+        )
+    if forecast.machine is not None and forecast.machine.name == THIS and cuda_devices():
+        said.append("The rates are those of the CPU: name a machine file with a GPU like the one here.")
     return said
 
 
@@ -178,12 +188,14 @@ def assumptions(forecast: Forecast) -> list[str]:
         "Image sizes are those that the COLMAP model states.",
         "Photos are decoded before they are needed.",
         f"Spherical harmonics are at degree {forecast.config.sh_degree}, as in most of a run.",
-        "Gaussians stay where they are: densification, evaluation and checkpoints take no time.",
+        "Gaussians stay as many as they are: densification, evaluation and checkpoints take no time.",
     ]
     if forecast.scale > 1:
         sentences.insert(0, f"Each of the scene's points stands for {forecast.scale:,.0f} Gaussians.")
     elif forecast.config.max_gaussians is None:
         sentences.insert(0, "The run stays at the scene's points; name the size it grows to with --max-gaussians.")
+    if not forecast.whole_views:
+        sentences.insert(0, "The largest views are staged and rendered in pieces that fit beside the arena.")
     if forecast.machine is not None:
         sentences += [f"{key}: {note}" for key, note in forecast.machine.notes]
     return sentences
@@ -222,7 +234,7 @@ def _needs(facts: dict[str, Any]) -> list[str]:
         numbers = f"{format_bytes(needed):>12} {format_bytes(there):>12}"
         lines.append(f"{name:12} {numbers}  ({available['sources'][name]}){short}")
     if required["staging_bytes"]:
-        lines.append(f"{'staging':12} {format_bytes(required['staging_bytes']):>12}  besides, on the host and on a GPU")
+        lines.append(f"{'staging':12} {format_bytes(required['staging_bytes']):>12}  besides, on the host")
     lines.append(f"{'':12} device bytes per Gaussian that is not loaded: 0")
     return lines
 

@@ -27,6 +27,7 @@ from clm.plan.budget import (
     format_bytes,
     format_rows,
     parse_bytes,
+    staging_bytes,
     store_bytes,
 )
 from clm.plan.machine import Machine
@@ -34,6 +35,7 @@ from clm.plan.placement import Sightings, resident_blocks
 from clm.plan.residency import Plan
 from clm.plan.simulate import Timeline, simulate
 from clm.plan.visibility import visible_sets
+from clm.render.temporaries import Temporaries
 from clm.scene import Scene
 from clm.train.batches import EXACT_MARGIN, batch_views, plan_batch
 from clm.train.measure import Sizes, measure_this
@@ -69,8 +71,12 @@ class Forecast:
     gaussians: int
     scale: float  # Gaussians per row of the plans
     largest_view: int  # Gaussians
+    beside_arena: (
+        int  # device bytes that rendering the largest view in one piece takes besides: temporaries and staging
+    )
     budgets: Budgets
     placement: Placement | None
+    whole_views: bool  # False: placed as if the largest views were rendered in pieces; `clm train` would refuse them
     refused: ResourceError | None
     plans: tuple[Plan, ...]  # of the first batches, in rows of the points
     resident: np.ndarray | None  # rows of the plans that live on the device [rows] bool; None: refused
@@ -98,11 +104,16 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
     block_rows = max(min(store.block_rows, 16), int(store.block_rows / scale))
     seen = Sightings.of(_visible_sets(store, cameras), store.rows, block_rows)
     largest = math.ceil(seen.largest_view * scale)
-    known = (scene, config, gaussians, scale, largest, budgets)
+    shared = machine is None or machine.on_cpu
+    beside = 0 if shared else _beside_arena(scene, config, largest)
+    known = (scene, config, gaussians, scale, largest, beside, budgets)
     try:
-        placement = _place(config, gaussians, largest, budgets, machine is None or machine.on_cpu)
-    except ResourceError as refused:
-        return Forecast(*known, None, refused, (), None, machine, None)
+        placement, whole_views = _place(config, gaussians, largest, beside, budgets, shared), True
+    except ResourceError:
+        try:
+            placement, whole_views = _place(config, gaussians, largest, 0, budgets, shared), False
+        except ResourceError as refused:
+            return Forecast(*known, None, False, refused, (), None, machine, None)
     capacity = max(seen.largest_view, math.floor(placement.arena_slots / scale))
     plans = _first_plans(scene, config, store, capacity)
     blocks = resident_blocks(seen, store.rows, block_rows, math.floor(placement.resident_rows / scale))
@@ -121,7 +132,7 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
         resident=resident,
         scale=scale,
     )
-    return Forecast(*known, placement, None, plans, resident, machine, timeline)
+    return Forecast(*known, placement, whole_views, None, plans, resident, machine, timeline)
 
 
 def find_budgets(config: Config, machine: Machine | None, gpu_memory_stated: bool) -> Budgets:
@@ -141,27 +152,37 @@ def find_budgets(config: Config, machine: Machine | None, gpu_memory_stated: boo
     return Budgets(device, host, disk, Budget(parse_bytes(config.image_cache), "image_cache"))
 
 
+def _beside_arena(scene: Scene, config: Config, largest: int) -> int:
+    """Device bytes beside arena and residents on a GPU, as a training session counts them before it has measured any."""
+    pixels = max(view.camera.width * view.camera.height for view in scene.views)
+    return Temporaries().temporary_bytes(largest, pixels, config.sh_degree) + staging_bytes(largest)
+
+
 def _visible_sets(store: Store, cameras: list[Camera], at_once: int = 64) -> Iterator[np.ndarray]:
     """Visible sets of all cameras, a few at a time."""
     for first in range(0, len(cameras), at_once):
         yield from visible_sets(store.entries, store.bounds, cameras[first : first + at_once])
 
 
-def _place(config: Config, gaussians: int, largest: int, budgets: Budgets, shared_memory: bool) -> Placement:
-    """As a training session places its store; a refusal names every budget that is too small."""
+def _place(config: Config, gaussians: int, largest: int, beside: int, budgets: Budgets, shared: bool) -> Placement:
+    """As a training session places its store, with `beside` device bytes kept free; a refusal names every budget that is too
+    small. shared: device memory is the host's."""
     needed = min(gaussians, int(1.25 * largest) * config.batch_size + BLOCK_ROWS)
     device, host = budgets.device.bytes, budgets.host.bytes
     try:
-        return choose_placement(gaussians, needed, largest, device, host, config.offload, shared_memory=shared_memory)
+        return choose_placement(
+            gaussians, needed, largest, device, host, config.offload, temporaries=beside, shared_memory=shared
+        )
     except ResourceError:
-        if config.offload == "none" or arena_bytes(largest) <= device or store_bytes(gaussians) <= host:
+        least = arena_bytes(largest) + beside
+        if config.offload == "none" or least <= device or store_bytes(gaussians) <= host:
             raise
-    fewer = min(gaussians * device // arena_bytes(largest), gaussians * host // store_bytes(gaussians))
+    fewer = min(gaussians * device // least, gaussians * host // store_bytes(gaussians))
     raise ResourceError(
         f"{gaussians:,} Gaussians need {format_bytes(store_bytes(gaussians))} of host memory, but have "
-        f"{format_bytes(host)}, and the largest view needs {format_bytes(arena_bytes(largest))} on the device, but its "
-        f"budget is {format_bytes(device)}.",
-        f"Use `--host-memory {_gib(store_bytes(gaussians))}` with `--gpu-memory {_gib(arena_bytes(largest))}`, or "
+        f"{format_bytes(host)}, and the largest view needs {format_bytes(least)} on the device, but its budget is "
+        f"{format_bytes(device)}.",
+        f"Use `--host-memory {_gib(store_bytes(gaussians))}` with `--gpu-memory {_gib(least)}`, or "
         f"`--max-gaussians {format_rows(fewer)}`.",
     )
 

@@ -29,6 +29,7 @@ from clm.stream.cpu import CpuDevice
 from clm.stream.device import Arena, gradient_floats, packed_gradients, packed_rows, row_floats
 from clm.train.batches import EXACT_MARGIN, plan_batch
 
+THIS = "this machine"
 MEASURED_ROWS = 400_000  # 300 MB of rows, beyond most caches
 _VIEWS = 8
 _REPEATS = 5
@@ -65,7 +66,7 @@ def measure_this(
     planning = _median(lambda: plan_batch(working, cameras, batch, working.rows, EXACT_MARGIN, seed=0))
     planned = sum(len(visible_rows(working.entries, working.bounds, cameras[k])) for k in batch)
     return Machine(
-        name="this machine",
+        name=THIS,
         device="cpu",
         device_memory=sizes.device_memory,
         host_memory=sizes.host_memory,

@@ -156,6 +156,19 @@ def test_a_refusal_names_flags_that_work(device: str) -> None:
     assert clm(*more).returncode == 0
 
 
+def test_a_gpu_needs_room_to_render_its_largest_view() -> None:
+    """What staging and the rasteriser take besides is counted as training counts it; where it is too much, that is said."""
+    arguments = ("--gpu-memory", "20GiB", "--host-memory", "128GiB")
+    whole, pieces = (facts_of(DEMO, *arguments, "--max-gaussians", count) for count in ("4M", "30M"))
+    assert whole["fits_whole_views"] and whole["warnings"] == []
+    assert not pieces["fits_whole_views"] and pieces["fits"]
+    assert "rendered in pieces" in pieces["assumptions"][0]
+    largest, needed = pieces["required"]["largest_view_bytes"], pieces["required"]["beside_arena_bytes"]
+    assert largest <= pieces["available"]["device_bytes"] < largest + needed
+    advised = re.search(r"--max-gaussians (\S+?)`", pieces["warnings"][0])[1]
+    assert facts_of(DEMO, *arguments, "--max-gaussians", advised)["fits_whole_views"]
+
+
 def test_only_stated_memory_counts() -> None:
     machine, config = load_machine("rtx4090"), small_config(gpu_memory="100GiB", host_memory="1TiB")
     budgets = find_budgets(config, machine, True)
