@@ -2,12 +2,13 @@
 reaches them, in turns in one process, so that both see the same machine. A fixed number of Gaussians, full SH degree.
 
 Each round measures this machine's rates and predicts, then trains some batches of each placement. Ratios are predicted over
-measured images/s; seconds per batch are printed by lane.
+measured images/s; seconds per batch are printed by lane. Rounds in which other programs were busy are told apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -22,8 +23,28 @@ from clm.train.forecast import find_budgets, make_forecast
 from clm.train.loop import train_batch
 from clm.train.session import Session
 
+QUIET = 0.2  # cores that other programs may take in a quiet round
 WARM_UP = 100  # images: buffers grow to their sizes, rows reach the opacity of trained ones
 LANES = ("load", "compute", "send_back", "update", "plan", "exposed", "plan_exposed")
+
+
+class Others:
+    """Cores that other programs kept busy since this was made (Linux; 0 elsewhere)."""
+
+    def __init__(self) -> None:
+        self._before = self._busy_own_wall()
+
+    @staticmethod
+    def _busy_own_wall() -> np.ndarray:
+        busy = 0.0
+        if Path("/proc/stat").exists():
+            ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+            busy = sum(ticks[:3]) / os.sysconf("SC_CLK_TCK")  # user, nice, system
+        return np.array([busy, time.process_time(), time.perf_counter()])
+
+    def cores(self) -> float:
+        busy, own, wall = self._busy_own_wall() - self._before
+        return float(max(0.0, busy - own) / wall)
 
 
 def predict(scene: Scene, config: Config) -> np.ndarray:
@@ -52,29 +73,40 @@ def compare(scene: Scene, options: dict[str, object], rounds: int, batches: int,
     sessions = {name: Session(scene, config, folder, lambda _event: None) for name, config in configs.items()}
     predicted: dict[str, list[np.ndarray]] = {name: [] for name in sessions}
     measured: dict[str, list[np.ndarray]] = {name: [] for name in sessions}
+    taken: dict[str, list[float]] = {name: [] for name in sessions}
     for session in sessions.values():
         for index in scene.train:
             session.images.get(int(index))  # decoded before the clock starts, as in a run's second epoch
         measure(session, max(2, WARM_UP // session.config.batch_size))
     for turn in range(rounds):
         for name in list(sessions)[:: 1 if turn % 2 else -1]:
+            others = Others()
             predicted[name].append(predict(scene, configs[name]))
             measured[name].append(measure(sessions[name], batches))
+            taken[name].append(others.cores())
     for name, session in sessions.items():
-        show(name, session, np.array(predicted[name]), np.array(measured[name]))
+        show(name, session, np.array(predicted[name]), np.array(measured[name]), np.array(taken[name]))
         session.__exit__()
 
 
-def show(name: str, session: Session, predicted: np.ndarray, measured: np.ndarray) -> None:
-    ratios, size = measured[:, 0] / predicted[:, 0], session.config.batch_size
+def show(name: str, session: Session, predicted: np.ndarray, measured: np.ndarray, taken: np.ndarray) -> None:
+    """Of all rounds, and of the quiet ones, in which other programs took little."""
+    line = f"  {name:4} {session.store.rows:,} Gaussians, arena {format_bytes(session.tiers.arena.bytes)}"
+    print(f"{line}; other programs took {np.median(taken):.2f} cores (median)")
+    for what, chosen in (("all", taken >= 0), ("quiet", taken <= QUIET)):
+        if chosen.sum() >= 3:
+            show_rounds(what, session.config.batch_size, predicted[chosen], measured[chosen])
+
+
+def show_rounds(what: str, size: int, predicted: np.ndarray, measured: np.ndarray) -> None:
+    ratios = measured[:, 0] / predicted[:, 0]
     low, high = np.percentile(ratios, [10, 90])
     print(
-        f"  {name:4} {session.store.rows:,} Gaussians, arena {format_bytes(session.tiers.arena.bytes)}: predicted "
-        f"{size / np.median(predicted[:, 0]):.1f} images/s, measured {size / np.median(measured[:, 0]):.1f}; ratio round by "
-        f"round {np.median(ratios):.2f} (10th {low:.2f}, 90th {high:.2f} of {len(ratios)})"
+        f"       {len(ratios)} rounds ({what}): predicted {size / np.median(predicted[:, 0]):.1f} images/s, measured "
+        f"{size / np.median(measured[:, 0]):.1f}; ratio round by round {np.median(ratios):.2f} (10th {low:.2f}, 90th {high:.2f})"
     )
     pairs = zip(LANES, *(np.median(seconds[:, 1:], axis=0) for seconds in (predicted, measured)), strict=True)
-    print("       ms per batch, predicted / measured: ", end="")
+    print("         ms per batch, predicted / measured: ", end="")
     print(", ".join(f"{lane} {1e3 * a:.2f} / {1e3 * b:.2f}" for lane, a, b in pairs))
 
 
