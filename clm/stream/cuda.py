@@ -84,10 +84,11 @@ class CudaResidents:
         self._steps: dict[tuple[int, float], DeviceStep] = {}
         for name in store.names:
             values = getattr(store, name)
-            here = torch.empty((len(rows), *values.shape[1:]), dtype=_DTYPES[values.dtype.type], device=device.where)
+            dtype = torch.int32 if values.dtype == np.int32 else torch.float32
+            here = torch.empty((len(rows), *values.shape[1:]), dtype=dtype, device=device.where)
             for first in range(0, len(rows), CHUNK_ROWS):
                 part = slice(first, first + CHUNK_ROWS)
-                here[part].copy_(torch.from_numpy(values[rows[part]]))
+                here[part].copy_(_widened(values[rows[part]]))
             setattr(self, name, here)
 
     def _at(self, step: AdamStep) -> DeviceStep:
@@ -114,10 +115,20 @@ class CudaResidents:
             values = getattr(self._store, name)
             for first in range(0, len(self._rows), CHUNK_ROWS):
                 part = slice(first, first + CHUNK_ROWS)
-                values[self._rows[part]] = self._device.numpy(getattr(self, name)[part])
+                here = self._device.numpy(_narrowed(getattr(self, name)[part], values.dtype))
+                values[self._rows[part]] = here.view(values.dtype)
 
 
-_DTYPES = {np.float32: torch.float32, np.int32: torch.int32}
+def _widened(values: np.ndarray) -> Tensor:
+    """A row array of the store; bf16 moments (their bits as uint16) become f32, which the device keeps."""
+    if values.dtype == np.uint16:
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16).float()
+    return torch.from_numpy(values)
+
+
+def _narrowed(values: Tensor, dtype: np.dtype) -> Tensor:
+    """Back to what the store keeps; bits of bf16 as int16, rounded to nearest: this happens once per rebuild, not per step."""
+    return values.to(torch.bfloat16).view(torch.int16) if dtype == np.uint16 else values
 
 
 class CudaDevice:

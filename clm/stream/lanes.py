@@ -18,13 +18,11 @@ so the next batch can be planned meanwhile.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -32,10 +30,12 @@ from clm.gaussians.layout import CHUNK_ROWS
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep
 from clm.plan.residency import Plan, Traffic, held_after
+from clm.stream.batch import Batch
 from clm.stream.device import (
     Event,
     Indices,
     Moment,
+    Rows,
     Staging,
     Stream,
     gradient_floats,
@@ -43,39 +43,12 @@ from clm.stream.device import (
     packed_rows,
     row_floats,
 )
-from clm.stream.parking import ParkedGradients
-from clm.stream.route import Arrivals, Route, route_step
+from clm.stream.route import Arrivals, route_step
 from clm.stream.spans import LaneSeconds, Span, lane_seconds
 from clm.stream.tiers import Tiers
 
 T = TypeVar("T")
 _DEPTH = 2  # staging buffers per direction: one is filled while the other is under way
-
-
-@dataclass
-class _Batch:
-    """One plan being carried out. The futures of a step hold events: reached once the device has done what they say."""
-
-    plan: Plan
-    adam: AdamStep
-    columns: int
-    loaded: list[Future[Event]]  # the step's rows are in their slots
-    computed: list[Future[Event]]
-    released: list[Future[Event]]  # gradients have left the slots that the step gives up
-    sent: list[Future[Event]]  # and are on the host
-    updated: list[Future[None]]
-    routes: list[Route | None]
-    traffic: Traffic  # of the whole batch
-    union: np.ndarray  # rows of the whole batch
-    counted: tuple[int, int, int] = (0, 0, 0)  # rows loaded, brought back and sent back by an interrupted part
-    parked: ParkedGradients = field(default_factory=ParkedGradients)
-    entries: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
-    marks: list[tuple[str, str, int, Event, Event]] = field(default_factory=list)
-    began: float = field(default_factory=time.perf_counter)
-
-    def futures(self) -> Iterator[Future]:
-        for futures in (self.loaded, self.computed, self.released, self.sent, self.updated):
-            yield from futures
 
 
 def _after(future: Future[T], why: str) -> T:
@@ -113,7 +86,12 @@ class Lanes:
         self._load_stream, self.compute_stream, self._back_stream = streams
         self._rows, self._gradients, self._entries = _Ring(tiers), _Ring(tiers), _Ring(tiers)
         self._returning = _Ring(tiers, 1)  # partial gradients on their way back to the device
-        self._batch: _Batch | None = None
+        self._under_way: Batch | None = None
+
+    @property
+    def _batch(self) -> Batch:
+        assert self._under_way is not None, "no batch is under way"
+        return self._under_way
 
     @property
     def staging_bytes(self) -> int:
@@ -128,57 +106,69 @@ class Lanes:
     def begin(self, plan: Plan, adam: AdamStep, columns: int) -> None:
         """Start loading for `plan`; rows are caught up to `adam.step - 1`, `columns` of their colours are active."""
         self.tiers.device.start_clock()
-        self._begin(plan, adam, columns, traffic=plan.traffic, union=plan.union_rows)
+        self._begin(Batch(plan, adam, columns, plan.traffic, plan.union_rows))
 
-    def _begin(self, plan: Plan, adam: AdamStep, columns: int, **rest: Any) -> None:
-        n = len(plan.steps)
-        if plan.capacity > self.tiers.arena.slots:
-            raise ValueError(f"a plan for {plan.capacity} slots in an arena of {self.tiers.arena.slots}")
-        self._size_staging(plan, columns)
-        futures = [[Future() for _ in range(n)] for _ in range(5)]
-        self._batch = _Batch(plan, adam, columns, *futures, routes=[None] * n, **rest)
-        for i in range(n):
-            self._submit("load", self._load, i, self._batch.loaded)
+    def _begin(self, batch: Batch) -> None:
+        if batch.plan.capacity > self.tiers.arena.slots:
+            raise ValueError(f"a plan for {batch.plan.capacity} slots in an arena of {self.tiers.arena.slots}")
+        self._size_staging(batch.plan, batch.columns)
+        self._under_way = batch
+        for i, step in enumerate(batch.steps):
+            self._submit("load", self._load, i, step.loaded)
 
     def compute(self, i: int, work: Callable[[Indices], T]) -> T:
         """Run `work(slots of step i)` on the device once its rows are there."""
-        batch, stream = self._batch, self.compute_stream
-        stream.wait(batch.loaded[i].result(), "the rows of this step are in their slots")
+        step, stream = self._batch.steps[i], self.compute_stream
+        stream.wait(step.loaded.result(), "the rows of this step are in their slots")
         began = stream.record()
-        result = stream.run(work, batch.routes[i].view_slots)
+        result = stream.run(work, step.route.view_slots)
         done = stream.record()
-        batch.marks.append(("compute", "render", i, began, done))
-        batch.computed[i].set_result(done)
+        self._batch.marks.append(("compute", "render", i, began, done))
+        step.computed.set_result(done)
         return result
 
     def send_back(self, i: int) -> None:
         """Step i's gradients are complete: send back what the plan says and update the final rows."""
-        self._submit("send_back", self._send_back, i, self._batch.released, self._batch.sent)
-        self._submit("update", self._update, i, self._batch.updated)
+        step = self._batch.steps[i]
+        self._submit("send_back", self._send_back, i, step.released, step.sent)
+        self._submit("update", self._update, i, step.updated)
+
+    def finish(self) -> tuple[Traffic, LaneSeconds, list[Span]]:
+        """Wait until every row of the batch is updated; then hand back what crossed the bus and what the lanes did."""
+        batch = self._batch
+        for step in batch.steps:
+            _after(step.updated, "the next batch reads the rows that this one updates")
+        ended, spans = time.perf_counter(), batch.spans()
+        return batch.moved(self.tiers), lane_seconds(spans, batch.began, ended), spans
+
+    def publish_entries(self) -> None:
+        """Write the new cull entries and block bounds. Not before the next batch's culling has read the old ones."""
+        store, batch = self.tiers.store, self._batch
+        for rows, entries in batch.entries:
+            row_kernels.put_entries(rows, entries, store.entries)
+        if len(batch.union):
+            store.refresh_blocks(batch.union)
+        self._under_way = None
 
     def interrupt(self, i: int) -> None:
         """Step i could not be computed: when this returns, the lanes are idle and the arena may be replaced.
 
         Rows that earlier steps made final are updated; the gradients of all others are parked. `go_on` follows."""
         batch = self._batch
-        for future in (*batch.computed[i:], *batch.released[i:]):
-            future.set_exception(CancelledError())  # loads of later steps wait for these
+        for step in batch.steps[i:]:
+            step.computed.set_exception(CancelledError())
+            step.released.set_exception(CancelledError())  # loads of later steps wait for it
         for pool in self._pools.values():
             _after(pool.submit(int), "the host's lanes have done what earlier steps gave them")
-        for future in batch.updated[:i]:
-            future.result()  # done: what went wrong in a lane is raised here
+        for step in batch.steps[:i]:
+            step.updated.result()  # done: what went wrong in a lane is raised here
         self._load_stream.record().synchronize("rows under way to the arena are there before it is replaced")
         self.compute_stream.record().synchronize("what was begun of the view is over before the arena is replaced")
         rows, slots = held_after(batch.plan, i)
         for first in range(0, len(rows), CHUNK_ROWS):
             part = slice(first, first + CHUNK_ROWS)
             self._park(rows[part], slots[part])
-        done, routes = [r for r in batch.routes[:i] if r is not None], [r for r in batch.routes if r is not None]
-        batch.counted = (
-            batch.counted[0] + sum(len(r.gather) for r in routes),
-            batch.counted[1] + sum(len(r.early.partial) + len(r.late.partial) for r in routes),
-            batch.counted[2] + sum(r.collected for r in done) + len(rows),
-        )
+        self._stopped_at, self._taken_along = i, len(rows)
 
     def _park(self, rows: np.ndarray, slots: np.ndarray) -> None:
         """Take the gradients at `slots` [K] along to the host, while no lane works."""
@@ -195,32 +185,12 @@ class Lanes:
 
     def go_on(self, rest: Plan) -> None:
         """The rest of an interrupted batch, in an arena that may be another one now."""
-        kept = ("traffic", "union", "counted", "parked", "entries", "marks", "began")
-        batch = self._batch
-        self._begin(rest, batch.adam, batch.columns, **{name: getattr(batch, name) for name in kept})
-
-    def finish(self) -> tuple[Traffic, LaneSeconds, list[Span]]:
-        """Wait until every row of the batch is updated; then hand back what crossed the bus and what the lanes did."""
-        batch = self._batch
-        for future in batch.updated:
-            _after(future, "the next batch reads the rows that this one updates")
-        ended = time.perf_counter()
-        spans = [Span(*mark[:3], mark[3].seconds(), mark[4].seconds()) for mark in batch.marks]
-        return self._moved(batch), lane_seconds(spans, batch.began, ended), spans
-
-    def publish_entries(self) -> None:
-        """Write the new cull entries and block bounds. Not before the next batch's culling has read the old ones."""
-        store = self.tiers.store
-        for rows, entries in self._batch.entries:
-            row_kernels.put_entries(rows, entries, store.entries)
-        if len(self._batch.union):
-            store.refresh_blocks(self._batch.union)
-        self._batch = None
+        self._begin(self._batch.rest(rest, self._taken_along, self._stopped_at))
 
     def close(self) -> None:
         """Stop the lanes; a batch that was abandoned half-way is cancelled, so that no lane waits for compute forever."""
-        if self._batch is not None:
-            for future in self._batch.futures():
+        if self._under_way is not None:
+            for future in self._under_way.futures():
                 if not future.done():
                     future.set_exception(CancelledError())
         for pool in self._pools.values():
@@ -228,10 +198,10 @@ class Lanes:
 
     # The lanes' work, each in its own thread.
 
-    def _load(self, batch: _Batch, i: int) -> None:
-        tiers, stream, columns = self.tiers, self._load_stream, batch.columns
+    def _load(self, batch: Batch, i: int) -> None:
+        tiers, stream, columns, steps = self.tiers, self._load_stream, batch.columns, batch.steps
         with self._host_span(batch, "load", "gather", i):
-            route = batch.routes[i] = route_step(batch.plan.steps[i], tiers)
+            route = steps[i].routed = route_step(batch.plan.steps[i], tiers)
             count, staging = len(route.gather), self._rows.buffers[i % _DEPTH]
             if count:
                 if (left := self._rows.left[i % _DEPTH]) is not None:
@@ -248,24 +218,24 @@ class Lanes:
         ):
             if arrivals.any:
                 if earlier >= 0:
-                    stream.wait(batch.released[earlier].result(), why)
+                    stream.wait(steps[earlier].released.result(), why)
                 self._arrive(batch, i, arrivals, staging, count)
                 self._bring_back(batch, i, arrivals)
-        batch.loaded[i].set_result(stream.record())
+        steps[i].loaded.set_result(stream.record())
 
-    def _arrive(self, batch: _Batch, i: int, arrivals: Arrivals, staging: Staging, count: int) -> None:
+    def _arrive(self, batch: Batch, i: int, arrivals: Arrivals, staging: Staging, count: int) -> None:
         """Rows into their slots: staged ones, and resident ones caught up on the way; their gradient rows start at zero."""
         tiers, stream, columns = self.tiers, self._load_stream, batch.columns
         with self._span(batch, stream, "load", "place", i):
             if len(arrivals.slots):
                 rows = packed_rows(staging.device, count, columns)
-                part = type(rows)(*(array[arrivals.host] for array in rows))
+                part = Rows(*(array[arrivals.host] for array in rows))
                 stream.run(tiers.device.place, part, arrivals.slots, tiers.arena, columns)
             if len(arrivals.positions):
-                fetch = tiers.residents.fetch
+                fetch = tiers.resident.fetch
                 stream.run(fetch, batch.adam, arrivals.positions, arrivals.resident_slots, tiers.arena, columns)
 
-    def _bring_back(self, batch: _Batch, i: int, arrivals: Arrivals) -> None:
+    def _bring_back(self, batch: Batch, i: int, arrivals: Arrivals) -> None:
         """Partial gradients that rows left behind when they were evicted, back into their slots.
 
         They are parked by now: a row evicted after step e comes back at step e + 2 at the earliest, into a slot that step
@@ -283,13 +253,14 @@ class Lanes:
             stream.run(self.tiers.device.restore, source, arrivals.partial_slots, self.tiers.arena, columns)
         self._returning.left[0] = stream.record()
 
-    def _send_back(self, batch: _Batch, i: int) -> None:
-        tiers, stream, columns, route = self.tiers, self._back_stream, batch.columns, batch.routes[i]
+    def _send_back(self, batch: Batch, i: int) -> None:
+        tiers, stream, columns, step = self.tiers, self._back_stream, batch.columns, batch.steps[i]
+        route = step.route
         count, residents = route.collected, len(route.resident_final)
         staging, entries = self._gradients.buffers[i % _DEPTH], self._entries.buffers[i % _DEPTH]
         if i >= _DEPTH:
-            _after(batch.updated[i - _DEPTH], "Adam has read the staging buffers that this step writes")
-        stream.wait(batch.computed[i].result(), "the gradients of this step are complete")
+            _after(batch.steps[i - _DEPTH].updated, "Adam has read the staging buffers that this step writes")
+        stream.wait(step.computed.result(), "the gradients of this step are complete")
         if count:
             with self._span(batch, stream, "send_back", "collect", i):
                 target = packed_gradients(staging.device, count, columns)
@@ -297,8 +268,8 @@ class Lanes:
         if residents:
             with self._span(batch, stream, "update", "device adam", i):
                 where = route.resident_positions, route.resident_slots
-                stream.run(tiers.residents.adam, batch.adam, *where, tiers.arena, columns, entries)
-        batch.released[i].set_result(stream.record())
+                stream.run(tiers.resident.adam, batch.adam, *where, tiers.arena, columns, entries)
+        step.released.set_result(stream.record())
         if count or residents:
             with self._span(batch, stream, "send_back", "copy out", i):
                 stream.run(tiers.device.to_host, staging, gradient_floats(count, columns))
@@ -308,11 +279,12 @@ class Lanes:
             sent.synchronize("what is parked has arrived on the host")
             positions = np.arange(len(route.final), count, dtype=np.int32)
             batch.parked.park(route.partial, packed_gradients(staging.host, count, columns), positions, columns)
-        batch.sent[i].set_result(sent)
+        step.sent.set_result(sent)
 
-    def _update(self, batch: _Batch, i: int) -> None:
-        batch.sent[i].result().synchronize("the gradients of this step have arrived on the host")
-        route, store = batch.routes[i], self.tiers.store
+    def _update(self, batch: Batch, i: int) -> None:
+        step, store = batch.steps[i], self.tiers.store
+        step.sent.result().synchronize("the gradients of this step have arrived on the host")
+        route = step.route
         with self._host_span(batch, "update", "host adam", i):
             if len(route.final):
                 entries = np.empty((len(route.final), 4), np.float32)
@@ -323,35 +295,22 @@ class Lanes:
             if len(route.resident_final):
                 entries = self._entries.buffers[i % _DEPTH].host[: 4 * len(route.resident_final)]
                 batch.entries.append((route.resident_final, entries.reshape(-1, 4).copy()))
-        batch.updated[i].set_result(None)
-
-    def _moved(self, batch: _Batch) -> Traffic:
-        """The plan's traffic without the rows that stayed on the device."""
-        routes = [route for route in batch.routes if route is not None]
-        loaded, brought_back, sent_back = batch.counted
-        return dataclasses.replace(
-            batch.traffic,
-            loaded=loaded + sum(len(route.gather) for route in routes),
-            loaded_partial=brought_back + sum(len(route.early.partial) + len(route.late.partial) for route in routes),
-            sent_back=sent_back + sum(route.collected for route in routes),
-            lower_bound=len(batch.union[self.tiers.split(batch.union)[0]]),
-        )
+        step.updated.set_result(None)
 
     def _size_staging(self, plan: Plan, columns: int) -> None:
         """Room for the largest load and the largest sends of the plan."""
         loads = max((len(step.load_rows) for step in plan.steps), default=0)
         sends = max((len(step.send_rows) for step in plan.steps), default=0)
         back = max((int(step.load_partial.sum()) for step in plan.steps), default=0)
+        gradients = sends
         if self.tiers.everything_resident:
             loads, gradients = 0, max((int((~step.send_final).sum()) for step in plan.steps), default=0)
-        else:
-            gradients = sends
         self._rows.reserve(row_floats(loads, columns))
         self._gradients.reserve(gradient_floats(gradients, columns))
         self._entries.reserve(4 * sends if self.tiers.residents is not None else 0)
         self._returning.reserve(gradient_floats(back, columns))
 
-    def _submit(self, lane: str, work: Callable[[_Batch, int], None], i: int, *outcomes: list[Future]) -> None:
+    def _submit(self, lane: str, work: Callable[[Batch, int], None], i: int, *outcomes: Future) -> None:
         batch = self._batch
 
         def run() -> None:
@@ -359,20 +318,20 @@ class Lanes:
                 work(batch, i)
             except BaseException as error:
                 for outcome in outcomes:
-                    if not outcome[i].done():
-                        outcome[i].set_exception(error)  # compute sees it at its next wait
+                    if not outcome.done():
+                        outcome.set_exception(error)  # compute sees it at its next wait
 
         self._pools[lane].submit(run)
 
     @contextmanager
-    def _span(self, batch: _Batch, stream: Stream, lane: str, name: str, i: int) -> Iterator[None]:
+    def _span(self, batch: Batch, stream: Stream, lane: str, name: str, i: int) -> Iterator[None]:
         """Time of work on a stream."""
         began = stream.record()
         yield
         batch.marks.append((lane, name, i, began, stream.record()))
 
     @contextmanager
-    def _host_span(self, batch: _Batch, lane: str, name: str, i: int) -> Iterator[None]:
+    def _host_span(self, batch: Batch, lane: str, name: str, i: int) -> Iterator[None]:
         """Time of work on a host thread."""
         began = Moment()
         yield

@@ -69,8 +69,8 @@ def route_step(step: Step, tiers: Tiers) -> Route:
     return Route(
         ids[0],
         np.concatenate(gather) if len(gather[1]) else gather[0],
-        Arrivals(slice(0, early), *ids[1:4], partial_rows[0], ids[4]),
-        Arrivals(slice(early, early + len(gather[1])), *ids[5:8], partial_rows[1], ids[8]),
+        Arrivals(slice(0, early), ids[1], ids[2], ids[3], partial_rows[0], ids[4]),
+        Arrivals(slice(early, early + len(gather[1])), ids[5], ids[6], ids[7], partial_rows[1], ids[8]),
         final[on_host],
         step.send_rows[~step.send_final],
         ids[9],
