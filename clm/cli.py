@@ -70,7 +70,7 @@ def train(
 
 
 _PLANNED = (
-    *("batch_size", "seed", "iterations", "offload", "gpu_memory", "host_memory", "max_gaussians"),
+    *("batch_size", "seed", "iterations", "offload", "moments", "gpu_memory", "host_memory", "max_gaussians"),
     *("model", "downscale", "max_size", "test_every", "sh_degree"),
 )  # what a plan depends on
 

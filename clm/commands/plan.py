@@ -11,7 +11,16 @@ from clm.commands.train import open_scene
 from clm.config import Config, load_config
 from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
-from clm.plan.budget import CULL_BYTES, arena_bytes, format_bytes, format_rows, in_core_bytes, store_bytes
+from clm.plan.budget import (
+    CULL_BYTES,
+    arena_bytes,
+    format_bytes,
+    format_rows,
+    in_core_bytes,
+    resident_row_bytes,
+    store_bytes,
+    store_row_bytes,
+)
 from clm.plan.describe import draw_timeline
 from clm.plan.machine import gradient_bytes, load_machine, row_bytes
 from clm.plan.simulate import bus_bytes
@@ -73,9 +82,11 @@ def _scene_facts(forecast: Forecast) -> dict[str, Any]:
 def _required(forecast: Forecast) -> dict[str, int]:
     """Bytes that the run needs where it is placed; for a refused one, the least that would do with the rows on the host."""
     gaussians, placement, config = forecast.gaussians, forecast.placement, forecast.config
+    store = store_bytes(gaussians, store_row_bytes(config.moments))
+    on_cpu = forecast.machine is None or forecast.machine.on_cpu
     device = arena_bytes(forecast.largest_view) if placement is None else placement.device_bytes
-    host = store_bytes(gaussians) if placement is None else placement.host_bytes
-    checkpoint = store_bytes(gaussians) - CULL_BYTES * gaussians  # cull entries are recomputed
+    host = store if placement is None else placement.host_bytes
+    checkpoint = store - CULL_BYTES * gaussians  # cull entries are recomputed
     copies = config.keep_checkpoints + 1 if config.save_every else 1  # the new one is whole before an old one goes
     training = [forecast.scene.views[k] for k in forecast.scene.train]
     return {
@@ -86,7 +97,7 @@ def _required(forecast: Forecast) -> dict[str, int]:
         "staging_bytes": _staging(forecast),
         "beside_arena_bytes": forecast.beside_arena,
         "largest_view_bytes": arena_bytes(forecast.largest_view),
-        "in_core_bytes": in_core_bytes(gaussians, forecast.largest_view),
+        "in_core_bytes": in_core_bytes(gaussians, forecast.largest_view, resident_row_bytes(config.moments, on_cpu)),
         "device_bytes_per_unloaded_gaussian": 0,
     }
 

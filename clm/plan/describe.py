@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from clm.plan.budget import Placement, format_bytes
+from clm.plan.budget import format_bytes
+from clm.plan.placement import Placement
 from clm.plan.residency import Plan
 from clm.plan.simulate import WORKERS, Timeline, bus_bytes
 from clm.plan.steps import count_step

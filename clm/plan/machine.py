@@ -15,14 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from clm.errors import ClmError
-from clm.plan.budget import GRADIENT_BYTES, MOMENT_BYTES, PARAMETER_BYTES, parse_bytes
+from clm.plan.budget import (
+    CULL_BYTES,
+    GRADIENT_BYTES,
+    MOMENT_BYTES,
+    PARAMETER_BYTES,
+    STAMP_BYTES,
+    STATISTICS_BYTES,
+    parse_bytes,
+)
 
 DEVICES = ("cpu", "gpu")
 _SIZES = ("device_memory", "host_memory", "disk")
 _COLOUR_COLUMNS = 48
-_MOMENT_ROWS = MOMENT_BYTES // PARAMETER_BYTES  # moments are laid out as the parameters
-_ROW_STATE_BYTES = 12  # step stamp and densification statistics
-_ENTRY_BYTES = 16
 
 
 def row_bytes(columns: int) -> int:
@@ -35,15 +40,20 @@ def gradient_bytes(columns: int) -> int:
     return GRADIENT_BYTES - 4 * (_COLOUR_COLUMNS - columns)
 
 
-def fetch_bytes(columns: int) -> int:
+def moment_bytes(columns: int, moments: str) -> int:
+    """Both Adam moments of a row with `columns` active colour columns; moments are laid out as the parameters."""
+    return MOMENT_BYTES[moments] * row_bytes(columns) // PARAMETER_BYTES
+
+
+def fetch_bytes(columns: int, moments: str = "f32") -> int:
     """Bytes that catching up and gathering a row touches: parameters, moments and stamp read, parameters written."""
-    return (2 + _MOMENT_ROWS) * row_bytes(columns) + 4
+    return 2 * row_bytes(columns) + moment_bytes(columns, moments) + STAMP_BYTES
 
 
-def adam_bytes(columns: int) -> int:
+def adam_bytes(columns: int, moments: str = "f32") -> int:
     """Bytes that Adam touches: all state of the row read and written, its gradient read, its cull entry written."""
-    state = (1 + _MOMENT_ROWS) * row_bytes(columns) + _ROW_STATE_BYTES
-    return 2 * state + gradient_bytes(columns) + _ENTRY_BYTES
+    state = row_bytes(columns) + moment_bytes(columns, moments) + STAMP_BYTES + STATISTICS_BYTES
+    return 2 * state + gradient_bytes(columns) + CULL_BYTES
 
 
 @dataclass(frozen=True)

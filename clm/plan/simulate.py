@@ -81,12 +81,13 @@ def simulate(
     columns: int = 48,
     resident: np.ndarray | None = None,
     scale: float = 1.0,
+    moments: str = "f32",
 ) -> Timeline:
     """The timeline of consecutive batches.
 
     pixels: of each view, by the id that plans use; columns: active colour columns (3, 12, 27, 48); resident [N] bool: rows
     of resident blocks (all of them: `--offload none`); scale: Gaussians that each row of the plans stands for. Counts are
-    scaled, arrays are not. Raises ValueError without plans.
+    scaled, arrays are not. moments: how the store keeps them (`--moments`). Raises ValueError without plans.
     """
     if not plans:
         raise ValueError("there is no plan to simulate")
@@ -96,7 +97,7 @@ def simulate(
     begin: tuple[int, ...] = ()
     for k, steps in enumerate(batches):
         following = batches[(k + 1) % len(batches)]  # behind the last batch runs another one
-        last = add_batch(graph, Rates(machine, columns), k, steps, following, unions[k], begin)
+        last = add_batch(graph, Rates(machine, columns, moments), k, steps, following, unions[k], begin)
         ends.append(last)
         begin = (last.publish,)
     start, end = run(graph.tasks)

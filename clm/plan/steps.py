@@ -85,6 +85,7 @@ class Rates:
 
     machine: Machine
     columns: int
+    moments: str = "f32"  # in the store; a device with memory of its own keeps those of resident rows in f32
 
     @property
     def device(self) -> str:
@@ -96,7 +97,7 @@ class Rates:
         return 1e-6 * self.machine.step_us
 
     def gather(self, rows: float) -> float:
-        return rows * fetch_bytes(self.columns) / (1e9 * self.machine.host_gather_gb_s)
+        return rows * fetch_bytes(self.columns, self.moments) / (1e9 * self.machine.host_gather_gb_s)
 
     def host_copy(self, gradients: float) -> float:
         return gradients * 2 * gradient_bytes(self.columns) / (1e9 * self.machine.host_gather_gb_s)
@@ -123,8 +124,9 @@ class Rates:
         return rows * 2 * gradient_bytes(self.columns) / (1e9 * self.machine.device_gb_s)
 
     def adam(self, rows: float, on_device: bool) -> float:
-        rate = self.machine.device_gb_s if on_device and not self.machine.on_cpu else self.machine.host_adam_gb_s
-        return rows * adam_bytes(self.columns) / (1e9 * rate)
+        if on_device and not self.machine.on_cpu:
+            return rows * adam_bytes(self.columns) / (1e9 * self.machine.device_gb_s)
+        return rows * adam_bytes(self.columns, self.moments) / (1e9 * self.machine.host_adam_gb_s)
 
 
 class BatchTasks:

@@ -21,17 +21,17 @@ from clm.gaussians.layout import BLOCK_ROWS
 from clm.gaussians.store import Store
 from clm.kernels.rows import colour_columns
 from clm.plan.budget import (
-    Placement,
     arena_bytes,
-    choose_placement,
     format_bytes,
     format_rows,
     parse_bytes,
+    size_flag,
     staging_bytes,
     store_bytes,
+    store_row_bytes,
 )
 from clm.plan.machine import Machine
-from clm.plan.placement import Sightings, resident_blocks
+from clm.plan.placement import Placement, Sightings, choose_placement, resident_blocks
 from clm.plan.residency import Plan
 from clm.plan.simulate import Timeline, simulate
 from clm.plan.visibility import visible_sets
@@ -131,6 +131,7 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
         columns=colour_columns(config.sh_degree),
         resident=resident,
         scale=scale,
+        moments=config.moments,
     )
     return Forecast(*known, placement, whole_views, None, plans, resident, machine, timeline)
 
@@ -171,18 +172,71 @@ def _place(config: Config, gaussians: int, largest: int, beside: int, budgets: B
     device, host = budgets.device.bytes, budgets.host.bytes
     try:
         return choose_placement(
-            gaussians, needed, largest, device, host, config.offload, temporaries=beside, shared_memory=shared
+            gaussians,
+            needed,
+            largest,
+            device,
+            host,
+            config.offload,
+            moments=config.moments,
+            temporaries=beside,
+            shared_memory=shared,
         )
     except ResourceError:
         least = arena_bytes(largest) + beside
-        if config.offload == "none" or least <= device or store_bytes(gaussians) <= host:
+        store = store_bytes(gaussians, store_row_bytes(config.moments))
+        if config.offload == "none" or least <= device or store <= host:
             raise
-    fewer = min(gaussians * device // least, gaussians * host // store_bytes(gaussians))
+    fewer = min(gaussians * device // least, gaussians * host // store)
     raise ResourceError(
-        f"{gaussians:,} Gaussians need {format_bytes(store_bytes(gaussians))} of host memory, but have "
+        f"{gaussians:,} Gaussians need {format_bytes(store)} of host memory, but have "
         f"{format_bytes(host)}, and the largest view needs {format_bytes(least)} on the device, but its budget is "
         f"{format_bytes(device)}.",
-        f"Use `--host-memory {_gib(store_bytes(gaussians))}` with `--gpu-memory {_gib(least)}`, or "
+        f"Use `--host-memory {size_flag(store)}` with `--gpu-memory {size_flag(least)}`, or "
+        f"`--max-gaussians {format_rows(fewer)}`.",
+    )
+
+
+def _beside_arena(scene: Scene, config: Config, largest: int) -> int:
+    """Device bytes beside arena and residents on a GPU, as a training session counts them before it has measured any."""
+    pixels = max(view.camera.width * view.camera.height for view in scene.views)
+    return Temporaries().temporary_bytes(largest, pixels, config.sh_degree) + staging_bytes(largest)
+
+
+def _visible_sets(store: Store, cameras: list[Camera], at_once: int = 64) -> Iterator[np.ndarray]:
+    """Visible sets of all cameras, a few at a time."""
+    for first in range(0, len(cameras), at_once):
+        yield from visible_sets(store.entries, store.bounds, cameras[first : first + at_once])
+
+
+def _place(config: Config, gaussians: int, largest: int, beside: int, budgets: Budgets, shared: bool) -> Placement:
+    """As a training session places its store, with `beside` device bytes kept free; a refusal names every budget that is too
+    small. shared: device memory is the host's."""
+    needed = min(gaussians, int(1.25 * largest) * config.batch_size + BLOCK_ROWS)
+    device, host = budgets.device.bytes, budgets.host.bytes
+    try:
+        return choose_placement(
+            gaussians,
+            needed,
+            largest,
+            device,
+            host,
+            config.offload,
+            moments=config.moments,
+            temporaries=beside,
+            shared_memory=shared,
+        )
+    except ResourceError:
+        least = arena_bytes(largest) + beside
+        store = store_bytes(gaussians, store_row_bytes(config.moments))
+        if config.offload == "none" or least <= device or store <= host:
+            raise
+    fewer = min(gaussians * device // least, gaussians * host // store)
+    raise ResourceError(
+        f"{gaussians:,} Gaussians need {format_bytes(store)} of host memory, but have "
+        f"{format_bytes(host)}, and the largest view needs {format_bytes(least)} on the device, but its budget is "
+        f"{format_bytes(device)}.",
+        f"Use `--host-memory {size_flag(store)}` with `--gpu-memory {size_flag(least)}`, or "
         f"`--max-gaussians {format_rows(fewer)}`.",
     )
 

@@ -83,7 +83,7 @@ def measure_this(
 def _repeated(store: Store, copies: int) -> Store:
     """Each row `copies` times, in place: denser, with the same cameras seeing the same share."""
     geometry, colour = (np.repeat(a, copies, axis=0) for a in (store.geometry, store.colour))
-    repeated = Store.from_rows(geometry, colour)
+    repeated = Store.from_rows(geometry, colour, moments=store.moments)
     repeated.refresh(None)
     return repeated
 
@@ -118,9 +118,9 @@ def _row_rates(store: Store, rows: np.ndarray, adam: Adam, columns: int) -> dict
             gradient_bytes(columns),
             lambda: device.collect(arena, slots, gradients, columns),
         ),
-        "host_adam_gb_s": (adam_bytes(columns), update),
+        "host_adam_gb_s": (adam_bytes(columns, store.moments or "f32"), update),
         "host_gather_gb_s": (
-            fetch_bytes(columns),
+            fetch_bytes(columns, store.moments or "f32"),
             lambda: row_kernels.fetch(store, adam.at(adam.steps), rows, *staged, columns),
         ),
         "bus_in_gb_s": (

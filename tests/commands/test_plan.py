@@ -169,6 +169,14 @@ def test_a_gpu_needs_room_to_render_its_largest_view() -> None:
     assert facts_of(DEMO, *arguments, "--max-gaussians", advised)["fits_whole_views"]
 
 
+def test_moments_in_bf16_take_less_of_the_host() -> None:
+    full, half = (
+        facts_of(DEMO, "--max-gaussians", "20M", "--offload", "host", "--moments", m) for m in ("f32", "bf16")
+    )
+    assert full["required"]["host_bytes"] - half["required"]["host_bytes"] == 240 * 20_000_000
+    assert half["prediction"]["lanes"]["update"] < full["prediction"]["lanes"]["update"]
+
+
 def test_only_stated_memory_counts() -> None:
     machine, config = load_machine("rtx4090"), small_config(gpu_memory="100GiB", host_memory="1TiB")
     budgets = find_budgets(config, machine, True)

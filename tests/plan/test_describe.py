@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from clm.plan.budget import choose_placement
 from clm.plan.describe import draw_timeline, short_plan
 from clm.plan.machine import load_machine
+from clm.plan.placement import choose_placement
 from clm.plan.residency import make_plan
 from clm.plan.simulate import simulate
 

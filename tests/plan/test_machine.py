@@ -88,12 +88,14 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 
 def test_bytes_that_rates_count_are_those_of_the_arrays() -> None:
-    rows, store = 7, Store(7)
-    store.append(np.zeros((rows, 12), np.float32), np.zeros((rows, 48), np.float32))
-    state = sum(getattr(store, name).nbytes for name in store.names)
-    staged, gradients = 4 * row_floats(rows, 48), 4 * gradient_floats(rows, 48)
-    assert Arena(rows).bytes == staged + gradients
-    assert rows * row_bytes(48) == staged and rows * gradient_bytes(48) == gradients
-    assert rows * adam_bytes(48) == 2 * state + gradients + store.entries.nbytes
-    assert rows * fetch_bytes(48) == state - store.statistics.nbytes + staged
+    rows = 7
+    for moments in ("f32", "bf16"):
+        store = Store(rows, moments=moments)
+        store.append(np.zeros((rows, 12), np.float32), np.zeros((rows, 48), np.float32))
+        state = sum(getattr(store, name).nbytes for name in store.names)
+        staged, gradients = 4 * row_floats(rows, 48), 4 * gradient_floats(rows, 48)
+        assert Arena(rows).bytes == staged + gradients
+        assert rows * row_bytes(48) == staged and rows * gradient_bytes(48) == gradients
+        assert rows * adam_bytes(48, moments) == 2 * state + gradients + store.entries.nbytes
+        assert rows * fetch_bytes(48, moments) == state - store.statistics.nbytes + staged
     assert row_bytes(48) - row_bytes(3) == gradient_bytes(48) - gradient_bytes(3) == 4 * 45
