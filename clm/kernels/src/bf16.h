@@ -44,8 +44,7 @@ CLM_INLINE f4 square_root(f4 x) {
 #ifdef CLM_AVX2
     return (f4)_mm_sqrt_ps((__m128)x);
 #else
-    for (int i = 0; i < 4; ++i) x[i] = __builtin_sqrtf(x[i]);
-    return x;
+    return sqrt_(x);
 #endif
 }
 
@@ -64,6 +63,10 @@ CLM_INLINE V load_wide(const bf16* p) {
 #endif
 #ifdef CLM_AVX2  // compilers convert halves and join them
     if constexpr (sizeof(V) == 32) return (V)((W)_mm256_cvtepu16_epi32(load<__m128i>(p)) << 16);
+#endif
+#ifdef __SSE2__
+    if constexpr (sizeof(V) == 16)
+        return (V)_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 #endif
     return bits<V>(__builtin_convertvector(load<typename words<V>::half>(p), W) << 16);
 }

@@ -76,7 +76,8 @@ struct PerColumn {
     // The first colour columns: sh0 in three of them.
     template <class V>
     V colour_head() const {
-        return blend(iota<V>() < 3.f, splat<V>(sh0), splat<V>(shN));
+        const V is_sh0 = {1.f, 1.f, 1.f};
+        return is_sh0 * sh0 + (1.f - is_sh0) * shN;
     }
 };
 
@@ -91,6 +92,12 @@ inline PerColumn drift_between(const AdamStep& a, int from, int to) {
     return PerColumn(group);
 }
 
+#ifdef CLM_AVX2
+typedef f8 Narrow;
+#else
+typedef f4 Narrow;  // a vector of two registers would go through memory
+#endif
+
 template <class V, class T>
 inline void move_columns(V drift, float eps, const T* m, const T* v, float* p) {
     store(p, load<V>(p) - drift * (load_wide<V>(m) / (square_root(load_wide<V>(v)) + eps)));
@@ -102,9 +109,10 @@ inline void move_along(const PerColumn& drift, float eps, const Moments<T>& at, 
     move_columns(drift.geometry_head, eps, at.m_geometry, at.v_geometry, geometry);
     move_columns(drift.geometry_tail, eps, at.m_geometry + 8, at.v_geometry + 8, geometry + 8);
     const T *m = at.m_colour, *v = at.v_colour;
+    constexpr int step = sizeof(Narrow) / 4;
     int c = 0;
-    for (; c + 8 <= columns; c += 8)
-        move_columns(c ? splat<f8>(drift.shN) : drift.colour_head<f8>(), eps, m + c, v + c, colour + c);
+    for (Narrow here = drift.colour_head<Narrow>(); c + step <= columns; c += step, here = splat<Narrow>(drift.shN))
+        move_columns(here, eps, m + c, v + c, colour + c);
     for (; c < columns; ++c)  // the next row may begin here
         colour[c] -= (c < 3 ? drift.sh0 : drift.shN) * (widen(m[c]) / (std::sqrt(widen(v[c])) + eps));
 }
