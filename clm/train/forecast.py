@@ -71,9 +71,7 @@ class Forecast:
     gaussians: int
     scale: float  # Gaussians per row of the plans
     largest_view: int  # Gaussians
-    beside_arena: (
-        int  # device bytes that rendering the largest view in one piece takes besides: temporaries and staging
-    )
+    beside_arena: int  # device bytes that the largest view in one piece takes besides: temporaries and staging
     budgets: Budgets
     placement: Placement | None
     whole_views: bool  # False: placed as if the largest views were rendered in pieces; `clm train` would refuse them
@@ -82,11 +80,6 @@ class Forecast:
     resident: np.ndarray | None  # rows of the plans that live on the device [rows] bool; None: refused
     machine: Machine | None
     timeline: Timeline | None
-
-    @property
-    def columns(self) -> int:
-        """Colour columns of the longest part of a run: all that its SH degree has."""
-        return colour_columns(self.config.sh_degree)
 
 
 def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machine | None) -> Forecast:
@@ -195,54 +188,6 @@ def _place(config: Config, gaussians: int, largest: int, beside: int, budgets: B
         f"Use `--host-memory {size_flag(store)}` with `--gpu-memory {size_flag(least)}`, or "
         f"`--max-gaussians {format_rows(fewer)}`.",
     )
-
-
-def _beside_arena(scene: Scene, config: Config, largest: int) -> int:
-    """Device bytes beside arena and residents on a GPU, as a training session counts them before it has measured any."""
-    pixels = max(view.camera.width * view.camera.height for view in scene.views)
-    return Temporaries().temporary_bytes(largest, pixels, config.sh_degree) + staging_bytes(largest)
-
-
-def _visible_sets(store: Store, cameras: list[Camera], at_once: int = 64) -> Iterator[np.ndarray]:
-    """Visible sets of all cameras, a few at a time."""
-    for first in range(0, len(cameras), at_once):
-        yield from visible_sets(store.entries, store.bounds, cameras[first : first + at_once])
-
-
-def _place(config: Config, gaussians: int, largest: int, beside: int, budgets: Budgets, shared: bool) -> Placement:
-    """As a training session places its store, with `beside` device bytes kept free; a refusal names every budget that is too
-    small. shared: device memory is the host's."""
-    needed = min(gaussians, int(1.25 * largest) * config.batch_size + BLOCK_ROWS)
-    device, host = budgets.device.bytes, budgets.host.bytes
-    try:
-        return choose_placement(
-            gaussians,
-            needed,
-            largest,
-            device,
-            host,
-            config.offload,
-            moments=config.moments,
-            temporaries=beside,
-            shared_memory=shared,
-        )
-    except ResourceError:
-        least = arena_bytes(largest) + beside
-        store = store_bytes(gaussians, store_row_bytes(config.moments))
-        if config.offload == "none" or least <= device or store <= host:
-            raise
-    fewer = min(gaussians * device // least, gaussians * host // store)
-    raise ResourceError(
-        f"{gaussians:,} Gaussians need {format_bytes(store)} of host memory, but have "
-        f"{format_bytes(host)}, and the largest view needs {format_bytes(least)} on the device, but its budget is "
-        f"{format_bytes(device)}.",
-        f"Use `--host-memory {size_flag(store)}` with `--gpu-memory {size_flag(least)}`, or "
-        f"`--max-gaussians {format_rows(fewer)}`.",
-    )
-
-
-def _gib(count: int) -> str:
-    return f"{math.ceil(count / 2**30)}GiB"
 
 
 def _first_plans(scene: Scene, config: Config, store: Store, capacity: int) -> tuple[Plan, ...]:
