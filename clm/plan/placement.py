@@ -47,6 +47,7 @@ def choose_placement(
     host_budget: int,
     offload: str = "auto",
     *,
+    usual_union: int | None = None,
     moments: str = "f32",
     temporaries: int = 0,
     block_rows: int = 2048,
@@ -54,10 +55,11 @@ def choose_placement(
 ) -> Placement:
     """Where rows live, how many slots the arena gets, and why.
 
-    rows: Gaussians to plan for; arena_rows_needed: slots a batch can use (its union); largest_view: rows of the largest
-    visible set, the fewest slots that work; budgets and `temporaries` (the rasteriser's) in bytes. `auto` takes `none` if
-    all rows and the smallest arena fit into the device budget, `host` otherwise. The arena gets what the budget leaves, at
-    most what a batch can use; under `auto` the rest goes to resident rows. `none` and `host` insist on all and on none.
+    rows: Gaussians to plan for; arena_rows_needed: slots that any batch can use; largest_view: rows of the largest visible
+    set, the fewest slots that work; usual_union: rows of most batches' union; budgets and `temporaries` (the rasteriser's)
+    in bytes. `auto` takes `none` if all rows and the smallest arena fit into the device budget, `host` otherwise. The arena
+    gets what the budget leaves, at most what a batch can use. Under `auto` the two compete: the arena gets no more than the
+    usual union, and the rest goes to resident rows. `none` and `host` insist on all and on none.
     shared_memory: device memory is the host's (the CPU), so resident rows are not kept a second time on the host.
 
     Raises ResourceError (needed, available, ways out) when nothing fits, ClmError for an unknown `offload`.
@@ -76,6 +78,7 @@ def choose_placement(
     slots = min(max(arena_rows_needed, largest_view), room)
     resident = rows if everything else 0
     if offload == "auto" and not fits:
+        slots = min(slots, max(largest_view, arena_rows_needed if usual_union is None else usual_union))
         resident = (available - arena_bytes(slots)) // row_bytes // block_rows * block_rows
     host = store_bytes(rows, store_row_bytes(moments)) - (resident * row_bytes if shared_memory else 0)
     if host > host_budget:
@@ -137,30 +140,44 @@ class Sightings:
 
     largest_view: int  # rows
     per_block: np.ndarray  # [blocks] i64: rows of the block, summed over the views that may see them
+    sizes: np.ndarray  # [blocks] i64: rows of each block
+    views: int
 
     @staticmethod
     def of(sets: Iterable[np.ndarray], rows: int, block_rows: int) -> Sightings:
         """From visible sets (int32 ids, ascending), consumed one by one."""
         blocks = -(-rows // block_rows)
-        per_block, largest = np.zeros(blocks, np.int64), 0
+        per_block, largest, views = np.zeros(blocks, np.int64), 0, 0
         edges = np.arange(1, blocks) * block_rows
         for seen in sets:
-            largest = max(largest, len(seen))
+            largest, views = max(largest, len(seen)), views + 1
             per_block += np.diff(np.searchsorted(seen, edges), prepend=0, append=len(seen))
-        return Sightings(largest, per_block)
+        sizes = np.minimum(block_rows, rows - np.arange(blocks) * block_rows)
+        return Sightings(largest, per_block, sizes, views)
+
+    def usual_union(self, batch_size: int) -> int:
+        """Rows of the union of so many random views, on average at most: rows of a block that a share p of the views sees
+        are in it with 1 - (1 - p)^B, a concave function, so the mean p of a block gives more than its rows do."""
+        share = self.per_block / np.maximum(self.sizes * self.views, 1)
+        return int(np.ceil((self.sizes * (1.0 - (1.0 - np.minimum(share, 1.0)) ** batch_size)).sum()))
 
 
-def resident_blocks(sightings: Sightings, rows: int, block_rows: int, resident_rows: int) -> np.ndarray:
+def arena_needs(
+    rows: int, largest_view: int, usual_union: int, batch_size: int, block_rows: int = 2048
+) -> tuple[int, int]:
+    """Slots that any batch of so many views can use, and slots for the usual one; both with room for rows that move and
+    swell until the next rebuild."""
+    any_batch = min(rows, int(1.25 * largest_view) * batch_size + block_rows)
+    return any_batch, min(any_batch, int(1.1 * usual_union) + block_rows)
+
+
+def resident_blocks(sightings: Sightings, resident_rows: int) -> np.ndarray:
     """[blocks] bool: whole blocks of together at most `resident_rows` rows, those first whose rows most views see.
 
     A row that is resident saves one load per batch that sees it, whatever block it is in, so the mean number of views per
     row ranks blocks; equal ones in order. Blocks that no view sees stay on the host while others are wanted.
     """
-    blocks = len(sightings.per_block)
-    sizes = np.full(blocks, block_rows)
-    if blocks:
-        sizes[-1] = rows - (blocks - 1) * block_rows
-    order = np.argsort(-sightings.per_block / np.maximum(sizes, 1), kind="stable")
-    chosen = np.zeros(blocks, bool)
-    chosen[order[np.cumsum(sizes[order]) <= resident_rows]] = True
+    order = np.argsort(-sightings.per_block / np.maximum(sightings.sizes, 1), kind="stable")
+    chosen = np.zeros(len(order), bool)
+    chosen[order[np.cumsum(sightings.sizes[order]) <= resident_rows]] = True
     return chosen

@@ -17,7 +17,6 @@ import numpy as np
 from clm.camera import Camera
 from clm.config import Config
 from clm.errors import ResourceError
-from clm.gaussians.layout import BLOCK_ROWS
 from clm.gaussians.store import Store
 from clm.kernels.rows import colour_columns
 from clm.plan.budget import (
@@ -31,7 +30,7 @@ from clm.plan.budget import (
     store_row_bytes,
 )
 from clm.plan.machine import Machine
-from clm.plan.placement import Placement, Sightings, choose_placement, resident_blocks
+from clm.plan.placement import Placement, Sightings, arena_needs, choose_placement, resident_blocks
 from clm.plan.residency import Plan
 from clm.plan.simulate import Timeline, simulate
 from clm.plan.visibility import visible_sets
@@ -99,17 +98,18 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
     largest = math.ceil(seen.largest_view * scale)
     shared = machine is None or machine.on_cpu
     beside = 0 if shared else _beside_arena(scene, config, largest)
+    usual = math.ceil(seen.usual_union(config.batch_size) * scale)
     known = (scene, config, gaussians, scale, largest, beside, budgets)
     try:
-        placement, whole_views = _place(config, gaussians, largest, beside, budgets, shared), True
+        placement, whole_views = _place(config, gaussians, largest, usual, beside, budgets, shared), True
     except ResourceError:
         try:
-            placement, whole_views = _place(config, gaussians, largest, 0, budgets, shared), False
+            placement, whole_views = _place(config, gaussians, largest, usual, 0, budgets, shared), False
         except ResourceError as refused:
             return Forecast(*known, None, False, refused, (), None, machine, None)
     capacity = max(seen.largest_view, math.floor(placement.arena_slots / scale))
     plans = _first_plans(scene, config, store, capacity)
-    blocks = resident_blocks(seen, store.rows, block_rows, math.floor(placement.resident_rows / scale))
+    blocks = resident_blocks(seen, math.floor(placement.resident_rows / scale))
     resident = np.repeat(blocks, block_rows)[: store.rows]
     if machine is None:
         sizes = Sizes(budgets.device.bytes, budgets.host.bytes, budgets.disk.bytes)
@@ -158,10 +158,12 @@ def _visible_sets(store: Store, cameras: list[Camera], at_once: int = 64) -> Ite
         yield from visible_sets(store.entries, store.bounds, cameras[first : first + at_once])
 
 
-def _place(config: Config, gaussians: int, largest: int, beside: int, budgets: Budgets, shared: bool) -> Placement:
+def _place(
+    config: Config, gaussians: int, largest: int, usual: int, beside: int, budgets: Budgets, shared: bool
+) -> Placement:
     """As a training session places its store, with `beside` device bytes kept free; a refusal names every budget that is too
     small. shared: device memory is the host's."""
-    needed = min(gaussians, int(1.25 * largest) * config.batch_size + BLOCK_ROWS)
+    needed, usual = arena_needs(gaussians, largest, usual, config.batch_size)
     device, host = budgets.device.bytes, budgets.host.bytes
     try:
         return choose_placement(
@@ -171,6 +173,7 @@ def _place(config: Config, gaussians: int, largest: int, beside: int, budgets: B
             device,
             host,
             config.offload,
+            usual_union=usual,
             moments=config.moments,
             temporaries=beside,
             shared_memory=shared,

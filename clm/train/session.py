@@ -17,14 +17,13 @@ from clm.config import Config, from_dict, parse_background, to_dict
 from clm.errors import ClmError, ResourceError
 from clm.gaussians.blocks import block_order
 from clm.gaussians.init import rows_from_ply, rows_from_points, rows_random
-from clm.gaussians.layout import BLOCK_ROWS
 from clm.gaussians.store import Store
 from clm.kernels.rows import colour_columns
 from clm.optim.adam import Adam, Betas
 from clm.optim.schedules import learning_rates, sh_degree_at
 from clm.plan.budget import arena_bytes, in_core_bytes, parse_bytes, staging_bytes
 from clm.plan.describe import short_plan
-from clm.plan.placement import Placement, Sightings, choose_placement, resident_blocks
+from clm.plan.placement import Placement, Sightings, arena_needs, choose_placement, resident_blocks
 from clm.plan.residency import Plan, rest_of
 from clm.plan.visibility import visible_sets
 from clm.render import Render
@@ -197,9 +196,8 @@ class Session:
         """Where rows go, and which blocks are resident [blocks] bool."""
         store, config = self.store, self.config
         seen = sightings(store, self.cameras)
-        # A batch never needs more than the sum of its views; the rest is room for rows that move and swell until the
-        # next rebuild.
-        needed = min(store.rows, int(1.25 * seen.largest_view) * config.batch_size + BLOCK_ROWS)
+        usual = seen.usual_union(config.batch_size)
+        needed, usual = arena_needs(store.rows, seen.largest_view, usual, config.batch_size, store.block_rows)
         budgets = device_budget(config), host_budget(config)
         placement = choose_placement(
             store.rows,
@@ -207,12 +205,13 @@ class Session:
             seen.largest_view,
             *budgets,
             config.offload,
+            usual_union=usual,
             temporaries=self._temporaries(seen.largest_view),
             moments=config.moments,
             block_rows=store.block_rows,
             shared_memory=self.device.shares_host_memory,
         )
-        return placement, resident_blocks(seen, store.rows, store.block_rows, placement.resident_rows)
+        return placement, resident_blocks(seen, placement.resident_rows)
 
     def _short_plan(self) -> list[str]:
         """What the run needs and what its first batch moves: two lines before step 0. The plan is that batch's own."""

@@ -49,6 +49,30 @@ def test_what_the_arena_leaves_of_the_budget_goes_to_resident_rows_in_whole_bloc
     assert choose_placement(18_000_000, 5_000_000, 2_000_000, 8 * GIB, 64 * GIB, "host").resident_rows == 0
 
 
+def test_the_arena_gives_way_to_resident_rows_down_to_the_usual_union_only_where_both_compete() -> None:
+    def choose(budget: int, offload: str = "auto") -> tuple[int, int]:
+        placement = choose_placement(18_000_000, 5_000_000, 2_000_000, budget, 64 * GIB, offload, usual_union=3_000_000)
+        return placement.arena_slots, placement.resident_rows
+
+    slots, resident = choose(8 * GIB)
+    assert slots == 3_000_000 and resident == (8 * GIB - arena_bytes(slots)) // RESIDENT // 2048 * 2048
+    assert choose(8 * GIB, "host") == (5_000_000, 0)
+    assert choose(20 * GIB) == (5_000_000, 18_000_000), "everything fits"
+    assert choose(GIB) == (slots_for(GIB), 0), "the budget does not even hold the usual union"
+
+
+@given(st.lists(st.sets(st.integers(0, 99)), min_size=1, max_size=6), st.integers(1, 8), st.sampled_from([1, 7, 100]))
+def test_the_usual_union_is_at_least_the_mean_union_of_random_views(
+    views: list[set[int]], batch: int, block_rows: int
+) -> None:
+    seen = Sightings.of((np.array(sorted(view), np.int32) for view in views), 100, block_rows)
+    rng = np.random.default_rng(0)
+    unions = [len(set().union(*(views[k] for k in rng.integers(len(views), size=batch)))) for _ in range(400)]
+    assert seen.usual_union(batch) >= np.mean(unions) - 4 * np.std(unions) / 20
+    if batch == 1:
+        assert seen.usual_union(1) >= np.mean([len(view) for view in views]) - 1e-9
+
+
 def test_the_rasterisers_temporaries_come_out_of_the_device_budget() -> None:
     with_room = choose_placement(10_000, 5_000, 2_000, 10**7, 10**9, temporaries=0)
     without = choose_placement(10_000, 5_000, 2_000, 10**7, 10**9, temporaries=8 * 10**6)
@@ -112,7 +136,7 @@ def test_resident_blocks_are_those_that_most_views_see_as_far_as_the_rows_reach(
     blocks = np.split(counts, range(block_rows, rows, block_rows))
     assert seen.largest_view == max(map(len, views), default=0)
     assert seen.per_block.tolist() == [block.sum() for block in blocks]
-    chosen = resident_blocks(seen, rows, block_rows, room)
+    chosen = resident_blocks(seen, room)
     sizes, means = np.array([len(block) for block in blocks]), np.array([block.mean() for block in blocks])
     assert sizes[chosen].sum() <= room
     if chosen.any() and not chosen.all():
