@@ -141,14 +141,16 @@ class Lanes:
         ended, spans = time.perf_counter(), batch.spans()
         return batch.moved(self.tiers), lane_seconds(spans, batch.began, ended), spans
 
-    def publish_entries(self) -> None:
-        """Write the new cull entries and block bounds. Not before the next batch's culling has read the old ones."""
-        store, batch = self.tiers.store, self._batch
+    def publish_entries(self) -> float:
+        """Write the new cull entries and block bounds, not before the next batch's culling has read the old ones. Returns
+        the seconds it took."""
+        store, batch, began = self.tiers.store, self._batch, time.perf_counter()
         for rows, entries in batch.entries:
             row_kernels.put_entries(rows, entries, store.entries)
         if len(batch.union):
             store.refresh_blocks(batch.union)
         self._under_way = None
+        return time.perf_counter() - began
 
     def interrupt(self, i: int) -> None:
         """Step i could not be computed: when this returns, the lanes are idle and the arena may be replaced.

@@ -68,10 +68,10 @@ def train_batch(session: Session) -> None:
     degree = sh_degree_at(config, first)
 
     planned = session.next_plan()  # cull, order, plan
+    plan_exposed = time.perf_counter() - began
     lanes = session.lanes
     progress.next_order = None
     lanes.begin(planned.plan, session.adam.at(progress.step + 1, count), colour_columns(degree))  # fetch
-    plan_exposed = time.perf_counter() - began
     if first + count < config.iterations and not rebuild_due(config, first, first + count):
         session.plans.request(first + count, session.adam.reach(progress.step + 1))
 
@@ -80,9 +80,9 @@ def train_batch(session: Session) -> None:
     moved, seconds, spans = lanes.finish()
     waited = time.perf_counter()
     ahead = session.plans.ready()  # it reads the cull entries that are published next
-    lanes.publish_entries()
-    seconds.plan_exposed = plan_exposed + time.perf_counter() - waited
-    seconds.plan = planned.seconds
+    seconds.plan, seconds.plan_exposed = planned.seconds, plan_exposed + time.perf_counter() - waited
+    published = lanes.publish_entries()
+    seconds.update, seconds.exposed = seconds.update + published, seconds.exposed + published
     progress.iteration, progress.step = first + count, progress.step + 1
     progress.next_order = ahead.views if ahead else None
     if session.trace is not None:
