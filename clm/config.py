@@ -51,6 +51,9 @@ class Config:
     offload: str = _option("auto", "Where Gaussians and optimizer state live.", metavar="auto|none|host")
     gpu_memory: str = _option("8GiB", "Device budget: arena and resident Gaussians (on the CPU, too).")
     host_memory: str = _option("auto", "Host budget for the store; auto: 80% of the memory that is free now.")
+    moments: str = _option(
+        "f32", "How Adam's moments are stored; bf16 takes a third off the bytes of a Gaussian.", metavar="f32|bf16"
+    )
     max_gaussians: int | None = _option(None, "Never grow beyond this many Gaussians (18M, 950k).", metavar="N")
     image_cache: str = _option("4GiB", "Bytes of decoded photos kept in memory.", flag=None)
     # Scene
@@ -194,6 +197,7 @@ def _check_ranges(config: Config) -> None:
     if not 0 <= config.sh_degree <= 3:
         raise ClmError(f"`sh_degree` is {config.sh_degree}, but must be 0, 1, 2 or 3.")
     choices = {"device": ("auto", "cpu", "cuda"), "offload": ("auto", "none", "host"), "strategy": ("default",)}
+    choices["moments"] = ("f32", "bf16")
     choices["downscale"] = ("auto", "1", "2", "4", "8")
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:

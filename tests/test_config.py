@@ -30,6 +30,7 @@ def test_an_unknown_key_is_an_error_with_the_nearest_match(tmp_path: Path) -> No
         {"iterations": 0},
         {"sh_degree": 4},
         {"offload": "disk"},
+        {"moments": "f16"},
         {"device": "tpu"},
         {"downscale": "3"},
         {"background": "pink"},

@@ -21,7 +21,7 @@ class ModelFile:
 
     def store(self) -> Store:
         """All rows in host memory, without moments, culling bounds ready."""
-        store = Store.from_chunks(self.rows.count, self.rows.chunks(CHUNK_ROWS), moments=False)
+        store = Store.from_chunks(self.rows.count, self.rows.chunks(CHUNK_ROWS), moments=None)
         store.refresh(None)
         return store
 

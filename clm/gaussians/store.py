@@ -3,6 +3,7 @@
 Invariants: the first `rows` entries of every array are live; `entries` bounds where each row can be drawn until its next
 gradient; `bounds` follows `entries` per block of `block_rows` consecutive rows. A row's parameters are those of its stamp:
 only `fetch` and `settle` know the exact ones. A store without moments (rendering) holds parameters and entries only.
+Moments are f32 or bf16 (uint16, the upper half of the f32): only the row kernels read their values.
 """
 
 from __future__ import annotations
@@ -24,34 +25,37 @@ _MOMENTS = {
     "m_colour": COLOUR_COLUMNS,
     "v_colour": COLOUR_COLUMNS,
 }
+MOMENT_TYPES: dict[str, type] = {"f32": np.float32, "bf16": np.uint16}
 
 
 class Store:
     """Rows on the host. `geometry` [N, 12], `colour` [N, 48], moments of the same shapes, `stamp` [N] i32, `statistics`
     [N, 2] (views that drew the row, summed screen gradient), `entries` [N, 4], `bounds` [blocks, 8]."""
 
-    def __init__(self, capacity: int, *, moments: bool = True, block_rows: int = BLOCK_ROWS):
+    def __init__(self, capacity: int, *, moments: str | None = "f32", block_rows: int = BLOCK_ROWS):
+        """moments: how both Adam moments are stored, a key of MOMENT_TYPES; None: not at all."""
         self.rows = 0
         self.moments = moments
         self.block_rows = block_rows
         self.bounds = np.zeros((0, 8), np.float32)
-        widths = {**_PARAMETERS, **(_MOMENTS if moments else {}), "entries": 4}
         self._arrays: dict[str, np.ndarray] = {
-            name: row_array(capacity, width, zeroed=True) for name, width in widths.items()
+            name: row_array(capacity, width, zeroed=True) for name, width in {**_PARAMETERS, "entries": 4}.items()
         }
-        if moments:
+        if moments is not None:
+            for name, width in _MOMENTS.items():
+                self._arrays[name] = row_array(capacity, width, MOMENT_TYPES[moments], zeroed=True)
             self._arrays["stamp"] = np.zeros(capacity, np.int32)
             self._arrays["statistics"] = row_array(capacity, 2, zeroed=True)
 
     @classmethod
-    def from_rows(cls, geometry: np.ndarray, colour: np.ndarray, *, moments: bool = True) -> Store:
+    def from_rows(cls, geometry: np.ndarray, colour: np.ndarray, *, moments: str | None = "f32") -> Store:
         """A store holding copies of the given rows, with zero moments."""
         store = cls(len(geometry), moments=moments)
         store.append(geometry, colour)
         return store
 
     @classmethod
-    def from_chunks(cls, count: int, chunks: Iterator[tuple[np.ndarray, np.ndarray]], *, moments: bool) -> Store:
+    def from_chunks(cls, count: int, chunks: Iterator[tuple[np.ndarray, np.ndarray]], *, moments: str | None) -> Store:
         """A store filled from streamed (geometry, colour) chunks of at most `count` rows in all."""
         store = cls(count, moments=moments)
         for geometry, colour in chunks:
@@ -83,8 +87,10 @@ class Store:
         return -(-self.rows // self.block_rows)
 
     def view(self) -> StoreView:
-        names = (field[0] for field in StoreView._fields_)
-        return StoreView(**{name: self._arrays[name].ctypes.data for name in names if name in self._arrays})
+        held = (field[0] for field in StoreView._fields_ if field[0] in self._arrays)
+        addresses = {name: self._arrays[name].ctypes.data for name in held}
+        item = 0 if self.moments is None else np.dtype(MOMENT_TYPES[self.moments]).itemsize
+        return StoreView(moment_bytes=item, **addresses)
 
     def append(self, geometry: np.ndarray, colour: np.ndarray) -> None:
         """Add rows at the tail with zero moments, stamps and statistics (as the in-core reference does for new rows)."""
@@ -110,7 +116,8 @@ class Store:
 
     def refresh_blocks(self, rows: np.ndarray) -> None:
         """Recompute the bounds of the blocks that hold `rows` (sorted ids)."""
-        blocks = np.unique(rows // self.block_rows).astype(np.int32)
+        touched = rows // self.block_rows
+        blocks = touched[np.flatnonzero(np.diff(touched, prepend=-1))]  # ascending already: np.unique would sort
         block_bounds(self.entries, self.block_rows, self.bounds, blocks)
 
     def exact_chunks(self, step: AdamStep | None, size: int = CHUNK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -127,9 +134,9 @@ class Store:
             return
         capacity = max(rows, self.capacity + self.capacity // 2)
         for name, array in self._arrays.items():
-            two_dimensional = array.ndim == 2
-            grown = (
-                row_array(capacity, array.shape[1], zeroed=True) if two_dimensional else np.zeros(capacity, array.dtype)
-            )
+            if array.ndim == 2:
+                grown = row_array(capacity, array.shape[1], array.dtype, zeroed=True)
+            else:
+                grown = np.zeros(capacity, array.dtype)
             grown[: len(array)] = array
             self._arrays[name] = grown

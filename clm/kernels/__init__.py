@@ -16,7 +16,7 @@ import numpy as np
 
 from clm.errors import ClmError
 
-_ABI = 1
+_ABI = 2
 
 
 def _cpu_flags() -> set[str]:

@@ -9,19 +9,21 @@ from __future__ import annotations
 from itertools import count
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 _LINE = 64  # bytes
 _PAGE = 4096
 _turn = count()
 
 
-def row_array(rows: int, width: int, *, zeroed: bool = False) -> np.ndarray:
-    """[rows, width] f32, C-contiguous, 64-byte aligned; each call starts at another offset within the page.
+def row_array(rows: int, width: int, dtype: DTypeLike = np.float32, *, zeroed: bool = False) -> np.ndarray:
+    """[rows, width], C-contiguous, 64-byte aligned; each call starts at another offset within the page.
 
     `zeroed` maps zero pages lazily (capacity costs nothing until it is written); otherwise the content is undefined.
     """
     stagger = next(_turn) * 5 * _LINE % _PAGE
     make = np.zeros if zeroed else np.empty
-    raw = make(rows * width * 4 + _PAGE + _LINE, np.uint8)
+    size = rows * width * np.dtype(dtype).itemsize
+    raw = make(size + _PAGE + _LINE, np.uint8)
     start = -raw.ctypes.data % _LINE + stagger
-    return raw[start : start + rows * width * 4].view(np.float32).reshape(rows, width)
+    return raw[start : start + size].view(dtype).reshape(rows, width)

@@ -1,4 +1,6 @@
-"""Face of the row kernels: deferred Adam, fetch, placement in the arena, gradient send-back (source: `src/rows.cpp`).
+"""Face of the row kernels: deferred Adam, fetch, placement in the arena, gradient send-back.
+
+Sources: `src/rows.cpp`, `src/adam.cpp`.
 
 All arrays are C-contiguous numpy, float32 unless said otherwise; ids are int32. Every call releases the GIL.
 `colour_columns` is how many of the 48 colour columns are active (3, 12, 27 or 48 for SH degree 0 to 3).
@@ -43,11 +45,20 @@ class AdamStep(ctypes.Structure):
 
 
 class StoreView(ctypes.Structure):
-    """Addresses of a store's arrays; moments and stamps are NULL for a store that only renders."""
+    """Addresses of a store's arrays; moments and stamps are NULL for a store that only renders.
 
-    _fields_ = tuple(
-        (name, ctypes.c_void_p)
-        for name in ("geometry", "colour", "m_geometry", "v_geometry", "m_colour", "v_colour", "stamp")
+    `moment_bytes`: 4 where moments are float32, 2 where they are bf16 (uint16 arrays).
+    """
+
+    _fields_ = (
+        ("geometry", ctypes.c_void_p),
+        ("colour", ctypes.c_void_p),
+        ("m_geometry", ctypes.c_void_p),
+        ("v_geometry", ctypes.c_void_p),
+        ("m_colour", ctypes.c_void_p),
+        ("v_colour", ctypes.c_void_p),
+        ("stamp", ctypes.c_void_p),
+        ("moment_bytes", ctypes.c_int32),
     )
 
 
@@ -112,7 +123,7 @@ def fetch(
 
 
 def settle(store: StoreArrays, step: AdamStep, first: int, last: int) -> None:
-    """Write rows first..last-1 back into the store as they are after `step - 1`."""
+    """Write rows first..last-1 back into the store as they are after `step - 1`; decayed bf16 moments are rounded anew."""
     load().clm_settle(ctypes.byref(store.view()), _step(step), ctypes.c_int64(first), ctypes.c_int64(last))
 
 
@@ -126,7 +137,12 @@ def adam(
     statistics: np.ndarray | None,
     entries: np.ndarray,
 ) -> None:
-    """Apply `step` to rows [M]; entries [M, 4] receives their new cull entries (radius -1: the row did not change)."""
+    """Apply `step` to rows [M]; entries [M, 4] receives their new cull entries (radius -1: the row did not change).
+
+    bf16 moments take part as they are stored; the step uses the new ones in float32 and then rounds them stochastically:
+    the expectation of a stored moment is its float32 value. The random bits are a function of (row, step, column), see
+    `reference.round_to_bf16`, so the result depends on neither threads nor placement.
+    """
     grad_geometry, grad_colour, stride = _gradients(gradients, columns)
     load().clm_adam(
         ctypes.byref(store.view()),

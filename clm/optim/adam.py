@@ -3,7 +3,7 @@
 A row remembers the step of its last update. The zero-gradient steps s+1..T that dense Adam would have applied move a
 parameter by  m/sqrt(v) * sum_k lr_k c_k r^(k-s),  r = beta1/sqrt(beta2),  c_k = sqrt(1-beta2^k)/(1-beta1^k). With
 drift[s] = sum over all k > s, that sum is drift[s] - r^(T-s) drift[T]: one table of float64 per column group, any schedule.
-The kernel is `clm/kernels/src/rows.cpp`; `reference.py` is its slow twin. (Adam: Kingma & Ba 2015, algorithm 1.)
+The kernel is `clm/kernels/src/adam.cpp`; `reference.py` is its slow twin. (Adam: Kingma & Ba 2015, algorithm 1.)
 """
 
 from __future__ import annotations

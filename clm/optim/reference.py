@@ -1,4 +1,4 @@
-"""The slow twins of the row-Adam kernel, in float64 numpy: dense Adam, and deferred Adam written out step by step."""
+"""The slow twins of the row-Adam kernel in numpy: dense Adam and deferred Adam step by step (float64), bf16 rounding."""
 
 from __future__ import annotations
 
@@ -28,3 +28,28 @@ def closed_form_drift(
         correction = np.sqrt(1.0 - betas.beta2**k) / (1.0 - betas.beta1**k)
         total += rates[k] * correction * ratio ** (k - stamp)
     return np.divide(m, np.sqrt(v), out=np.zeros_like(m), where=v > 0) * total
+
+
+def bf16_values(bits: np.ndarray) -> np.ndarray:
+    """The float32 values of bf16 `bits` (uint16, any shape): the upper half of a float32."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def round_to_bf16(values: np.ndarray, rows: np.ndarray, stamp: int, first_column: int, moment: int) -> np.ndarray:
+    """Stochastic rounding of values [N, C] f32 to bf16 (uint16 [N, C]), bit for bit as `kernels/src/bf16.h` does it.
+
+    rows: ids [N]; stamp: the step that the moments belong to; first_column: 0 for geometry, 12 for colour; moment: 0 for
+    exp_avg, 1 for exp_avg_sq. A value goes to its upper bf16 neighbour (in magnitude) with a probability equal to its
+    distance from the lower one, in steps of 2^-16 of the gap: E[result] = value. The random numbers of a row are an
+    arithmetic progression over the columns whose start and slope are SplitMix64's hash (Steele, Lea and Flood 2014) of
+    (row, stamp): uniform in each column, independent between any two.
+    """
+    z = (rows.astype(np.uint64) << np.uint64(32) | np.uint64(stamp)) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    start = (z >> np.uint64(32 if moment else 48)).astype(np.uint32) << np.uint32(16)
+    columns = np.arange(first_column, first_column + values.shape[1], dtype=np.uint32)
+    noise = start[:, None] + columns * z.astype(np.uint32)[:, None] >> np.uint32(16)
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return (bits + noise >> np.uint32(16)).astype(np.uint16)

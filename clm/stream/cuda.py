@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from clm.errors import ResourceError
+from clm.gaussians.layout import CHUNK_ROWS
 from clm.gaussians.store import Store
 from clm.kernels.rows import AdamStep
 from clm.optim.device import DeviceAdam, DeviceStep, adam_rows, fetch_rows
@@ -90,17 +91,19 @@ class CudaResidents:
         self._steps: dict[tuple[int, float], DeviceStep] = {}
         for name in store.names:
             values = getattr(store, name)
-            here = device.empty((len(rows), *values.shape[1:]), _DTYPES[values.dtype.type], "resident Gaussians")
+            dtype = torch.int32 if values.dtype == np.int32 else torch.float32
+            here = device.empty((len(rows), *values.shape[1:]), dtype, "resident Gaussians")
             for there, at in self._runs():
-                here[there].copy_(torch.from_numpy(values[at]))  # returns when it has arrived: any stream may read it
+                here[there].copy_(_widened(values[at]))  # returns when it has arrived: any stream may read it
             setattr(self, name, here)
 
     def _runs(self) -> Iterator[tuple[slice, slice]]:
-        """(positions, ids in the store) of runs of consecutive rows: blocks that lie side by side move in one copy."""
+        """(positions, ids in the store) of runs of consecutive rows, CHUNK_ROWS at most: no row is picked out by itself."""
         edges = np.flatnonzero(np.diff(self._rows) != 1) + 1
-        for first, last in pairwise([0, *edges.tolist(), len(self._rows)]):
-            at = int(self._rows[first])
-            yield slice(first, last), slice(at, at + last - first)
+        for begin, end in pairwise([0, *edges.tolist(), len(self._rows)]):
+            for first in range(begin, end, CHUNK_ROWS):
+                at, count = int(self._rows[first]), min(CHUNK_ROWS, end - first)
+                yield slice(first, first + count), slice(at, at + count)
 
     def _at(self, step: AdamStep) -> DeviceStep:
         """The step's constants; the tables of a run are uploaded once."""
@@ -124,11 +127,23 @@ class CudaResidents:
     def write_back(self) -> None:
         for name in self._store.names:
             values, here = getattr(self._store, name), getattr(self, name)
+            values = values.view(np.int16) if values.dtype == np.uint16 else values  # torch knows their bits so
             for there, at in self._runs():
-                torch.from_numpy(values[at]).copy_(here[there])  # waits: the store is read next
+                torch.from_numpy(values[at]).copy_(
+                    _narrowed(here[there], values.dtype)
+                )  # waits: the store is read next
 
 
-_DTYPES = {np.float32: torch.float32, np.int32: torch.int32}
+def _widened(values: np.ndarray) -> Tensor:
+    """A row array of the store; bf16 moments (their bits as uint16) become f32, which the device keeps."""
+    if values.dtype == np.uint16:
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16).float()
+    return torch.from_numpy(values)
+
+
+def _narrowed(values: Tensor, dtype: np.dtype) -> Tensor:
+    """Back to what the store keeps; bits of bf16 as int16, rounded to nearest: this happens once per rebuild, not per step."""
+    return values.to(torch.bfloat16).view(torch.int16) if dtype == np.int16 else values
 
 
 class CudaDevice:

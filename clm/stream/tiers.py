@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from clm.gaussians.store import Store
-from clm.plan.budget import RESIDENT_ROW_BYTES
+from clm.plan.budget import resident_row_bytes
 from clm.stream.device import Arena, Device, ResidentRows
 
 _NOTHING, _EVERYTHING = np.zeros(0, np.int32), slice(None)
@@ -26,6 +26,7 @@ class Tiers:
         self.arena: Arena = device.arena(arena_slots)
         self.residents: ResidentRows | None = None
         self.resident_rows = 0
+        self.resident_row_bytes = resident_row_bytes(store.moments or "f32", device.shares_host_memory)
         if resident_blocks.any():
             rows = np.flatnonzero(np.repeat(resident_blocks, store.block_rows)[: store.rows]).astype(np.int32)
             self.residents, self.resident_rows = device.residents(store, rows), len(rows)
@@ -72,10 +73,10 @@ class Tiers:
 
     @property
     def device_bytes(self) -> int:
-        return self.arena.bytes + self.resident_rows * RESIDENT_ROW_BYTES
+        return self.arena.bytes + self.resident_rows * self.resident_row_bytes
 
     @property
     def host_bytes(self) -> int:
         """Bytes of the store in host memory: resident rows count where the device has memory of its own."""
         shared = self.resident_rows if self.device.shares_host_memory else 0
-        return self.store.bytes - shared * RESIDENT_ROW_BYTES
+        return self.store.bytes - shared * self.resident_row_bytes

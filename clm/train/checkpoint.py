@@ -44,7 +44,8 @@ def save_checkpoint(folder: Path, iteration: int, state: Mapping[str, Any], stor
         for name in store.names:
             _write_array(temporary / f"{name}.npy", getattr(store, name))
         with open(temporary / "state.json", "w") as file:
-            json.dump({"format": FORMAT, "rows": store.rows, "iteration": iteration, **state}, file, indent=2)
+            header = {"format": FORMAT, "rows": store.rows, "moments": store.moments, "iteration": iteration}
+            json.dump({**header, **state}, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
         sync_directory(temporary)
@@ -83,7 +84,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], Store]:
         state = json.loads((path / "state.json").read_text())
         if state.get("format") != FORMAT:
             raise ClmError(f"Checkpoint {path} has format {state.get('format')}; this clm reads format {FORMAT}.")
-        store = Store(state["rows"])
+        store = Store(state["rows"], moments=state.get("moments", "f32"))
         store.rows = state["rows"]
         for name in store.names:
             saved = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)

@@ -10,7 +10,7 @@ from clm.config import Config
 from clm.gaussians.densify import Thresholds, densify, reset_opacity, resort, wants_resort
 from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
-from clm.plan.budget import STORE_ROW_BYTES, resident_bytes, slots_for
+from clm.plan.budget import slots_for, store_row_bytes
 from clm.plan.visibility import visible_sets
 from clm.train.events import Densified, OpacityReset
 from clm.train.session import Session, device_budget, host_budget
@@ -50,10 +50,8 @@ def thresholds(config: Config, scene_scale: float, now: int) -> Thresholds:
 
 def row_limit(session: Session) -> int:
     """How many rows --max-gaussians and the host budget admit."""
-    limit = min(
-        session.config.max_gaussians or np.iinfo(np.int32).max,
-        host_budget(session.config, session.store.bytes) // STORE_ROW_BYTES,
-    )
+    on_host = host_budget(session.config, session.store.bytes) // store_row_bytes(session.config.moments)
+    limit = min(session.config.max_gaussians or np.iinfo(np.int32).max, on_host)
     return max(limit, session.store.rows)
 
 
@@ -61,7 +59,8 @@ def admits(session: Session, store: Store, drop: np.ndarray) -> bool:
     """Whether every view would still fit into the arena that the device budget allows, with `drop` [N] bool removed."""
     budget = device_budget(session.config)
     if session.config.offload == "none":
-        budget -= resident_bytes(store.rows)  # auto would rather move the store to the host than stop growing
+        # auto would rather move the store to the host than stop growing
+        budget -= store.rows * session.tiers.resident_row_bytes
     # Staging and the rasteriser's temporaries grow with the view that fills the arena.
     if store.rows <= slots_for(budget - session.temporaries(store.rows)):
         return True

@@ -21,8 +21,8 @@ from clm.gaussians.layout import BLOCK_ROWS
 from clm.gaussians.store import Store
 from clm.optim.adam import Adam, Betas
 from clm.optim.schedules import learning_rates, sh_degree_at
-from clm.plan.budget import Placement, arena_bytes, choose_placement, in_core_bytes, parse_bytes, staging_bytes
-from clm.plan.placement import Sightings, resident_blocks
+from clm.plan.budget import arena_bytes, in_core_bytes, parse_bytes, staging_bytes
+from clm.plan.placement import Placement, Sightings, choose_placement, resident_blocks
 from clm.plan.residency import Plan, rest_of
 from clm.plan.visibility import visible_sets
 from clm.render import Render
@@ -38,7 +38,7 @@ from clm.train.events import CheckpointSaved, Emit, Message
 from clm.train.report import Totals
 
 RANDOM_ROWS = 100_000  # initial Gaussians when the model has no points (INRIA, gsplat)
-_SHAPE_KEYS = ("sh_degree",)  # a resumed run must agree on these
+_SHAPE_KEYS = ("sh_degree", "moments")  # a resumed run must agree on these
 _FREE_KEYS = (
     "gpu_memory",
     "host_memory",
@@ -169,10 +169,10 @@ class Session:
 
     def see_peak(self) -> None:
         """Record the bytes held now."""
-        tiers = self.tiers
+        tiers, row_bytes = self.tiers, self.tiers.resident_row_bytes
         host = tiers.host_bytes + self.lanes.staging_bytes + self.images.bytes
         device = tiers.device_bytes + self.lanes.device_staging_bytes + self.rasterizer.peak_temporaries
-        self.totals.see_peak(device, host, in_core_bytes(self.store.rows, self.store.rows))
+        self.totals.see_peak(device, host, in_core_bytes(self.store.rows, self.store.rows, row_bytes))
 
     def next_plan(self) -> Planned:
         """The plan of the next batch. Views that outgrew the arena get a larger one, if the budget has it; if not, the state
@@ -213,6 +213,7 @@ class Session:
             *budgets,
             config.offload,
             temporaries=self.temporaries(seen.largest_view),
+            moments=config.moments,
             block_rows=store.block_rows,
             shared_memory=self.device.shares_host_memory,
         )
@@ -238,14 +239,17 @@ class Session:
 
 
 def config_changes(saved: Config, now: Config) -> list[str]:
-    """One line per key that differs between a checkpoint and this call; keys that change tensor shapes are refused."""
+    """One line per key that differs between a checkpoint and this call; keys that change the stored arrays are refused."""
     lines = []
     for key, old in to_dict(saved).items():
         new = getattr(now, key)
         if old == new or key in _FREE_KEYS:
             continue
         if key in _SHAPE_KEYS:
-            raise ClmError(f"The checkpoint was trained with {key} {old}, this call says {new}.", f"Pass {key} {old}.")
+            raise ClmError(
+                f"The checkpoint was trained with {key} {old}, this call says {new}.",
+                f"Pass `--{key.replace('_', '-')} {old}`.",
+            )
         lines.append(f"resumed with another {key}: {old} -> {new}")
     return lines
 
@@ -271,7 +275,7 @@ def initial_store(scene: Scene, config: Config, emit: Emit) -> Store:
         )
         keep = np.random.default_rng([config.seed, 2]).permutation(len(geometry))[: config.max_gaussians]
         geometry, colour = geometry[np.sort(keep)], colour[np.sort(keep)]
-    store = Store.from_rows(geometry, colour)
+    store = Store.from_rows(geometry, colour, moments=config.moments)
     store.refresh(None)
     store.take(block_order(store.entries))
     return store

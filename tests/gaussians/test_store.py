@@ -20,19 +20,23 @@ from clm.gaussians.densify import (
 )
 from clm.gaussians.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS
 from clm.gaussians.store import Store
-from clm.plan.budget import store_bytes
+from clm.plan.budget import store_bytes, store_row_bytes
 
 LIMITS = Thresholds(screen_gradient=2e-4, split_scale=0.05, prune_opacity=0.005, prune_scale=None)
 
 
-def random_store(rows: int, seed: int = 0) -> Store:
+BOTH = pytest.mark.parametrize("moments", ["f32", "bf16"])
+
+
+def random_store(rows: int, seed: int = 0, moments: str = "f32") -> Store:
     rng = np.random.default_rng(seed)
     geometry = rng.normal(size=(rows, 12)).astype(np.float32)
     geometry[:, LOG_SCALES] = rng.normal(-3, 1, size=(rows, 3))
     geometry[:, LOGIT_OPACITIES] = rng.normal(0, 2, size=rows)
     geometry[:, 11] = 0
-    store = Store.from_rows(geometry, rng.normal(size=(rows, 48)).astype(np.float32))
-    store.m_geometry[:] = rng.normal(size=(rows, 12))
+    store = Store.from_rows(geometry, rng.normal(size=(rows, 48)).astype(np.float32), moments=moments)
+    store.m_geometry[:] = rng.integers(1, 1000, size=(rows, 12))  # any bits: here moments only travel with their rows
+    store.v_geometry[:] = rng.integers(1, 1000, size=(rows, 12))
     store.statistics[:, 0] = rng.integers(0, 5, rows)
     store.statistics[:, 1] = store.statistics[:, 0] * rng.uniform(0, 4e-4, rows)
     store.refresh(None)
@@ -43,9 +47,24 @@ def always(_store: Store, _drop: np.ndarray) -> bool:
     return True
 
 
-def test_bytes_per_row_are_those_that_the_budget_counts() -> None:
-    store = random_store(3000)
-    assert store.bytes == store_bytes(3000)
+@BOTH
+def test_bytes_per_row_are_those_that_the_budget_counts(moments: str) -> None:
+    store = random_store(3000, moments=moments)
+    assert store.bytes == store_bytes(3000, store_row_bytes(moments))
+
+
+@BOTH
+def test_rows_keep_their_moments_while_the_store_grows_and_new_ones_start_at_zero(moments: str) -> None:
+    store = random_store(1000, moments=moments)
+    names = ("m_geometry", "v_geometry", "m_colour", "v_colour")
+    before = {name: getattr(store, name).copy() for name in names}
+    store.append(store.geometry[:700], store.colour[:700])
+    assert store.capacity > 1000
+    for name in names:
+        array = getattr(store, name)
+        assert array.dtype == before[name].dtype and array.ctypes.data % 64 == 0
+        np.testing.assert_array_equal(array[:1000], before[name])
+        assert not array[1000:].any()
 
 
 @settings(max_examples=20, deadline=None)
@@ -73,14 +92,17 @@ def test_morton_order_keeps_neighbours_together() -> None:
     assert np.median(volume) < 3 * 2048 / 50_000
 
 
-def test_resorting_moves_moments_and_stamps_with_their_rows() -> None:
-    store = random_store(5000)
-    tag = store.geometry[:, 0] + 7
-    store.m_colour[:, 5], store.stamp[:] = tag, np.arange(5000)
-    before = dict(zip(tag.tolist(), store.stamp.tolist(), strict=True))
+@BOTH
+def test_resorting_moves_moments_and_stamps_with_their_rows(moments: str) -> None:
+    store = random_store(5000, moments=moments)
+    tag = np.arange(5000)
+    store.m_colour[:, 5], store.v_colour[:, 40], store.stamp[:] = tag, tag + 7, tag
+    before = store.geometry.copy()
     resort(store)
-    assert dict(zip(store.m_colour[:, 5].tolist(), store.stamp.tolist(), strict=True)) == before
-    np.testing.assert_array_equal(store.m_colour[:, 5], store.geometry[:, 0] + 7)
+    assert (store.stamp != tag).any() and sorted(store.stamp) == tag.tolist()
+    np.testing.assert_array_equal(store.m_colour[:, 5], store.stamp)
+    np.testing.assert_array_equal(store.v_colour[:, 40], store.stamp + 7)
+    np.testing.assert_array_equal(store.geometry, before[store.stamp])
 
 
 def test_growth_takes_the_strongest_gradients_when_the_budget_is_short() -> None:
@@ -95,8 +117,9 @@ def test_growth_takes_the_strongest_gradients_when_the_budget_is_short() -> None
     assert store.geometry[splits, LOG_SCALES].max(axis=1).min() > np.log(LIMITS.split_scale)
 
 
-def test_densify_counts_add_up_and_new_rows_have_zero_moments() -> None:
-    store = random_store(3000)
+@BOTH
+def test_densify_counts_add_up_and_new_rows_have_zero_moments(moments: str) -> None:
+    store = random_store(3000, moments=moments)
     result = densify(store, LIMITS, 10**9, [0, 1], always)
     assert result.cloned > 0 and result.split > 0 and result.pruned > 0
     assert store.rows == result.rows
@@ -140,10 +163,11 @@ def test_children_of_a_split_lie_in_their_parent_and_are_smaller() -> None:
     np.testing.assert_array_equal(colours[::2], store.colour)
 
 
-def test_opacity_reset_lowers_opacities_and_clears_their_moments_only() -> None:
-    store = random_store(100)
+@BOTH
+def test_opacity_reset_lowers_opacities_and_clears_their_moments_only(moments: str) -> None:
+    store = random_store(100, moments=moments)
     kept = store.m_geometry[:, :10].copy()
     reset_opacity(store, 0.01)
     assert store.geometry[:, LOGIT_OPACITIES].max() <= np.log(0.01 / 0.99) + 1e-6
-    assert (store.m_geometry[:, LOGIT_OPACITIES] == 0).all()
+    assert (store.m_geometry[:, LOGIT_OPACITIES] == 0).all() and (store.v_geometry[:, LOGIT_OPACITIES] == 0).all()
     np.testing.assert_array_equal(store.m_geometry[:, :10], kept)

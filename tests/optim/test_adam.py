@@ -16,6 +16,7 @@ from clm.optim.reference import closed_form_drift, dense_adam
 from clm.stream.parking import GradientBuffer
 
 BETAS = Betas.for_batch(1)
+BOTH = pytest.mark.parametrize("moments", ["f32", "bf16"])
 COLUMN_GROUP = np.array([0] * 3 + [1] * 4 + [2] * 3 + [3] + [4] * 3 + [5] * 45)  # group of each of the 59 columns
 
 
@@ -28,11 +29,11 @@ def schedule(steps: int, seed: int = 0) -> np.ndarray:
     return rates
 
 
-def random_store(rows: int, seed: int = 0) -> Store:
+def random_store(rows: int, seed: int = 0, moments: str = "f32") -> Store:
     rng = np.random.default_rng(seed)
     geometry = rng.normal(size=(rows, 12)).astype(np.float32)
     geometry[:, 11] = 0
-    return Store.from_rows(geometry, rng.normal(size=(rows, 48)).astype(np.float32))
+    return Store.from_rows(geometry, rng.normal(size=(rows, 48)).astype(np.float32), moments=moments)
 
 
 def parameters(store: Store, adam: Adam, done: int) -> np.ndarray:
@@ -42,10 +43,12 @@ def parameters(store: Store, adam: Adam, done: int) -> np.ndarray:
     return np.concatenate([geometry[:, :11], colour], axis=1)
 
 
-def run_both(touched: list[list[bool]], seed: int, views: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def run_both(
+    touched: list[list[bool]], seed: int, views: int = 1, moments: str = "f32"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(deferred kernel, dense float64 reference, start) parameters [N, 59] after all steps; touched[step][row]."""
     steps, rows = len(touched), len(touched[0])
-    adam, store = Adam(schedule(steps, seed), BETAS), random_store(rows, seed)
+    adam, store = Adam(schedule(steps, seed), BETAS), random_store(rows, seed, moments)
     rng = np.random.default_rng(seed + 1)
     start = parameters(store, adam, 0)
     p = start.astype(np.float64)
@@ -131,9 +134,10 @@ def test_a_row_that_no_view_drew_stays_untouched() -> None:
     np.testing.assert_array_equal(store.colour, before[1])
 
 
-def test_settling_changes_no_exact_parameter() -> None:
+@BOTH
+def test_settling_changes_no_exact_parameter(moments: str) -> None:
     touched = np.random.default_rng(0).random((30, 50)) < 0.3
-    adam, store = Adam(schedule(31), BETAS), random_store(50)
+    adam, store = Adam(schedule(31), BETAS), random_store(50, moments=moments)
     for step in range(1, 31):
         buffer = GradientBuffer(50)
         buffer.grad_geometry[:] = np.random.default_rng(step).normal(size=(50, 16)) * 1e-3
@@ -147,8 +151,9 @@ def test_settling_changes_no_exact_parameter() -> None:
     np.testing.assert_array_equal(parameters(store, adam, 30), before)
 
 
-def test_cull_entries_bound_the_row_over_all_pending_steps() -> None:
-    adam, store = Adam(schedule(400), BETAS), random_store(64)
+@BOTH
+def test_cull_entries_bound_the_row_over_all_pending_steps(moments: str) -> None:
+    adam, store = Adam(schedule(400), BETAS), random_store(64, moments=moments)
     buffer, ids = GradientBuffer(64), np.arange(64, dtype=np.int32)
     entries = np.empty((64, 4), np.float32)
     for step in range(1, 4):
@@ -163,8 +168,9 @@ def test_cull_entries_bound_the_row_over_all_pending_steps() -> None:
         assert (distance + radius <= entries[:, 3] * (1 + 1e-5)).all()
 
 
-def test_one_step_never_moves_a_row_beyond_the_reach_that_plans_made_ahead_allow_for() -> None:
-    adam, store = Adam(schedule(50), BETAS), random_store(200)
+@BOTH
+def test_one_step_never_moves_a_row_beyond_the_reach_that_plans_made_ahead_allow_for(moments: str) -> None:
+    adam, store = Adam(schedule(50), BETAS), random_store(200, moments=moments)
     buffer, ids = GradientBuffer(200), np.arange(200, dtype=np.int32)
     entries = np.empty((200, 4), np.float32)
     row_kernels.cull_entries(store, adam.at(1), 0, 200, entries)
@@ -182,15 +188,16 @@ def test_one_step_never_moves_a_row_beyond_the_reach_that_plans_made_ahead_allow
         assert (distance + radius <= (old[:, 3] * np.exp(log_scales) + means) * (1 + 1e-5)).all()
 
 
+@BOTH
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_adam_is_bitwise_equal_for_any_thread_count(threads: int) -> None:
+def test_adam_is_bitwise_equal_for_any_thread_count(threads: int, moments: str) -> None:
     touched = (np.random.default_rng(1).random((12, 3000)) < 0.5).tolist()
     before = kernels.get_threads()
     try:
         kernels.set_threads(1)
-        one = run_both(touched, seed=9)[0]
+        one = run_both(touched, seed=9, moments=moments)[0]
         kernels.set_threads(threads)
-        many = run_both(touched, seed=9)[0]
+        many = run_both(touched, seed=9, moments=moments)[0]
     finally:
         kernels.set_threads(before)
     np.testing.assert_array_equal(one, many)

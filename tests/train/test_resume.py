@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import random
 import signal
@@ -15,8 +16,8 @@ import pytest
 
 from clm.commands.train import run_training
 from clm.errors import ClmError
-from clm.plan.budget import SLOT_BYTES
-from clm.train.checkpoint import checkpoints
+from clm.plan.budget import SLOT_BYTES, resident_row_bytes
+from clm.train.checkpoint import checkpoints, latest_checkpoint
 from clm.train.events import BatchDone, Densified, Message
 from tests.demo_run import (
     DEMO,
@@ -58,6 +59,36 @@ def test_a_run_interrupted_after_every_few_batches_equals_an_uninterrupted_one(w
     run_demo(tmp_path / "run", stop_at=4)
     for image in range(12, 80, 12):
         run_demo(tmp_path / "run", resume=True, stop_at=image, offload="host")
+    run_demo(tmp_path / "run", resume=True)
+    assert_same_model(whole, tmp_path / "run")
+
+
+def test_a_run_with_bf16_moments_resumes_with_the_same_bits_under_another_placement(tmp_path: Path) -> None:
+    run_demo(tmp_path / "whole", offload="none", moments="bf16")
+    run_demo(tmp_path / "run", stop_at=36, offload="host", gpu_memory="6MiB", threads=2, moments="bf16")
+    saved = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert np.load(saved / "v_colour.npy").dtype == np.uint16 and read_json(saved / "state.json")["moments"] == "bf16"
+    run_demo(tmp_path / "run", resume=True, offload="none", threads=1, moments="bf16")
+    assert_same_model(tmp_path / "whole", tmp_path / "run")
+    report = read_json(tmp_path / "run" / "report.json")
+    rows = report["num_gaussians"]
+    assert report["in_core_bytes"] == rows * (resident_row_bytes("bf16") + SLOT_BYTES)
+
+
+@pytest.mark.parametrize(("before", "now"), [("f32", "bf16"), ("bf16", "f32")])
+def test_moments_of_another_type_are_refused_with_the_flag_that_goes_on(tmp_path: Path, before: str, now: str) -> None:
+    run_demo(tmp_path / "run", stop_at=4, moments=before)
+    with pytest.raises(ClmError, match=f"moments {before}, this call says {now}") as caught:
+        run_demo(tmp_path / "run", resume=True, moments=now)
+    assert f"`--moments {before}`" in caught.value.fix
+
+
+def test_a_checkpoint_that_names_no_type_of_moments_holds_float32(whole: Path, tmp_path: Path) -> None:
+    run_demo(tmp_path / "run", stop_at=40)
+    path = latest_checkpoint(tmp_path / "run" / "checkpoints") / "state.json"
+    state = read_json(path)
+    del state["moments"], state["config"]["moments"]
+    path.write_text(json.dumps(state))
     run_demo(tmp_path / "run", resume=True)
     assert_same_model(whole, tmp_path / "run")
 

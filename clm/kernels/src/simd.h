@@ -6,6 +6,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 #define CLM_AVX2 1
@@ -86,9 +89,16 @@ CLM_INLINE V fma_(V a, V b, V c) {
 }
 template <class V>
 CLM_INLINE V sqrt_(V a) {
-    V r;
-    for (int i = 0; i < lanes<V>::count; ++i) r[i] = __builtin_sqrtf(a[i]);
-    return r;
+#ifdef __SSE2__
+    __m128 r[sizeof(V) / 16];
+    std::memcpy(r, &a, sizeof r);
+    for (__m128& part : r) part = _mm_sqrt_ps(part);
+#else
+    float r[sizeof(V) / 4];  // compilers vectorise a loop over an array, but not one over a vector's lanes
+    std::memcpy(r, &a, sizeof r);
+    for (float& lane : r) lane = __builtin_sqrtf(lane);
+#endif
+    return load<V>(r);
 }
 template <class M>
 CLM_INLINE uint32_t movemask_(M m) {

@@ -1,0 +1,201 @@
+// Deferred Adam over rows of the store: settle, the step itself, and the cull entries that bound what is still pending.
+// The mathematics is in rows.h and clm/optim/adam.py; how bf16 moments are rounded in bf16.h.
+#include <array>
+
+#include "rows.h"
+
+namespace clm {
+namespace {
+
+constexpr int kDrawnColumn = 11, kScreenGradColumn = 12;
+constexpr float kExtent = 3.33f;  // the rasteriser draws at most 3.33 sigma (RASTER.md, radii)
+
+// Bound on where the row may be until its next gradient: 3.33 sigma grown by all pending zero-gradient steps.
+// p, m, v: the row's geometry and its stored moments; m == nullptr: nothing is pending.
+template <class T>
+inline void write_entry(const AdamStep* a, int stamp, const float* p, const T* m, const T* v, float* entry) {
+    float radius = 0.f, centre = 0.f;
+    if (m) {
+        const float reach_means = float(a->drift[stamp]);
+        const float reach_scales = float(a->drift[2 * int64_t(a->table_steps) + stamp]), eps = a->eps_drift[stamp];
+        float log_scale = -INFINITY, square = 0.f, direction[kGeometry];
+        store(direction, load_wide<f8>(m) / (square_root(load_wide<f8>(v)) + eps));
+        store(direction + 8, load_wide<f4>(m + 8) / (square_root(load_wide<f4>(v + 8)) + eps));
+        for (int i = 0; i < 3; ++i) {
+            const float dm = direction[kMeans + i] * reach_means, ds = direction[kLogScales + i] * reach_scales;
+            square += dm * dm;
+            log_scale = std::max(log_scale, p[kLogScales + i] + std::max(-ds, 0.f));
+        }
+        centre = std::sqrt(square);
+        radius = std::exp(log_scale);
+    } else {
+        radius = std::exp(std::max({p[kLogScales], p[kLogScales + 1], p[kLogScales + 2]}));
+    }
+    for (int i = 0; i < 3; ++i) entry[i] = p[kMeans + i];
+    entry[3] = (kExtent * radius + centre) * 1.0001f;  // 1.0001: float32 rounding of this bound itself
+}
+
+template <class V, class T>
+inline void decay_columns(float beta1, float beta2, T* m_at, T* v_at, const RowDither& dither, int column) {
+    store_moments(m_at, v_at, load_wide<V>(m_at) * beta1, load_wide<V>(v_at) * beta2, dither, column);
+}
+
+// The moments after zero-gradient steps that multiply them by beta1 and beta2 in all.
+template <class T>
+inline void decay_row(float beta1, float beta2, const Moments<T>& at, const RowDither& dither) {
+    decay_columns<f8>(beta1, beta2, at.m_geometry, at.v_geometry, dither, 0);
+    decay_columns<f4>(beta1, beta2, at.m_geometry + 8, at.v_geometry + 8, dither, 8);
+    for (int c = 0; c < kColour; c += W)
+        decay_columns<vf>(beta1, beta2, at.m_colour + c, at.v_colour + c, dither, kGeometry + c);
+}
+
+// What one row needs of the step, copied to registers.
+struct RowStep {
+    float beta1, beta2;           // of this step
+    float decay1, decay2;         // beta^missed: the zero-gradient steps before it
+    float eps, eps_drift, gradient_scale;
+    RowDither dither;
+};
+
+// V::count columns: missed steps in closed form, then the step with gradient g. Both fractions over one denominator:
+// drift m/a + rate m'/b = (drift m b + rate m' a) / (a b); a and b are at least eps, so the product stays a normal float.
+template <class V, class T>
+inline void adam_columns(const RowStep& r, V drift, V rate, V g, float* p_at, T* m_at, T* v_at, int column) {
+    g = g * r.gradient_scale;
+    V m = load_wide<V>(m_at), v = load_wide<V>(v_at);
+    const V before = square_root(v) + r.eps_drift, drifted = drift * m;
+    m = (m * r.decay1) * r.beta1 + g * (1.f - r.beta1);
+    v = (v * r.decay2) * r.beta2 + g * g * (1.f - r.beta2);
+    const V after = square_root(v) + r.eps;
+    store(p_at, load<V>(p_at) - (drifted * after + rate * m * before) / (before * after));
+    store_moments(m_at, v_at, m, v, r.dither, column);
+}
+
+template <class T>
+inline void adam_geometry(const RowStep& r, const PerColumn& drift, const PerColumn& rate, const float* g, float* p, T* m, T* v) {
+    f4 tail = load<f4>(g + 8);
+    tail[3] = 0.f;  // column 11 of a gradient row is a count, not a gradient
+    adam_columns(r, drift.geometry_head, rate.geometry_head, load<f8>(g), p, m, v, 0);
+    adam_columns(r, drift.geometry_tail, rate.geometry_tail, tail, p + 8, m + 8, v + 8, 8);
+}
+
+template <class T>
+inline void adam_colour(const RowStep& r, const PerColumn& drift, const PerColumn& rate, const float* g, float* p, T* m,
+                        T* v, int columns) {
+    for (int c = 0; c < columns; c += W) {
+        vf gradient;
+        if (c + W <= columns) {
+            gradient = load<vf>(g + c);
+        } else {  // gradient columns beyond the active ones were never written
+            float active[W] = {};
+            std::memcpy(active, g + c, sizeof(float) * (columns - c));
+            gradient = load<vf>(active);
+        }
+        const vf drift_here = c ? splat<vf>(drift.shN) : drift.colour_head<vf>();
+        const vf rate_here = c ? splat<vf>(rate.shN) : rate.colour_head<vf>();
+        adam_columns(r, drift_here, rate_here, gradient, p + c, m + c, v + c, kGeometry + c);
+    }
+}
+
+// The arguments of clm_adam that say where a row's gradient comes from and where its results go.
+struct AdamRows {
+    const int32_t *rows, *slots;
+    int64_t count;
+    const float *grad_geometry, *grad_colour;
+    int32_t colour_columns, colour_stride;
+    float *statistics, *entries;
+};
+
+template <class T>
+void adam_rows(const StoreView* s, const AdamStep* a, const AdamRows& in) {
+    const PerColumn rate(a->rate), no_drift{std::array<float, kGroups>{}.data()};
+    const int columns = in.colour_columns;  // those beyond hold zeros: zero gradient, no change
+    over_rows(in.count, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            if (i + kAhead < end) {
+                prefetch_row(*s, in.rows[i + kAhead], columns);
+                prefetch_moments<T>(*s, in.rows[i + kAhead], columns);
+            }
+            const int64_t row = in.rows[i], from = in.slots ? in.slots[i] : i;
+            const float* gg = in.grad_geometry + from * kGradGeometry;
+            const float* gc = in.grad_colour + from * in.colour_stride;
+            float* entry = in.entries + i * 4;
+            if (gg[kDrawnColumn] == 0.f) {
+                entry[3] = -1.f;
+                continue;
+            }
+            const int stamp = s->stamp[row];
+            const bool behind = stamp != 0 && stamp != a->step - 1;
+            const int missed = behind ? a->step - 1 - stamp : 0;
+            const PerColumn drift = behind ? drift_between(*a, stamp, a->step - 1) : no_drift;
+            const RowStep r{a->beta1, a->beta2, a->beta1_power[missed], a->beta2_power[missed], a->eps_step,
+                            behind ? a->eps_drift[stamp] : a->eps, a->gradient_scale, row_dither(row, a->step)};
+            const Moments<T> at(*s, row);
+            float *pg = s->geometry + row * kGeometry, *pc = s->colour + row * kColour;
+            adam_geometry(r, drift, rate, gg, pg, at.m_geometry, at.v_geometry);
+            adam_colour(r, drift, rate, gc, pc, at.m_colour, at.v_colour, columns);
+            s->stamp[row] = a->step;
+            if (in.statistics) {
+                in.statistics[row * 2] += gg[kDrawnColumn];
+                in.statistics[row * 2 + 1] += gg[kScreenGradColumn];
+            }
+            write_entry(a, a->step, pg, at.m_geometry, at.v_geometry, entry);
+        }
+    });
+}
+
+template <class T>
+void settle_rows(const StoreView* s, const AdamStep* a, int64_t first, int64_t last) {
+    over_rows(last - first, [&](int64_t begin, int64_t end) {
+        for (int64_t row = first + begin; row < first + end; ++row) {
+            const int stamp = s->stamp[row], missed = a->step - 1 - stamp;
+            if (stamp == 0 || missed == 0) continue;
+            const Moments<T> at(*s, row);
+            const PerColumn drift = drift_between(*a, stamp, a->step - 1);
+            move_along(drift, a->eps_drift[stamp], at, s->geometry + row * kGeometry, s->colour + row * kColour, kColour);
+            decay_row(a->beta1_power[missed], a->beta2_power[missed], at, row_dither(row, a->step - 1));
+            s->stamp[row] = a->step - 1;
+        }
+    });
+}
+
+}  // namespace
+}  // namespace clm
+
+using namespace clm;
+
+// Writes every row in [first, last) as of step - 1 back into the store: parameters moved, moments decayed, stamp = step - 1.
+CLM_API void clm_settle(const StoreView* s, const AdamStep* a, int64_t first, int64_t last) {
+    with_moments(*s, [&](auto type) { settle_rows<decltype(type)>(s, a, first, last); });
+}
+
+// Adam step `a->step` for rows[i] with the gradient at grads[slots[i]] (or grads[i]). A row that no view drew keeps its
+// stamp: it stays pending, so the result does not depend on how conservative the visible sets are.
+// statistics [N, 2] (nullable) accumulates (views that drew the row, screen gradient); entries [count, 4] gets the new cull
+// entry of row i, radius -1 where nothing changed.
+CLM_API void clm_adam(const StoreView* s, const AdamStep* a, const int32_t* rows, const int32_t* slots, int64_t count,
+                      const float* grad_geometry, const float* grad_colour, int32_t colour_columns, int32_t colour_stride,
+                      float* statistics, float* entries) {
+    const AdamRows in{rows, slots, count, grad_geometry, grad_colour, colour_columns, colour_stride, statistics, entries};
+    with_moments(*s, [&](auto type) { adam_rows<decltype(type)>(s, a, in); });
+}
+
+// Cull entries [last - first, 4] of stored rows, pending steps included; a == nullptr: rows without moments.
+CLM_API void clm_entries(const StoreView* s, const AdamStep* a, int64_t first, int64_t last, float* entries) {
+    with_moments(*s, [&](auto type) {
+        using T = decltype(type);
+        over_rows(last - first, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+                const int64_t row = first + i;
+                const float* p = s->geometry + row * kGeometry;
+                const int stamp = a != nullptr && s->m_geometry != nullptr ? s->stamp[row] : 0;
+                if (stamp == 0) {
+                    write_entry<T>(a, 0, p, nullptr, nullptr, entries + i * 4);
+                } else {
+                    const Moments<T> at(*s, row);
+                    write_entry(a, stamp, p, at.m_geometry, at.v_geometry, entries + i * 4);
+                }
+            }
+        });
+    });
+}

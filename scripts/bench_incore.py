@@ -1,0 +1,107 @@
+"""Everything resident against a plain in-core training loop of the same kernels: batch by batch in turns, in one process.
+
+The plain loop is what a trainer without any out-of-core machinery does: all rows in one array, every view rasterised from
+all of them, gradients of all of them, dense Adam over all of them. It has no visible sets, no plan, no arena and no lanes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from bench_common import SCENES, header
+
+from clm.config import Config, load_config
+from clm.gaussians.layout import GRAD_DRAWN
+from clm.kernels import rows as row_kernels
+from clm.kernels.rows import colour_columns
+from clm.optim.schedules import sh_degree_at
+from clm.scene import Scene, load_scene
+from clm.stream.device import Arena
+from clm.train.batches import batch_views
+from clm.train.loop import train_batch
+from clm.train.session import Session, initial_store
+
+
+class PlainLoop:
+    """All rows in one array, in the order of the store."""
+
+    def __init__(self, session: Session):
+        self.session, self.config = session, session.config
+        self.store = initial_store(session.scene, session.config, lambda _event: None)
+        self.rows = np.arange(self.store.rows, dtype=np.int32)
+        self.arena = Arena(0)  # the rasteriser takes rows and gradients from here: the store's own arrays
+        self.arena.geometry, self.arena.colour = self.store.geometry, self.store.colour
+        self.arena.grad_geometry = np.zeros((self.store.rows, 16), np.float32)
+        self.arena.grad_colour = np.zeros((self.store.rows, 48), np.float32)
+        self.entries = np.empty((self.store.rows, 4), np.float32)
+        self.iteration = self.step = 0
+
+    def train_batch(self) -> float:
+        """Seconds of one optimizer step."""
+        session, config, began = self.session, self.config, time.perf_counter()
+        degree = sh_degree_at(config, self.iteration)
+        columns = colour_columns(degree)
+        for view_id in batch_views(session.scene.train, config.seed, self.iteration, config.batch_size):
+            view = session.scene.views[view_id]
+            session.rasterizer.loss_and_gradients(
+                self.arena, self.rows, view.camera, degree, (0.0, 0.0, 0.0), session.images.get(view_id), None, 0.2
+            )
+        self.arena.grad_geometry[:, GRAD_DRAWN] = 1  # dense: rows that no view drew take the step, too
+        constants = session.adam.at(self.step + 1, config.batch_size)
+        row_kernels.adam(self.store, constants, self.rows, self.arena, None, columns, None, self.entries)
+        self.arena.grad_geometry[:] = 0
+        self.arena.grad_colour[:, :columns] = 0
+        self.iteration, self.step = self.iteration + config.batch_size, self.step + 1
+        return time.perf_counter() - began
+
+
+def compare(scene: Scene, batch: int, images: int) -> None:
+    options = {"iterations": images, "batch_size": batch, "offload": "none", "densify_until": 0}
+    config: Config = load_config(options)
+    with tempfile.TemporaryDirectory() as folder, Session(scene, config, Path(folder), lambda _event: None) as session:
+        for index in scene.train:
+            session.images.get(int(index))
+        plain = PlainLoop(session)
+        seconds: dict[str, list[float]] = {"plain": [], "clm": []}
+        while session.progress.iteration + batch <= images:
+            turns = [("plain", plain.train_batch), ("clm", lambda: timed(session))]
+            for name, step in turns if len(seconds["clm"]) % 2 else reversed(turns):
+                seconds[name].append(step())
+        lanes, total = session.totals.lanes, session.totals.batch_seconds
+    warm = max(2, 33 // batch)
+    plain_ms, clm_ms = (1e3 * float(np.median(seconds[name][warm:])) / batch for name in ("plain", "clm"))
+    ratio = float(np.median(np.array(seconds["plain"][warm:]) / np.array(seconds["clm"][warm:])))
+    print(
+        f"  batch {batch:2}: plain {plain_ms:6.2f} ms per image, everything resident {clm_ms:6.2f} ms; speed relative to plain "
+        f"{ratio:.3f}; cull + order + plan exposed {100 * lanes.plan_exposed / total:.1f}%",
+        flush=True,
+    )
+
+
+def timed(session: Session) -> float:
+    began = time.perf_counter()
+    train_batch(session)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scenes", nargs="+", default=["fox", "caliterra"])
+    parser.add_argument("--downscale", type=int, default=2)
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
+    args = parser.parse_args()
+    print(header())
+    for name in args.scenes:
+        scene = load_scene(SCENES / name, downscale=args.downscale)
+        print(f"{name}, 1/{args.downscale} size, {len(scene.points):,} Gaussians")
+        for batch in args.batches:
+            compare(scene, batch, args.images)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""A budget is used as well as it can be, and one that cannot work is refused with ways out that do work."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clm.errors import ClmError, ResourceError
+from clm.plan.budget import RESIDENT_ROW_BYTES as RESIDENT
+from clm.plan.budget import arena_bytes, in_core_bytes, parse_bytes, slots_for, store_bytes, store_row_bytes
+from clm.plan.placement import Sightings, choose_placement, resident_blocks
+
+GIB = 2**30
+
+
+def test_auto_keeps_everything_on_the_device_when_it_fits() -> None:
+    budget, cull_entries = in_core_bytes(1000, 300), 16 * 1000
+    placement = choose_placement(1000, 300, 100, budget, cull_entries)
+    assert (placement.offload, placement.arena_slots, placement.resident_rows) == ("none", 300, 1000)
+    assert (placement.device_bytes, placement.host_bytes) == (budget, cull_entries)
+    tight = choose_placement(1000, 300, 100, in_core_bytes(1000, 150), cull_entries)
+    assert (tight.offload, tight.arena_slots) == ("none", 150)
+    apart = choose_placement(1000, 300, 100, budget, store_bytes(1000), shared_memory=False)
+    assert apart.host_bytes == store_bytes(1000), (
+        "a device with memory of its own leaves a copy of every row on the host"
+    )
+
+
+def test_auto_offloads_and_says_why() -> None:
+    placement = choose_placement(18_000_000, 5_000_000, 2_000_000, 2 * GIB, 64 * GIB)
+    assert placement.offload == "host" and placement.resident_rows == 0
+    assert placement.reason == "offload: host, because 13.2 GiB of state exceeds the 2.0 GiB budget"
+    assert placement.arena_slots == slots_for(2 * GIB) and placement.device_bytes == arena_bytes(slots_for(2 * GIB))
+    assert placement.host_bytes == store_bytes(18_000_000)
+
+
+def test_what_the_arena_leaves_of_the_budget_goes_to_resident_rows_in_whole_blocks() -> None:
+    placement = choose_placement(18_000_000, 5_000_000, 2_000_000, 8 * GIB, 64 * GIB)
+    assert placement.offload == "host" and placement.arena_slots == 5_000_000
+    assert placement.resident_rows % 2048 == 0
+    assert placement.device_bytes == arena_bytes(5_000_000) + placement.resident_rows * RESIDENT <= 8 * GIB
+    assert placement.device_bytes + 2048 * RESIDENT > 8 * GIB
+    assert placement.host_bytes == store_bytes(18_000_000) - placement.resident_rows * RESIDENT
+    assert placement.reason.endswith("; the 46% of Gaussians that most views see stay on the device")
+    assert choose_placement(18_000_000, 5_000_000, 2_000_000, 8 * GIB, 64 * GIB, "host").resident_rows == 0
+
+
+def test_the_rasterisers_temporaries_come_out_of_the_device_budget() -> None:
+    with_room = choose_placement(10_000, 5_000, 2_000, 10**7, 10**9, temporaries=0)
+    without = choose_placement(10_000, 5_000, 2_000, 10**7, 10**9, temporaries=8 * 10**6)
+    assert without.device_bytes <= 10**7 and without.arena_slots < with_room.arena_slots
+    with pytest.raises(ResourceError, match="--gpu-memory"):
+        choose_placement(10_000, 5_000, 2_000, 10**7, 10**9, temporaries=95 * 10**5)
+
+
+@pytest.mark.parametrize("moments", ["f32", "bf16"])
+@pytest.mark.parametrize("offload", ["auto", "none", "host"])
+@pytest.mark.parametrize(("device", "host"), [(GIB // 4, 64 * GIB), (4 * GIB, GIB // 2)])
+def test_an_impossible_budget_is_refused_with_ways_out_that_work(
+    offload: str, device: int, host: int, moments: str
+) -> None:
+    rows, needed, largest = 10_000_000, 3_000_000, 1_000_000
+    with pytest.raises(ResourceError) as caught:
+        choose_placement(rows, needed, largest, device, host, offload, moments=moments)
+    fix = caught.value.fix
+    gpu = re.search(r"--gpu-memory (\S+?)`", fix)
+    if gpu:
+        choose_placement(rows, needed, largest, parse_bytes(gpu[1]), host, offload, moments=moments)
+    memory = re.search(r"--host-memory (\S+?)`", fix)
+    if memory:
+        choose_placement(rows, needed, largest, device, parse_bytes(memory[1]), offload, moments=moments)
+    fewer = int(float(re.search(r"--max-gaussians ([\d.]+)M", fix)[1]) * 1e6) if "M`" in fix else None
+    if fewer is None:
+        fewer = int(float(re.search(r"--max-gaussians ([\d.]+)k", fix)[1]) * 1e3)
+    scaled = needed * fewer // rows, largest * fewer // rows
+    choose_placement(fewer, *scaled, device, host, offload, moments=moments)
+    assert gpu or memory
+
+
+def test_bf16_moments_are_a_way_out_of_a_full_host_only_where_they_fit() -> None:
+    rows, largest = 10_000_000, 1_000_000
+    for host, offered in ((6 * GIB, True), (4 * GIB, False)):
+        with pytest.raises(ResourceError) as caught:
+            choose_placement(rows, largest, largest, GIB, host, "host")
+        assert ("`--moments bf16`" in caught.value.fix) == offered
+    half = choose_placement(rows, largest, largest, GIB, 6 * GIB, "host", moments="bf16")
+    assert half.host_bytes == rows * store_row_bytes("bf16")
+    with pytest.raises(ResourceError) as caught:
+        choose_placement(rows, largest, largest, GIB, 4 * GIB, "host", moments="bf16")
+    assert "--moments" not in caught.value.fix and "--max-gaussians 8.4M" in caught.value.fix
+
+
+def test_an_explicit_choice_is_honoured_and_an_unknown_one_refused() -> None:
+    assert choose_placement(1000, 300, 100, 10**9, 10**9, "host").offload == "host"
+    with pytest.raises(ClmError, match="auto, none, host"):
+        choose_placement(1000, 300, 100, 10**9, 10**9, "cloud")
+
+
+@given(st.lists(st.sets(st.integers(0, 99)), max_size=6), st.integers(0, 120), st.sampled_from([1, 7, 16, 100, 128]))
+def test_resident_blocks_are_those_that_most_views_see_as_far_as_the_rows_reach(
+    views: list[set[int]], room: int, block_rows: int
+) -> None:
+    rows = 100
+    seen = Sightings.of((np.array(sorted(view), np.int32) for view in views), rows, block_rows)
+    counts = np.zeros(rows)
+    for view in views:
+        counts[sorted(view)] += 1
+    blocks = np.split(counts, range(block_rows, rows, block_rows))
+    assert seen.largest_view == max(map(len, views), default=0)
+    assert seen.per_block.tolist() == [block.sum() for block in blocks]
+    chosen = resident_blocks(seen, rows, block_rows, room)
+    sizes, means = np.array([len(block) for block in blocks]), np.array([block.mean() for block in blocks])
+    assert sizes[chosen].sum() <= room
+    if chosen.any() and not chosen.all():
+        assert means[chosen].min() >= means[~chosen].max(), "no block outside is seen by more views than one inside"
+        best = np.flatnonzero(~chosen)[np.argmax(means[~chosen])]
+        assert sizes[chosen].sum() + sizes[best] > room, "the next best block has no room"
+    assert chosen.all() == (room >= rows)
