@@ -31,12 +31,13 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to
 Device = Annotated[str, typer.Option("--gpu-memory", help="Device budget for the arena.")]
 
 
-def _train_options() -> list[inspect.Parameter]:
-    """One option per flag of Config; its help is the field's help, its default is left to the configuration."""
+def _config_options(only: tuple[str, ...] = ()) -> list[inspect.Parameter]:
+    """One option per flag of Config (or of `only` some); its help is the field's help, its default is left to the
+    configuration."""
     options = []
     for f in fields():
         flag, want = f.metadata["flag"], str if f.name in COUNTS else field_type(f.name)
-        if flag is None:
+        if flag is None or (only and f.name not in only):
             continue
         name = "--" + f.name.replace("_", "-")
         default = str(f.default) if f.default is not None else False
@@ -68,12 +69,42 @@ def train(
         raise typer.Exit(130)
 
 
-_fixed = [p for p in inspect.signature(train, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in _fixed] + _train_options()
-)
-train.__annotations__ = {p.name: p.annotation for p in train.__signature__.parameters.values()}  # type: ignore[attr-defined]
-app.command()(train)
+_PLANNED = (
+    *("batch_size", "seed", "iterations", "offload", "moments", "gpu_memory", "host_memory", "max_gaussians"),
+    *("model", "downscale", "max_size", "test_every", "sh_degree"),
+)  # what a plan depends on
+
+
+def plan(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="COLMAP scene; its photos are not read.")],
+    machine: Annotated[
+        str, typer.Option(metavar="FILE|NAME|this", help="Rates to predict with: a YAML file, or measured here.")
+    ] = "this",
+    preset: Annotated[str | None, typer.Option(help="A named set of options from configs/.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    **flags: Any,
+) -> None:
+    """Say what a run needs, where its Gaussians would live, what it moves and how fast it would be; starts nothing."""
+    from clm.commands.plan import format_forecast, plan_run
+
+    forecast = plan_run(data, flags, preset, config, machine)
+    typer.echo(format_forecast(forecast, as_json))
+    if forecast.refused is not None:
+        raise forecast.refused
+
+
+def _add_command(function: Any, options: list[inspect.Parameter]) -> None:
+    """Register a command whose **flags are options of the configuration."""
+    fixed = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in fixed] + options
+    function.__signature__ = inspect.Signature(parameters)
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+    app.command()(function)
+
+
+_add_command(train, _config_options())
+_add_command(plan, _config_options(_PLANNED))
 
 
 @app.command()

@@ -10,10 +10,12 @@ import yaml
 from clm.config import Config, to_dict
 from clm.files import atomic_write, write_json
 from clm.gaussians.ply import write_ply
+from clm.plan.budget import format_bytes
 from clm.scene import Scene, cameras_json, write_georef
 from clm.train.evaluate import evaluate
+from clm.train.events import Message
 from clm.train.report import report
-from clm.train.session import Session
+from clm.train.session import Session, device_budget
 
 
 def start_run(session: Session) -> None:
@@ -73,6 +75,13 @@ def finish_run(session: Session) -> None:
             session.device.kind,
             session.placement.offload,
         ),
+    )
+    totals, budget = session.totals, device_budget(session.config)
+    session.emit(
+        Message(
+            f"device peak {format_bytes(totals.device_bytes)} of a budget of {format_bytes(budget)}; everything on the device "
+            f"would have needed {format_bytes(totals.in_core_bytes)}"
+        )
     )
     if session.trace is not None:
         session.trace.write()

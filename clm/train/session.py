@@ -19,9 +19,11 @@ from clm.gaussians.blocks import block_order
 from clm.gaussians.init import rows_from_ply, rows_from_points, rows_random
 from clm.gaussians.layout import BLOCK_ROWS
 from clm.gaussians.store import Store
+from clm.kernels.rows import colour_columns
 from clm.optim.adam import Adam, Betas
 from clm.optim.schedules import learning_rates, sh_degree_at
 from clm.plan.budget import arena_bytes, in_core_bytes, parse_bytes, staging_bytes
+from clm.plan.describe import short_plan
 from clm.plan.placement import Placement, Sightings, choose_placement, resident_blocks
 from clm.plan.residency import Plan, rest_of
 from clm.plan.visibility import visible_sets
@@ -86,7 +88,8 @@ class Session:
         self.reserved = 0  # device bytes that placements leave free, since memory ran out once
         self.placement, blocks = self._place()
         self._open_lanes(blocks, self.placement.arena_slots)
-        emit(Message(self.placement.reason))
+        for line in self._short_plan():
+            emit(Message(line))
 
     def __enter__(self) -> Session:
         return self
@@ -218,6 +221,20 @@ class Session:
             shared_memory=self.device.shares_host_memory,
         )
         return placement, resident_blocks(seen, store.rows, store.block_rows, placement.resident_rows)
+
+    def _short_plan(self) -> list[str]:
+        """What the run needs and what its first batch moves: two lines before step 0. The plan is that batch's own."""
+        first = self.progress.iteration
+        if first >= self.config.iterations:
+            return [self.placement.reason]
+        self.plans.request(first, (0.0, 0.0))
+        planned = self.plans.ready()
+        assert planned is not None and planned.plan is not None, "the arena was sized for these very views"
+        resident = np.repeat(self.tiers.resident_blocks, self.store.block_rows)[: self.store.rows]
+        columns = colour_columns(sh_degree_at(self.config, first))
+        budgets = device_budget(self.config), host_budget(self.config, self.store.bytes)
+        text = short_plan(self.placement, planned.plan, resident, columns, *budgets)
+        return text.splitlines()
 
     def temporaries(self, largest_view: int) -> int:
         """Device bytes beside arena and residents: the rasteriser's, staging, and what is kept free."""

@@ -1,0 +1,282 @@
+"""`clm plan`: a dry run. The forecast of `clm.train.forecast` as facts for programs and as text for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from clm.commands.train import open_scene
+from clm.config import Config, load_config
+from clm.kernels.rows import colour_columns
+from clm.optim.schedules import sh_degree_at
+from clm.plan.budget import (
+    CULL_BYTES,
+    arena_bytes,
+    format_bytes,
+    format_rows,
+    in_core_bytes,
+    resident_row_bytes,
+    store_bytes,
+    store_row_bytes,
+)
+from clm.plan.describe import draw_timeline
+from clm.plan.machine import gradient_bytes, load_machine, row_bytes
+from clm.plan.simulate import bus_bytes
+from clm.plan.steps import count_step
+from clm.train.device import cuda_devices
+from clm.train.forecast import Budget, Budgets, Forecast, find_budgets, make_forecast
+from clm.train.measure import THIS
+
+PLY_ROW_BYTES = 4 * 62  # INRIA's columns, padded to SH degree 3
+_ALL_COLUMNS = 48
+
+
+def plan_run(data: Path, flags: dict[str, Any], preset: str | None, file: Path | None, machine: str) -> Forecast:
+    """What `clm train` would do with the same options. machine: `this`, a YAML file, or a name in configs/machines."""
+    config = load_config(flags, preset=preset, file=file)
+    described = None if machine == "this" else load_machine(machine)
+    scene = open_scene(data, config, require_images=False, masks=None)
+    stated = flags.get("gpu_memory") is not None or config.gpu_memory != Config.gpu_memory
+    return make_forecast(scene, config, find_budgets(config, described, stated), described)
+
+
+def forecast_facts(forecast: Forecast) -> dict[str, Any]:
+    """The answer as one JSON-ready dictionary."""
+    placement, refused = forecast.placement, forecast.refused
+    return {
+        "scene": _scene_facts(forecast),
+        "required": _required(forecast),
+        "available": {
+            f"{name}_bytes": budget.bytes for name, budget in _each(forecast.budgets)
+        } | {"sources": {name: budget.source for name, budget in _each(forecast.budgets)}},
+        "fits": placement is not None,
+        "fits_whole_views": forecast.whole_views,
+        "placement": None if placement is None else dataclasses.asdict(placement),
+        "reason": placement.reason if placement is not None else str(refused),
+        "traffic": None if placement is None else _traffic(forecast),
+        "prediction": None if placement is None else _prediction(forecast),
+        "warnings": warnings(forecast),
+        "assumptions": assumptions(forecast),
+    }  # fmt: skip
+
+
+def _each(budgets: Budgets) -> list[tuple[str, Budget]]:
+    return [(field.name, getattr(budgets, field.name)) for field in dataclasses.fields(budgets)]
+
+
+def _scene_facts(forecast: Forecast) -> dict[str, Any]:
+    scene = forecast.scene
+    return {
+        "path": str(scene.path),
+        "views": len(scene.views),
+        "train": len(scene.train),
+        "points": len(scene.points),
+        "gaussians": forecast.gaussians,
+        "gaussians_per_planned_row": forecast.scale,
+        "largest_view": forecast.largest_view,
+    }
+
+
+def _required(forecast: Forecast) -> dict[str, int]:
+    """Bytes that the run needs where it is placed; for a refused one, the least that would do with the rows on the host."""
+    gaussians, placement, config = forecast.gaussians, forecast.placement, forecast.config
+    store = store_bytes(gaussians, store_row_bytes(config.moments))
+    on_cpu = forecast.machine is None or forecast.machine.on_cpu
+    device = arena_bytes(forecast.largest_view) if placement is None else placement.device_bytes
+    host = store if placement is None else placement.host_bytes
+    checkpoint = store - CULL_BYTES * gaussians  # cull entries are recomputed
+    copies = config.keep_checkpoints + 1 if config.save_every else 1  # the new one is whole before an old one goes
+    training = [forecast.scene.views[k] for k in forecast.scene.train]
+    return {
+        "device_bytes": device,
+        "host_bytes": host,
+        "disk_bytes": copies * checkpoint + gaussians * PLY_ROW_BYTES,
+        "photos_bytes": sum(view.nbytes for view in training),
+        "staging_bytes": _staging(forecast),
+        "beside_arena_bytes": forecast.beside_arena,
+        "largest_view_bytes": arena_bytes(forecast.largest_view),
+        "in_core_bytes": in_core_bytes(gaussians, forecast.largest_view, resident_row_bytes(config.moments, on_cpu)),
+        "device_bytes_per_unloaded_gaussian": 0,
+    }
+
+
+def _staging(forecast: Forecast) -> int:
+    """Host buffers that rows pass through, as `stream.lanes` sizes them: two for the largest load, two for the largest send
+    back, one for returning gradients, a quarter of room in each."""
+    if forecast.placement is None or forecast.resident is None:
+        return 0
+    steps = [step for plan in forecast.plans for step in plan.steps]
+    everything = bool(forecast.resident.all())
+    loads = 0 if everything else max(len(step.load_rows) for step in steps)
+    sends = max(int((~step.send_final).sum()) if everything else len(step.send_rows) for step in steps)
+    back = max(int(step.load_partial.sum()) for step in steps)
+    size = 2 * loads * row_bytes(_ALL_COLUMNS) + (2 * sends + back) * gradient_bytes(_ALL_COLUMNS)
+    return int(1.25 * forecast.scale * size)
+
+
+def warnings(forecast: Forecast) -> list[str]:
+    """What does not refuse the run, but may stop it."""
+    required, budgets, said = _required(forecast), forecast.budgets, []
+    if forecast.placement is None:
+        return []
+    if required["disk_bytes"] > budgets.disk.bytes:
+        said.append("The disk has too little room for the checkpoint and the PLY.")
+    if required["host_bytes"] + required["staging_bytes"] > budgets.host.bytes:
+        said.append("Staging does not fit into the host budget beside the store.")
+    if not forecast.whole_views:
+        needed = forecast.beside_arena + arena_bytes(forecast.largest_view)
+        fewer = forecast.gaussians * budgets.device.bytes // needed
+        said.append(
+            f"In one piece the largest view needs {format_bytes(needed)} on the device, with staging and the rasteriser's "
+            f"temporaries: `clm train` refuses it above about `--max-gaussians {format_rows(fewer)}`."
+        )
+    if forecast.machine is not None and forecast.machine.name == THIS and cuda_devices():
+        said.append("The rates are those of the CPU: name a machine file with a GPU like the one here.")
+    return said
+
+
+def _traffic(forecast: Forecast) -> dict[str, Any]:
+    """Rows and bytes per image that cross the bus, over the planned batches, at the run's full SH degree; and the first
+    batches one by one, at the degree that they will have. The other policies load from a store without resident rows."""
+    scale, config, timeline = forecast.scale, forecast.config, forecast.timeline
+    assert timeline is not None
+    images, batches, first = timeline.images, [], 0
+    totals = {"rows_loaded": 0.0, "rows_loaded_resident": 0.0, "rows_lower_bound": 0.0}
+    totals |= {"rows_loaded_no_reuse": 0.0, "rows_loaded_consecutive_reuse": 0.0}
+    for plan in forecast.plans:
+        counts = [count_step(step, 0, forecast.resident, scale) for step in plan.steps]
+        loaded, sent = bus_bytes(counts, colour_columns(sh_degree_at(config, first)))
+        rows = sum(part.rows for step in counts for part in step.loads)
+        batches.append({"rows_loaded": round(rows), "bytes_loaded": loaded, "bytes_sent_back": sent})
+        first += len(plan.steps)
+        totals["rows_loaded"] += rows
+        totals["rows_loaded_resident"] += sum(part.resident for step in counts for part in step.loads)
+        totals["rows_lower_bound"] += sum(step.final for step in counts)  # each row is final once
+        totals["rows_loaded_no_reuse"] += scale * plan.traffic.no_reuse
+        totals["rows_loaded_consecutive_reuse"] += scale * plan.traffic.consecutive_reuse
+    per_image = {name: round(count / images) for name, count in totals.items()}
+    per_image |= {
+        "bytes_loaded": timeline.bytes_loaded // images,
+        "bytes_sent_back": timeline.bytes_sent_back // images,
+    }
+    return {"images": images, "batches": len(batches), "per_image": per_image, "first_batches": batches}
+
+
+def _prediction(forecast: Forecast) -> dict[str, Any]:
+    timeline, machine = forecast.timeline, forecast.machine
+    assert timeline is not None and machine is not None
+    shown = min(1, timeline.batches - 1)  # the first batch that follows another one
+    spans = [span for span in timeline.spans if span.batch == shown]
+    begin = min(span.start for span in spans)
+    return {
+        "machine": {name: value for name, value in dataclasses.asdict(machine).items() if name != "notes"},
+        "images_per_second": timeline.images_per_second,
+        "seconds_per_batch": timeline.seconds_per_batch,
+        "hidden_fraction": timeline.hidden_fraction,
+        "lanes": {name: seconds / timeline.batches for name, seconds in timeline.lanes.items()},
+        "exposed": timeline.exposed / timeline.batches,
+        "plan_exposed": timeline.plan_exposed / timeline.batches,
+        "timeline": [
+            {
+                "lane": s.lane,
+                "worker": s.worker,
+                "name": s.name,
+                "step": s.step,
+                "start": s.start - begin,
+                "end": s.end - begin,
+            }
+            for s in spans
+        ],
+    }
+
+
+def assumptions(forecast: Forecast) -> list[str]:
+    """What the answer rests on, one sentence each."""
+    sentences = [
+        "Views see the share of the Gaussians that they see of the scene's points.",
+        "Image sizes are those that the COLMAP model states.",
+        "Photos are decoded before they are needed.",
+        f"Spherical harmonics are at degree {forecast.config.sh_degree}, as in most of a run.",
+        "Gaussians stay as many as they are: densification, evaluation and checkpoints take no time.",
+    ]
+    if forecast.scale > 1:
+        sentences.insert(0, f"Each of the scene's points stands for {forecast.scale:,.0f} Gaussians.")
+    elif forecast.config.max_gaussians is None:
+        sentences.insert(0, "The run stays at the scene's points; name the size it grows to with --max-gaussians.")
+    if not forecast.whole_views:
+        sentences.insert(0, "The largest views are staged and rendered in pieces that fit beside the arena.")
+    if forecast.machine is not None:
+        sentences += [f"{key}: {note}" for key, note in forecast.machine.notes]
+    return sentences
+
+
+def format_forecast(forecast: Forecast, as_json: bool) -> str:
+    """Facts as JSON, or as text for people."""
+    facts = forecast_facts(forecast)
+    if as_json:
+        return json.dumps(facts, indent=2)
+    scene = facts["scene"]
+    points, count = scene["points"], scene["gaussians"]
+    stand_in = (
+        f" standing for {count:,} Gaussians"
+        if count > points
+        else f", {count:,} of them kept"
+        if count < points
+        else ""
+    )
+    lines = [f"{scene['path']}: {scene['views']} views ({scene['train']} train), {scene['points']:,} points{stand_in}"]
+    lines += _needs(facts)
+    if forecast.placement is None:
+        return "\n".join(lines)
+    lines += [f"warning: {text}" for text in facts["warnings"]]
+    lines += [f"placement: {facts['reason']}", *_moves(facts["traffic"], scene, forecast), *_speed(forecast)]
+    lines += ["assumptions:", *(f"  {sentence}" for sentence in facts["assumptions"])]
+    return "\n".join(lines)
+
+
+def _needs(facts: dict[str, Any]) -> list[str]:
+    required, available = facts["required"], facts["available"]
+    lines = [f"{'':12} {'needed':>12} {'available':>12}"]
+    for name in available["sources"]:
+        needed, there = required[f"{name}_bytes"], available[f"{name}_bytes"]
+        short = "" if needed <= there else "  too little" if name in ("device", "host", "disk") else "  decoded again"
+        numbers = f"{format_bytes(needed):>12} {format_bytes(there):>12}"
+        lines.append(f"{name:12} {numbers}  ({available['sources'][name]}){short}")
+    if required["staging_bytes"]:
+        lines.append(f"{'staging':12} {format_bytes(required['staging_bytes']):>12}  besides, on the host")
+    lines.append(f"{'':12} device bytes per Gaussian that is not loaded: 0")
+    return lines
+
+
+def _moves(traffic: dict[str, Any], scene: dict[str, Any], forecast: Forecast) -> list[str]:
+    per, batch = traffic["per_image"], forecast.config.batch_size
+    loaded, resident = per["rows_loaded"], per["rows_loaded_resident"]
+    if not loaded:
+        return [f"traffic: nothing crosses the bus (largest view: {scene['largest_view']:,})"]
+    line = f"traffic per image, batches of {batch}: {loaded:,} rows loaded, {format_bytes(per['bytes_loaded'])} in, "
+    line += f"{format_bytes(per['bytes_sent_back'])} back (largest view: {scene['largest_view']:,})"
+    others = (
+        f"  {loaded / max(1, per['rows_lower_bound']):.2f} times the lower bound; keeping only what the last view used "
+    )
+    others += f"would load {per['rows_loaded_consecutive_reuse']:,}"
+    return [line, others, *([f"  {resident:,} more are resident: they move inside the device"] if resident else [])]
+
+
+def _speed(forecast: Forecast) -> list[str]:
+    timeline, machine = forecast.timeline, forecast.machine
+    assert timeline is not None and machine is not None
+    busy = ", ".join(
+        f"{lane.replace('_', ' ')} {seconds / timeline.batches:.3g}"
+        for lane, seconds in timeline.lanes.items()
+        if seconds
+    )
+    exposed, planning = timeline.exposed / timeline.batches, timeline.plan_exposed / timeline.batches
+    return [
+        f"prediction for {machine.name}: {timeline.images_per_second:.3g} images/s, "
+        f"{timeline.seconds_per_batch:.3g} s per batch",
+        f"  lanes, seconds per batch: {busy}",
+        f"  {timeline.hidden_fraction:.0%} of moving and updating is hidden; exposed {exposed:.3g} s, plan {planning:.3g} s",
+        *(f"  {line}" for line in draw_timeline(timeline, min(1, timeline.batches - 1))),
+    ]

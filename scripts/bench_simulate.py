@@ -1,0 +1,135 @@
+"""The simulator against reality on the CPU device: images/s as `clm plan --machine this` predicts them, and as training
+reaches them, in turns in one process, so that both see the same machine. A fixed number of Gaussians, full SH degree.
+
+Each round measures this machine's rates and predicts, then trains some batches of each placement. Ratios are predicted over
+measured images/s; seconds per batch are printed by lane. Rounds in which other programs were busy are told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from bench_common import SCENES, header
+
+from clm.config import Config, load_config
+from clm.plan.budget import format_bytes
+from clm.scene import Scene, load_scene
+from clm.train.forecast import find_budgets, make_forecast
+from clm.train.loop import train_batch
+from clm.train.session import Session
+
+QUIET = 0.2  # cores that other programs may take in a quiet round
+WARM_UP = 100  # images: buffers grow to their sizes, rows reach the opacity of trained ones
+LANES = ("load", "compute", "send_back", "update", "plan", "exposed", "plan_exposed")
+
+
+class Others:
+    """Cores that other programs kept busy since this was made (Linux; 0 elsewhere)."""
+
+    def __init__(self) -> None:
+        self._before = self._busy_own_wall()
+
+    @staticmethod
+    def _busy_own_wall() -> np.ndarray:
+        busy = 0.0
+        if Path("/proc/stat").exists():
+            ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+            busy = sum(ticks[:3]) / os.sysconf("SC_CLK_TCK")  # user, nice, system
+        return np.array([busy, time.process_time(), time.perf_counter()])
+
+    def cores(self) -> float:
+        busy, own, wall = self._busy_own_wall() - self._before
+        return float(max(0.0, busy - own) / wall)
+
+
+def predict(scene: Scene, config: Config) -> np.ndarray:
+    """Seconds of a batch, then of each of `LANES`, as `clm plan` would say them now."""
+    forecast = make_forecast(scene, config, find_budgets(config, None, True), None)
+    timeline = forecast.timeline
+    assert timeline is not None
+    seconds = {**timeline.lanes, "exposed": timeline.exposed, "plan_exposed": timeline.plan_exposed}
+    return np.array([timeline.seconds, *(seconds[name] for name in LANES)]) / timeline.batches
+
+
+def measure(session: Session, batches: int) -> np.ndarray:
+    """Seconds of a batch (median), then of each of `LANES` (mean), over the next `batches` batches."""
+    walls = []
+    before = np.array([getattr(session.totals.lanes, name) for name in LANES])
+    for _ in range(batches):
+        began = time.perf_counter()
+        train_batch(session)
+        walls.append(time.perf_counter() - began)
+    lanes = np.array([getattr(session.totals.lanes, name) for name in LANES]) - before
+    return np.array([float(np.median(walls)), *lanes / batches])
+
+
+def compare(scene: Scene, options: dict[str, object], rounds: int, batches: int, folder: Path) -> None:
+    configs = {offload: load_config({**options, "offload": offload}) for offload in ("none", "host")}
+    sessions = {name: Session(scene, config, folder, lambda _event: None) for name, config in configs.items()}
+    predicted: dict[str, list[np.ndarray]] = {name: [] for name in sessions}
+    measured: dict[str, list[np.ndarray]] = {name: [] for name in sessions}
+    taken: dict[str, list[float]] = {name: [] for name in sessions}
+    for session in sessions.values():
+        for index in scene.train:
+            session.images.get(int(index))  # decoded before the clock starts, as in a run's second epoch
+        measure(session, max(2, WARM_UP // session.config.batch_size))
+    for turn in range(rounds):
+        for name in list(sessions)[:: 1 if turn % 2 else -1]:
+            others = Others()
+            predicted[name].append(predict(scene, configs[name]))
+            measured[name].append(measure(sessions[name], batches))
+            taken[name].append(others.cores())
+    for name, session in sessions.items():
+        show(name, session, np.array(predicted[name]), np.array(measured[name]), np.array(taken[name]))
+        session.__exit__()
+
+
+def show(name: str, session: Session, predicted: np.ndarray, measured: np.ndarray, taken: np.ndarray) -> None:
+    """Of all rounds, and of the quiet ones, in which other programs took little."""
+    line = f"  {name:4} {session.store.rows:,} Gaussians, arena {format_bytes(session.tiers.arena.bytes)}"
+    print(f"{line}; other programs took {np.median(taken):.2f} cores (median)")
+    for what, chosen in (("all", taken >= 0), ("quiet", taken <= QUIET)):
+        if chosen.sum() >= 3:
+            show_rounds(what, session.config.batch_size, predicted[chosen], measured[chosen])
+
+
+def show_rounds(what: str, size: int, predicted: np.ndarray, measured: np.ndarray) -> None:
+    ratios = measured[:, 0] / predicted[:, 0]
+    low, high = np.percentile(ratios, [10, 90])
+    print(
+        f"       {len(ratios)} rounds ({what}): predicted {size / np.median(predicted[:, 0]):.1f} images/s, measured "
+        f"{size / np.median(measured[:, 0]):.1f}; ratio round by round {np.median(ratios):.2f} (10th {low:.2f}, 90th {high:.2f})"
+    )
+    pairs = zip(LANES, *(np.median(seconds[:, 1:], axis=0) for seconds in (predicted, measured)), strict=True)
+    print("         ms per batch, predicted / measured: ", end="")
+    print(", ".join(f"{lane} {1e3 * a:.2f} / {1e3 * b:.2f}" for lane, a, b in pairs))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scenes", nargs="+", default=["fox", "caliterra"])
+    parser.add_argument("--downscale", default="2")
+    parser.add_argument("--batches", type=int, nargs="+", default=[4, 16], help="views per batch")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--images", type=int, default=32, help="images per round and placement")
+    parser.add_argument("--gpu-memory", default="1GiB")
+    args = parser.parse_args()
+    print(header())
+    for name in args.scenes:
+        scene = load_scene(SCENES / name, downscale=args.downscale)
+        for size in args.batches:
+            batches = max(2, args.images // size)
+            options = {"batch_size": size, "gpu_memory": args.gpu_memory, "densify_until": 0, "sh_interval": 1}
+            options |= {"iterations": size * (batches * args.rounds + 3) + WARM_UP, "downscale": args.downscale}
+            print(f"{name}, 1/{args.downscale} size, batch {size}")
+            with tempfile.TemporaryDirectory() as folder:
+                compare(scene, options, args.rounds, batches, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
