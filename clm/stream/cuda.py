@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clm.errors import ResourceError
+from clm.errors import OutOfDeviceMemory, ResourceError
 from clm.gaussians.layout import CHUNK_ROWS
 from clm.gaussians.store import Store
 from clm.kernels.rows import AdamStep
@@ -56,8 +56,16 @@ class CudaStream:
         self._stream.wait_event(event.event)
 
     def run(self, work: Callable[..., T], *arguments: Any) -> T:
-        with self._device.cuda.stream(self._stream):
-            return work(*arguments)
+        """Raises OutOfDeviceMemory, outside the handler: its context would keep the memory of `work` (see gsplat.py)."""
+        try:
+            with self._device.cuda.stream(self._stream):
+                return work(*arguments)
+        except torch.OutOfMemoryError:
+            pass
+        raise OutOfDeviceMemory(
+            "The device ran out of memory while rows were moved or updated.",
+            "Pass a smaller --gpu-memory, or end other programs that use the device.",
+        )
 
     def record(self) -> CudaEvent:
         event = self._device.cuda.Event(enable_timing=True)

@@ -239,6 +239,28 @@ def test_a_view_without_memory_is_repeated_in_a_smaller_arena_after_the_old_one_
     assert_same_model(tmp_path / "undisturbed", tmp_path / "run")
 
 
+@pytest.mark.parametrize(("placement", "operation"), [("none", "fetch_rows"), ("host", "place")])
+def test_memory_that_ends_while_rows_are_loaded_is_found_in_a_smaller_arena_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placement: str, operation: str
+) -> None:
+    offload, gpu_memory = PLACEMENTS[placement]
+    options = {**STILL, "data": survey(tmp_path), "downscale": "1", "batch_size": 8}
+    use_cuda_double(monkeypatch)
+    run_demo(tmp_path / "undisturbed", offload=offload, gpu_memory=gpu_memory, **options)
+    owner: Any = cuda if operation == "fetch_rows" else cuda.CudaDevice
+    real, count = getattr(owner, operation), itertools.count(1)
+
+    def without_memory(*arguments: Any) -> Any:
+        if next(count) in (4, 12):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, operation, without_memory)
+    events = run_demo(tmp_path / "run", offload=offload, gpu_memory=gpu_memory, **options)
+    assert len([e for e in of_type(events, Message) if "the view is repeated" in e.text]) == 2
+    assert_same_model(tmp_path / "undisturbed", tmp_path / "run")
+
+
 def survey(folder: Path) -> Path:
     return write_survey_scene(folder / "survey", side=4, points=1200)
 
