@@ -31,7 +31,7 @@ class PlainLoop:
         import torch
 
         self.session, where, store = session, check.where, session.store
-        self._check, self._image = check, 0
+        self._check, self._image, self.loss = check, 0, 0.0
         self.slots = torch.arange(store.rows, device=where)
         self.arena = Arena(store.rows, lambda rows, columns: torch.zeros((rows, columns), device=where))
         self.arena.geometry.copy_(torch.from_numpy(store.geometry))
@@ -57,7 +57,7 @@ class PlainLoop:
         self.arena.grad_geometry.zero_()
         self.arena.grad_colour.zero_()
         self._image += config.batch_size
-        [float(value) for value in values]  # as a trainer that shows its loss
+        self.loss = sum(map(float, values))  # as a trainer that shows it, and so waits for the views
         self._check.synchronize()
         return time.perf_counter() - began
 
@@ -130,8 +130,7 @@ def lane_figures(session: Session, before: Any, kept: Spans, batches: int) -> di
     names = ("load", "compute", "send_back", "update", "exposed", "plan_exposed")
     seen = {name: getattr(now, name) - getattr(before, name) for name in names}
     work = seen["load"] + seen["send_back"] + seen["update"]
-    # From the last compute of a batch to the first of the next: the tail of its updates, planning, the first load. Other
-    # trainers take turns meanwhile, so the gap is what the batches themselves leave: exposed plus plan_exposed.
+    # The bubble between batches: what was computed in neither by this session, less the gaps between the views of a batch.
     total = seen["compute"] + seen["exposed"] + seen["plan_exposed"]
     inside = sum(max(0.0, b.start - a.end) for a, b in pairwise(computes) if b.step > a.step)
     shares = {
