@@ -23,9 +23,18 @@ def _cpu_name() -> str:
         return platform.processor() or "unknown CPU"
 
 
+def _commit() -> str:
+    """CLM_COMMIT where the checkout was copied without its history."""
+    try:
+        described = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+        commit = described.stdout.strip()
+    except OSError:
+        commit = ""
+    return commit or os.environ.get("CLM_COMMIT", "unknown")
+
+
 def header() -> str:
     """Date, hardware, kernels, load, command and commit, as lines of text."""
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     command = " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     return "\n".join(
@@ -33,7 +42,7 @@ def header() -> str:
             f"date     {time.strftime('%Y-%m-%d')}",
             f"hardware {_cpu_name()}, {os.cpu_count()} cores, kernels {kernels.variant()}, load before the run {load}",
             f"command  {command}",
-            f"commit   {described.stdout.strip() or 'unknown'}",
+            f"commit   {_commit()}",
             "",
         ]
     )

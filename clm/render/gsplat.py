@@ -351,9 +351,9 @@ def _camera_tensors(
 
 def _upload(array: np.ndarray, device: torch.device) -> Tensor:
     """A photo or a mask on the device, without waiting for the stream."""
-    host = torch.from_numpy(np.array(array))  # the cache's own arrays are read-only, which torch does not know
-    if device.type == "cuda":
-        host = host.pin_memory()
+    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    host = torch.empty(array.shape, dtype=dtype, pin_memory=device.type == "cuda")
+    host.numpy()[...] = array  # the one copy on the host, of what the cache may drop
     return host.to(device, non_blocking=True)
 
 

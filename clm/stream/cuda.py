@@ -3,26 +3,33 @@
 Copies between host and device run beside the computation because they have streams of their own and because staging is
 page-locked where it lies (registered: exactly as large as it is, while torch's own pinned memory rounds up to powers of
 two). Nothing here waits for the device but `numpy`, `indices` (for its own small copy) and `start_clock` (while it is idle).
+
+torch's allocator keeps freed memory for the stream that was current when it was allocated, and hands it out again at once.
+Hence two rules: there is one stream per name, so that a pool is never left behind by a stream that nobody uses any more;
+and what several streams use (arena, staging, resident rows, index lists) is freed only while the lanes are idle.
 All of `torch.cuda` that is used comes through `cuda`, so that tests can run the rest on CPU tensors.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clm.errors import ResourceError
+from clm.errors import OutOfDeviceMemory, ResourceError
 from clm.gaussians.layout import CHUNK_ROWS
 from clm.gaussians.store import Store
-from clm.kernels.memory import row_array
 from clm.kernels.rows import AdamStep
 from clm.optim.device import DeviceAdam, DeviceStep, adam_rows, fetch_rows
+from clm.plan.budget import format_bytes
 from clm.stream.device import Arena, Event, Gradients, Rows, Staging
 
 T = TypeVar("T")
@@ -49,8 +56,16 @@ class CudaStream:
         self._stream.wait_event(event.event)
 
     def run(self, work: Callable[..., T], *arguments: Any) -> T:
-        with self._device.cuda.stream(self._stream):
-            return work(*arguments)
+        """Raises OutOfDeviceMemory, outside the handler: its context would keep the memory of `work` (see gsplat.py)."""
+        try:
+            with self._device.cuda.stream(self._stream):
+                return work(*arguments)
+        except torch.OutOfMemoryError:
+            pass
+        raise OutOfDeviceMemory(
+            "The device ran out of memory while rows were moved or updated.",
+            "Pass a smaller --gpu-memory, or end other programs that use the device.",
+        )
 
     def record(self) -> CudaEvent:
         event = self._device.cuda.Event(enable_timing=True)
@@ -85,11 +100,18 @@ class CudaResidents:
         for name in store.names:
             values = getattr(store, name)
             dtype = torch.int32 if values.dtype == np.int32 else torch.float32
-            here = torch.empty((len(rows), *values.shape[1:]), dtype=dtype, device=device.where)
-            for first in range(0, len(rows), CHUNK_ROWS):
-                part = slice(first, first + CHUNK_ROWS)
-                here[part].copy_(_widened(values[rows[part]]))
+            here = device.empty((len(rows), *values.shape[1:]), dtype, "resident Gaussians")
+            for there, at in self._runs():
+                here[there].copy_(_widened(values[at]))  # returns when it has arrived: any stream may read it
             setattr(self, name, here)
+
+    def _runs(self) -> Iterator[tuple[slice, slice]]:
+        """(positions, ids in the store) of runs of consecutive rows, CHUNK_ROWS at most: no row is picked out by itself."""
+        edges = np.flatnonzero(np.diff(self._rows) != 1) + 1
+        for begin, end in pairwise([0, *edges.tolist(), len(self._rows)]):
+            for first in range(begin, end, CHUNK_ROWS):
+                at, count = int(self._rows[first]), min(CHUNK_ROWS, end - first)
+                yield slice(first, first + count), slice(at, at + count)
 
     def _at(self, step: AdamStep) -> DeviceStep:
         """The step's constants; the tables of a run are uploaded once."""
@@ -112,11 +134,12 @@ class CudaResidents:
 
     def write_back(self) -> None:
         for name in self._store.names:
-            values = getattr(self._store, name)
-            for first in range(0, len(self._rows), CHUNK_ROWS):
-                part = slice(first, first + CHUNK_ROWS)
-                here = self._device.numpy(_narrowed(getattr(self, name)[part], values.dtype))
-                values[self._rows[part]] = here.view(values.dtype)
+            values, here = getattr(self._store, name), getattr(self, name)
+            values = values.view(np.int16) if values.dtype == np.uint16 else values  # torch knows their bits so
+            for there, at in self._runs():
+                torch.from_numpy(values[at]).copy_(
+                    _narrowed(here[there], values.dtype)
+                )  # waits: the store is read next
 
 
 def _widened(values: np.ndarray) -> Tensor:
@@ -128,7 +151,7 @@ def _widened(values: np.ndarray) -> Tensor:
 
 def _narrowed(values: Tensor, dtype: np.dtype) -> Tensor:
     """Back to what the store keeps; bits of bf16 as int16, rounded to nearest: this happens once per rebuild, not per step."""
-    return values.to(torch.bfloat16).view(torch.int16) if dtype == np.uint16 else values
+    return values.to(torch.bfloat16).view(torch.int16) if dtype == np.int16 else values
 
 
 class CudaDevice:
@@ -137,11 +160,16 @@ class CudaDevice:
 
     def __init__(self, cuda: Any = torch.cuda, where: str = "cuda"):
         self.cuda, self.where = cuda, torch.device(where)
-        self._index_stream = CudaStream(self)
+        self._streams: dict[str, CudaStream] = {}
+        self._index_stream = self.stream("indices")
         self.start_clock()
 
     def stream(self, name: str) -> CudaStream:
-        return CudaStream(self)
+        """The stream of that name, made once: the allocator's pools belong to streams, and the 33rd stream that torch makes
+        is the first one again, so that lanes would wait for each other unseen."""
+        if name not in self._streams:
+            self._streams[name] = CudaStream(self)
+        return self._streams[name]
 
     def start_clock(self) -> None:
         """Event times are single-precision milliseconds since this event, so it is set anew for every batch."""
@@ -157,12 +185,23 @@ class CudaDevice:
     def release_unused(self) -> None:
         self.cuda.empty_cache()
 
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> Tensor:
+        """Device memory for `what`; ResourceError where there is not enough."""
+        try:
+            return torch.empty(shape, dtype=dtype, device=self.where)
+        except torch.OutOfMemoryError:
+            size = format_bytes(math.prod(shape) * dtype.itemsize)
+        raise ResourceError(
+            f"The device has no room left for {size} of {what}.",
+            "Pass a smaller --gpu-memory, or end other programs that use the device.",
+        )
+
     def arena(self, slots: int) -> Arena:
-        return Arena(slots, lambda rows, columns: torch.empty((rows, columns), device=self.where))
+        return Arena(slots, lambda rows, columns: self.empty((rows, columns), torch.float32, "arena"))
 
     def staging(self, floats: int) -> CudaStaging:
-        host = row_array(1, floats).reshape(-1)
-        staging = CudaStaging(host, torch.empty(floats, device=self.where))
+        host = _own_pages(floats)
+        staging = CudaStaging(host, self.empty((floats,), torch.float32, "staging"))
         if floats:
             self._register(host)
             weakref.finalize(staging, self.cuda.cudart().cudaHostUnregister, host.ctypes.data)
@@ -182,14 +221,16 @@ class CudaDevice:
     def indices(self, lists: list[np.ndarray]) -> list[Tensor]:
         """All lists in one small copy, on a stream of its own: the host waits for nothing else, and any stream may use them
         when this returns. They must be kept until the work that uses them is done."""
-        flat = torch.from_numpy(np.concatenate(lists).astype(np.int64))
+        flat = torch.from_numpy(np.concatenate(lists, dtype=np.int32))
         flat = flat.pin_memory() if self.where.type == "cuda" else flat
-        there = self._index_stream.run(lambda: flat.to(self.where, non_blocking=True))
+        # index_copy_ and index_fill_ insist on int64: widened on the device, half the bytes cross the bus.
+        there = self._index_stream.run(lambda: flat.to(self.where, non_blocking=True).long())
         self._index_stream.record().synchronize("index lists are on the device before any stream uses them")
         return list(there.split([len(ids) for ids in lists]))
 
     def numpy(self, array: Tensor) -> np.ndarray:
-        return array.detach().cpu().numpy()
+        """C-contiguous, which an image of the rasteriser is not."""
+        return array.detach().contiguous().cpu().numpy()
 
     def to_device(self, staging: Staging, floats: int) -> None:
         assert isinstance(staging, CudaStaging)
@@ -212,6 +253,11 @@ class CudaDevice:
     def restore(self, source: Gradients, slots: Tensor, arena: Arena, columns: int) -> None:
         arena.grad_geometry.index_copy_(0, slots, source.grad_geometry)
         arena.grad_colour[:, :columns].index_copy_(0, slots, source.grad_colour)
+
+
+def _own_pages(floats: int) -> np.ndarray:
+    """Host memory [floats] f32 on pages of its own: pages are what is locked, and none may be locked twice."""
+    return np.frombuffer(mmap.mmap(-1, 4 * floats), np.float32) if floats else np.empty(0, np.float32)
 
 
 def _zero_gradients(arena: Arena, slots: Tensor, columns: int) -> None:

@@ -50,7 +50,7 @@ def thresholds(config: Config, scene_scale: float, now: int) -> Thresholds:
 
 def row_limit(session: Session) -> int:
     """How many rows --max-gaussians and the host budget admit."""
-    on_host = host_budget(session.config) // store_row_bytes(session.config.moments)
+    on_host = host_budget(session.config, session.store.bytes) // store_row_bytes(session.config.moments)
     limit = min(session.config.max_gaussians or np.iinfo(np.int32).max, on_host)
     return max(limit, session.store.rows)
 
@@ -61,13 +61,13 @@ def admits(session: Session, store: Store, drop: np.ndarray) -> bool:
     if session.config.offload == "none":
         # auto would rather move the store to the host than stop growing
         budget -= store.rows * session.tiers.resident_row_bytes
-    slots = slots_for(budget)
-    if store.rows <= slots:
+    # Staging and the rasteriser's temporaries grow with the view that fills the arena.
+    if store.rows <= slots_for(budget - session.temporaries(store.rows)):
         return True
-    slots = int(slots * _ARENA_FILL)
     session.refresh_store()
     sets = visible_sets(store.entries, store.bounds, session.cameras, block_rows=store.block_rows)
-    return all(len(rows) - int(drop[rows].sum()) <= slots for rows in sets)
+    largest = max(len(rows) - int(drop[rows].sum()) for rows in sets)
+    return largest <= int(slots_for(budget - session.temporaries(largest)) * _ARENA_FILL)
 
 
 def rebuild(session: Session, before: int) -> None:

@@ -15,6 +15,7 @@ from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
 from clm.plan.residency import Plan, Traffic
 from clm.scene import CorruptImage, Scene
+from clm.stream.lanes import Lanes
 from clm.stream.spans import LaneSeconds, Span
 from clm.train.evaluate import evaluate
 from clm.train.events import BatchDone, Emit, Finished, Message, Started
@@ -99,18 +100,27 @@ def compute_views(session: Session, plan: Plan, degree: int) -> list[Any]:
     on without it, and the error takes the place of its loss."""
     lanes, losses, earlier = session.lanes, [], 0  # earlier: views done before the plan was replaced
     while (i := len(losses) - earlier) < len(plan.steps):
-        work = view_loss(session, plan.steps[i].view, degree, session.progress.iteration + len(losses))
-        try:
-            loss = lanes.compute(i, work)
-        except OutOfDeviceMemory as error:
+        loss = attempt(
+            lanes, i, view_loss(session, plan.steps[i].view, degree, session.progress.iteration + len(losses))
+        )
+        if isinstance(loss, OutOfDeviceMemory):
             rest = session.shrink_arena(plan, i)
             if rest is not None:
                 plan, earlier = rest, len(losses)
                 continue
-            loss = lanes.compute(i, lambda slots, error=error: error)
+            loss = lanes.compute(i, lambda slots, error=loss: error)
         losses.append(loss)
         lanes.send_back(i)  # and update
     return losses
+
+
+def attempt(lanes: Lanes, i: int, work: Callable[[Any], Any]) -> Any:
+    """The loss of step i, or OutOfDeviceMemory as a value: of the failed view nothing stays, neither `work` nor the frames of
+    a traceback, because they hold the arena whose memory the next try needs."""
+    try:
+        return lanes.compute(i, work)
+    except OutOfDeviceMemory as error:
+        return error.with_traceback(None)
 
 
 def view_loss(session: Session, view_id: int, degree: int, image: int) -> Callable[[Any], Any]:

@@ -33,6 +33,7 @@ def start_run(session: Session) -> None:
     if scene.offset.any():
         write_georef(run / "georef.json", scene.offset)
     if session.progress.iteration == 0:
+        session.tiers.write_back()
         write_ply(run / "input.ply", session.store.exact_chunks(None), antialiased=config.antialias)
 
 

@@ -86,8 +86,7 @@ class Session:
         self.trace = Trace(Path(config.trace)) if config.trace else None
         self.reserved = 0  # device bytes that placements leave free, since memory ran out once
         self.placement, blocks = self._place()
-        self.tiers = Tiers(self.device, self.store, blocks, self.placement.arena_slots)
-        self.lanes = Lanes(self.tiers)
+        self._open_lanes(blocks, self.placement.arena_slots)
         for line in self._short_plan():
             emit(Message(line))
 
@@ -106,16 +105,24 @@ class Session:
     def move_in(self) -> None:
         """Placement is decided anew after rows were added, removed or sorted, or outgrew the arena; tiers and lanes follow.
 
-        Raises ResourceError, with everything as it was, when nothing fits."""
+        The store is whole: resident rows were written back before it was changed, and what the device holds is of no use any
+        more. Raises ResourceError, with everything as it was, when nothing fits."""
         before = self.placement
         self.placement, blocks = self._place()
-        self.tiers.write_back()
         self.lanes.close()
         del self.lanes, self.tiers  # the old memory is free before new memory is taken
-        self.tiers = Tiers(self.device, self.store, blocks, self.placement.arena_slots)
-        self.lanes = Lanes(self.tiers)
+        self.device.release_unused()
+        try:
+            self._open_lanes(blocks, self.placement.arena_slots)
+        except ResourceError:
+            self._open_lanes(np.zeros_like(blocks), 0)  # enough for the state to be saved
+            raise
         if self.placement.offload != before.offload:
             self.emit(Message(self.placement.reason))
+
+    def _open_lanes(self, blocks: np.ndarray, arena_slots: int) -> None:
+        self.tiers = Tiers(self.device, self.store, blocks, arena_slots)
+        self.lanes = Lanes(self.tiers)
 
     def shrink_arena(self, plan: Plan, i: int) -> Plan | None:
         """The device has no memory for the view of step i: give it a quarter of the arena. Returns the plan of the rest of
@@ -177,6 +184,7 @@ class Session:
             return take(self.tiers.arena.slots)
         except ResourceError:
             try:
+                self.tiers.write_back()
                 self.move_in()
                 return take(self.tiers.arena.slots)
             except ResourceError:
@@ -198,7 +206,7 @@ class Session:
         seen = sightings(store, self.cameras)
         usual = seen.usual_union(config.batch_size)
         needed, usual = arena_needs(store.rows, seen.largest_view, usual, config.batch_size, store.block_rows)
-        budgets = device_budget(config), host_budget(config)
+        budgets = device_budget(config), host_budget(config, store.bytes)
         placement = choose_placement(
             store.rows,
             needed,
@@ -206,7 +214,7 @@ class Session:
             *budgets,
             config.offload,
             usual_union=usual,
-            temporaries=self._temporaries(seen.largest_view),
+            temporaries=self.temporaries(seen.largest_view),
             moments=config.moments,
             block_rows=store.block_rows,
             shared_memory=self.device.shares_host_memory,
@@ -222,11 +230,12 @@ class Session:
         planned = self.plans.ready()
         assert planned is not None and planned.plan is not None, "the arena was sized for these very views"
         resident = np.repeat(self.tiers.resident_blocks, self.store.block_rows)[: self.store.rows]
-        columns, budgets = colour_columns(sh_degree_at(self.config, first)), (device_budget, host_budget)
-        text = short_plan(self.placement, planned.plan, resident, columns, *(b(self.config) for b in budgets))
+        columns = colour_columns(sh_degree_at(self.config, first))
+        budgets = device_budget(self.config), host_budget(self.config, self.store.bytes)
+        text = short_plan(self.placement, planned.plan, resident, columns, *budgets)
         return text.splitlines()
 
-    def _temporaries(self, largest_view: int) -> int:
+    def temporaries(self, largest_view: int) -> int:
         """Device bytes beside arena and residents: the rasteriser's, staging, and what is kept free."""
         pixels = max(camera.width * camera.height for camera in self.cameras)
         staging = 0 if self.device.shares_host_memory else staging_bytes(largest_view)
@@ -308,11 +317,11 @@ def device_budget(config: Config) -> int:
     return parse_bytes(config.gpu_memory)
 
 
-def host_budget(config: Config) -> int:
-    """Bytes the store may take on the host."""
+def host_budget(config: Config, held: int) -> int:
+    """Bytes the store may take on the host, where it takes `held` already: those are not available, but its own."""
     if config.host_memory != "auto":
         return parse_bytes(config.host_memory)
-    return int(0.8 * available_memory())
+    return int(0.8 * (available_memory() + held))
 
 
 def available_memory() -> int:

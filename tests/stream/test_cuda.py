@@ -130,6 +130,24 @@ def test_staging_is_registered_exactly_and_unregistered_when_it_goes() -> None:
     assert not there.cuda.runtime.registered
 
 
+def test_staging_shares_no_page_because_a_page_cannot_be_locked_twice() -> None:
+    there = device()
+    addresses = {there.staging(10).host.ctypes.data % 4096 for _ in range(5)}
+    assert addresses == {0}
+
+
+def test_there_is_one_stream_per_name_because_the_allocator_keeps_memory_per_stream() -> None:
+    there = device()
+    assert there.stream("load") is there.stream("load")
+    assert there.stream("load") is not there.stream("compute")
+
+
+def test_an_image_arrives_contiguous_whatever_its_strides() -> None:
+    image = torch.arange(24.0).reshape(2, 4, 3).permute(2, 0, 1)
+    got = device().numpy(image)
+    assert got.flags.c_contiguous and np.array_equal(got, image.numpy())
+
+
 def test_memory_that_cannot_be_registered_is_refused_in_one_sentence() -> None:
     there = device()
     there.cuda.runtime.code = 2

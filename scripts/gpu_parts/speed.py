@@ -1,0 +1,235 @@
+"""How fast: everything resident and host offload against a plain loop of the same kernels, scenes up to the host's memory,
+and what a stated machine was predicted to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from clm.plan.budget import format_bytes, parse_bytes, store_bytes
+from clm.scene import Scene
+from clm.stream.device import Arena
+from clm.train.batches import batch_views
+from clm.train.session import Session, available_memory, sightings
+from gpu_parts.check import Check, Findings, Spans, advance, open_session
+from gpu_parts.synthetic import flat_scene, flat_store, open_flat, small_scene, small_store
+
+HEAD = "| what | images/s | load s | compute s | send back s | update s | hidden | plan exposed | bubble |"
+
+
+class PlainLoop:
+    """What a trainer without any out-of-core machinery does: all rows on the device, every view rasterised from all of
+    them, dense Adam of torch over all of them."""
+
+    def __init__(self, check: Check, session: Session):
+        import torch
+
+        self.session, where, store = session, check.where, session.store
+        self._check, self._image, self.loss = check, 0, 0.0
+        self.slots = torch.arange(store.rows, device=where)
+        self.arena = Arena(store.rows, lambda rows, columns: torch.zeros((rows, columns), device=where))
+        self.arena.geometry.copy_(torch.from_numpy(store.geometry))
+        self.arena.colour.copy_(torch.from_numpy(store.colour))
+        self._geometry, self._colour = (torch.nn.Parameter(a) for a in (self.arena.geometry, self.arena.colour))
+        self._colour.grad = self.arena.grad_colour
+        self._adam = torch.optim.Adam([self._geometry, self._colour], lr=1e-5, eps=1e-15, fused=True)
+
+    def train_batch(self) -> float:
+        """Seconds of one optimizer step."""
+        session, config, began = self.session, self.session.config, time.perf_counter()
+        values = []
+        for view in batch_views(session.scene.train, config.seed, self._image, config.batch_size):
+            values.append(
+                session.rasterizer.loss_and_gradients(
+                    self.arena, self.slots, session.scene.views[view].camera, 3, (0.0, 0.0, 0.0),
+                    session.images.get(view), None, config.ssim_weight,
+                )
+            )  # fmt: skip
+        # The fused kernel wants dense tensors; the column beside the eleven is padding, and may become anything.
+        self._geometry.grad = self.arena.grad_geometry[:, :12].contiguous()
+        self._adam.step()
+        self.arena.grad_geometry.zero_()
+        self.arena.grad_colour.zero_()
+        self._image += config.batch_size
+        self.loss = sum(map(float, values))  # as a trainer that shows it, and so waits for the views
+        self._check.synchronize()
+        return time.perf_counter() - began
+
+
+def speed(check: Check, findings: Findings) -> None:
+    """On the real scene and on a synthetic one: the plain loop, none and host take turns, batch by batch."""
+    scene = check.scene()
+    findings.lines += [HEAD, "|---|---|---|---|---|---|---|---|---|"]
+    for batch in (4, 1) if not check.double else (2,):
+        with ExitStack() as stack:
+            sessions = {
+                name: stack.enter_context(open_session(check, scene, check.config(offload=name, batch_size=batch)))
+                for name in ("none", "host")
+            }
+            for session in sessions.values():
+                for index in scene.train:
+                    session.images.get(int(index))  # decoded before the clock starts, as in a run's second epoch
+            in_turns(check, findings, f"{check.scene_path.name}, batch {batch}", sessions)
+    flat = small_scene(check)
+    with ExitStack() as stack:
+        sessions = {}
+        for name in ("none", "host"):
+            config = check.config(offload=name, batch_size=2 if check.double else 4)
+            sessions[name] = stack.enter_context(open_flat(check, flat, small_store(check), config, []))
+        in_turns(check, findings, f"flat, {sessions['none'].store.rows:,} Gaussians", sessions)
+
+
+def in_turns(check: Check, findings: Findings, title: str, sessions: dict[str, Session]) -> None:
+    plain, warm, batches = PlainLoop(check, sessions["none"]), check.size(8, 4, 1), check.size(40, 12, 2)
+    steps: dict[str, Callable[[], float]] = {"plain": plain.train_batch}
+    steps |= {name: (lambda session=session: advance(session, 1)[0]) for name, session in sessions.items()}
+    for _ in range(warm):
+        for step in steps.values():
+            step()
+    before = {name: dataclasses.replace(session.totals.lanes) for name, session in sessions.items()}
+    kept = {name: Spans() for name in sessions}
+    for name, session in sessions.items():
+        session.trace = kept[name]  # type: ignore[assignment]
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(batches):
+        for name in list(steps) if turn % 2 else reversed(list(steps)):
+            seconds[name].append(steps[name]())
+        if check.seconds_left() < 20:
+            break
+    size = sessions["none"].config.batch_size
+    rates = {name: size / float(np.median(walls)) for name, walls in seconds.items()}
+    findings.figure(
+        f"{title}: plain", {"images_per_second": rates["plain"]}, f"| {title}, plain loop | {rates['plain']:.1f} |"
+    )
+    findings.lines[-1] += " | | | | | | |"
+    for name, session in sessions.items():
+        seen = lane_figures(session, before[name], kept[name], len(seconds[name]))
+        seen["images_per_second"] = rates[name]
+        cells = " | ".join(f"{seen[lane]:.4f}" for lane in ("load", "compute", "send_back", "update"))
+        shares = " | ".join(f"{100 * seen[key]:.1f}%" for key in ("hidden", "plan_exposed", "bubble"))
+        findings.figure(f"{title}: {name}", seen, f"| {title}, {name} | {rates[name]:.1f} | {cells} | {shares} |")
+        session.trace = None
+    ratio = float(np.median(np.array(seconds["plain"]) / np.array(seconds["none"])))
+    findings.expect(
+        f"{title}: everything resident at least at 95% of the plain loop", ratio >= 0.95 or check.double, f"{ratio:.3f}"
+    )
+    exposed = findings.figures[f"{title}: host"]["plan_exposed"]
+    met = exposed <= 0.03 or check.double
+    findings.expect(f"{title}: exposed planning at most 3% of the batch time", met, f"{100 * exposed:.1f}%")
+
+
+def lane_figures(session: Session, before: Any, kept: Spans, batches: int) -> dict[str, float]:
+    """Seconds per batch by lane, and shares: hidden lanes' work, exposed planning, and the bubble between batches."""
+    now, computes = session.totals.lanes, [span for span in kept.spans if span.lane == "compute"]
+    names = ("load", "compute", "send_back", "update", "exposed", "plan_exposed")
+    seen = {name: getattr(now, name) - getattr(before, name) for name in names}
+    work = seen["load"] + seen["send_back"] + seen["update"]
+    # The bubble between batches: what was computed in neither by this session, less the gaps between the views of a batch.
+    total = seen["compute"] + seen["exposed"] + seen["plan_exposed"]
+    inside = sum(max(0.0, b.start - a.end) for a, b in pairwise(computes) if b.step > a.step)
+    shares = {
+        "hidden": 1.0 if work <= 0 else min(1.0, max(0.0, 1 - seen["exposed"] / work)),
+        "bubble": max(0.0, seen["exposed"] + seen["plan_exposed"] - inside) / total,
+    }
+    seen["plan_exposed"] /= total
+    return {**{name: value / batches if name in names[:5] else value for name, value in seen.items()}, **shares}
+
+
+def ramp(check: Check, findings: Findings) -> None:
+    """Scenes up to the host's memory under one budget: does it hold, what moves, how fast."""
+    width, height = (24, 18) if check.double else (1600, 1064)
+    findings.lines += [
+        f"Budget {check.budget}, {width}x{height} px, a view sees about 1.5% of the field, batches of 4.",
+        "Shares are of the budget, and of the estimate that the run ended with.",
+        "",
+        "| Gaussians | resident | largest view | images/s | loaded per image | hidden | device memory | temporaries | build s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    scene = flat_scene(width, height, 0.2 if check.double else 0.015, 9 if check.double else 100)
+    for rows in (
+        (1000, 2000) if check.double else (2_000_000,) if check.quick else (10_000_000, 30_000_000, 100_000_000)
+    ):
+        if 1.1 * store_bytes(rows) > available_memory():
+            available = format_bytes(available_memory())
+            findings.figure(
+                f"{rows}", None, f"| {rows:,} | {format_bytes(store_bytes(rows))} of {available} RAM: left out |"
+            )
+            continue
+        if check.seconds_left() < rows / 1e6 + 15:
+            findings.figure(f"{rows}", None, f"| {rows:,} | no time left |")
+            continue
+        climb(check, findings, scene, rows)
+
+
+def climb(check: Check, findings: Findings, scene: Scene, rows: int) -> None:
+    began = time.perf_counter()
+    store = flat_store(rows)
+    built = time.perf_counter() - began
+    config = check.config(offload="auto", max_gaussians=None, batch_size=2 if check.double else 4)
+    with open_flat(check, scene, store, config, []) as session:
+        pixels = session.cameras[0].width * session.cameras[0].height
+        advance(session, 2)
+        session.totals.bytes_loaded = session.totals.images = 0
+        before = dataclasses.replace(session.totals.lanes)
+        seconds: list[float] = []
+        while len(seconds) < check.size(12, 6, 2) and check.seconds_left() > 10:
+            seconds += advance(session, 1)
+        (peak, taken), budget = check.device_memory(), parse_bytes(check.budget)
+        view = sightings(store, session.cameras).largest_view
+        temporaries = session.rasterizer.peak_temporaries
+        lanes = lane_figures(session, before, Spans(), len(seconds))
+        seen = {
+            "resident": session.tiers.resident_rows / rows,
+            "slots": session.tiers.arena.slots,
+            "images_per_second": config.batch_size / float(np.median(seconds)),
+            "bytes_loaded_per_image": session.totals.bytes_loaded / session.totals.images,
+            "peak_device_bytes": peak,
+            "reserved_device_bytes": taken,
+            "predicted_device_bytes": session.totals.device_bytes,
+            "temporaries": temporaries,
+            "temporaries_estimate": session.rasterizer.temporary_bytes(view, pixels),
+            "rows_of_the_largest_view": view,
+            "build_seconds": built,
+            "lanes": lanes,
+        }
+    cells = [f"{rows:,}", f"{100 * seen['resident']:.0f}%", f"{view:,}", f"{seen['images_per_second']:.2f}"]
+    cells += [format_bytes(int(seen["bytes_loaded_per_image"])), f"{100 * lanes['hidden']:.0f}%"]
+    cells += [f"{format_bytes(peak)}, {100 * peak / budget:.0f}% (with cached {format_bytes(taken)})"]
+    cells += [f"{format_bytes(temporaries)}, {100 * temporaries / seen['temporaries_estimate']:.0f}%", f"{built:.1f}"]
+    findings.figure(f"{rows}", seen, "| " + " | ".join(cells) + " |")
+    findings.expect(
+        f"{rows:,}: device memory within the budget", peak <= budget, f"{format_bytes(peak)} of {check.budget}"
+    )
+    met = temporaries <= seen["temporaries_estimate"]
+    findings.expect(f"{rows:,}: temporaries within what is now estimated", met, format_bytes(temporaries))
+
+
+def predicted(check: Check, findings: Findings) -> None:
+    """Images/s of host offload, as the simulator says for a machine file and as they are here."""
+    try:
+        from clm.plan.machine import load_machine
+        from clm.plan.simulate import simulate
+    except ImportError:
+        findings.figure("skipped", True, "This version has no simulator (`clm.plan.simulate`).")
+        return
+    scene, machine, plans = small_scene(check), load_machine(check.machine), []
+    with open_flat(check, scene, small_store(check), check.config(offload="host", batch_size=4), []) as session:
+        take = session.next_plan
+        session.next_plan = lambda: plans.append(take()) or plans[-1]  # type: ignore[method-assign,func-returns-value]
+        advance(session, check.size(8, 4, 1))
+        plans.clear()
+        before = dataclasses.replace(session.totals.lanes)
+        seconds = advance(session, check.size(20, 8, 2))
+        measured = 4 / float(np.median(seconds))
+        lanes = lane_figures(session, before, Spans(), len(seconds))
+    pixels = [view.camera.width * view.camera.height for view in scene.views]
+    timeline = simulate([planned.plan for planned in plans], machine, pixels)
+    figures = {"measured": measured, "predicted": timeline.images_per_second, "machine": machine.name, "lanes": lanes}
+    line = f"Predicted for {machine.name}: {timeline.images_per_second:.1f} images/s; measured here: {measured:.1f}."
+    findings.figure("images_per_second", figures, line)
