@@ -197,6 +197,8 @@ class Lanes:
                     future.set_exception(CancelledError())
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
+        for stream in (self._load_stream, self.compute_stream, self._back_stream):
+            stream.record().synchronize("arena and staging may go when no stream works with them any more")
 
     # The lanes' work, each in its own thread.
 

@@ -52,6 +52,7 @@ INTERRUPTION_WAITS = (
     "what was begun of the view is over before the arena is replaced",
     "what is parked of an interrupted batch has arrived on the host",
 )
+CLOSING = "arena and staging may go when no stream works with them any more"
 
 
 def camera(angle: float) -> Camera:
@@ -104,6 +105,7 @@ def run_batches(
     batches: int = 5,
     degree: int = 2,
     interrupted: dict[tuple[int, int], int] | None = None,
+    at_rest: Callable[[], None] = lambda: None,
 ) -> tuple[Store, Adam, Traffic]:
     """Train on a fixed pseudo-gradient; returns the store, the optimizer and what crossed the bus in all.
 
@@ -135,6 +137,7 @@ def run_batches(
                 if (room := interrupted.pop((batch, done), None)) is not None:
                     lanes.compute_stream.run(lambda: None)  # begun, and then there was no memory for the rest
                     lanes.interrupt(i)
+                    at_rest()
                     tiers.replace_arena(room)
                     plan = rest_of(plan, i, room, store.block_rows)
                     lanes.go_on(plan)
@@ -208,29 +211,43 @@ def test_streams_in_any_order_that_the_waits_admit_give_the_same_bits(everything
     assert_same(store, everything_resident)
 
 
-def dawdling(monkeypatch: pytest.MonkeyPatch, device: FakeDevice) -> None:
-    """Adam on the host begins late, and lanes do not wait for each other where the device ignores the reason."""
-    adam, after = row_kernels.adam, lanes_module._after
+def dawdling(monkeypatch: pytest.MonkeyPatch, device: FakeDevice, load_pause: float = 0.0) -> Callable[[], None]:
+    """Adam on the host begins late, the load lane ends late, and lanes do not wait for each other where the device ignores
+    the reason. Returns a check that the load lane is at rest."""
+    adam, load, after, at_work = row_kernels.adam, Lanes._load, lanes_module._after, []
 
     def slow_adam(*arguments: Any) -> None:
         device.dawdle()
         adam(*arguments)
 
+    def slow_load(*arguments: Any) -> None:
+        at_work.append(1)
+        try:
+            load(*arguments)
+        finally:
+            time.sleep(load_pause)
+            at_work.pop()
+
+    def at_rest() -> None:
+        assert not at_work, "the load lane still works"
+
     monkeypatch.setattr(row_kernels, "adam", slow_adam)
+    monkeypatch.setattr(Lanes, "_load", slow_load)
     monkeypatch.setattr(lanes_module, "_after", lambda future, why: after(future, why) if device.heed(why) else None)
+    return at_rest
 
 
 def test_every_wait_of_the_lanes_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
     device = FakeDevice("eager")
     dawdling(monkeypatch, device)
     run_batches(tight(), every_other, device, batches=2)
-    assert device.reasons == set(WAITS)
+    assert device.reasons == {*WAITS, CLOSING}
     run_batches(2 * largest_view(), every_other, device, interrupted=interruptions())
-    assert device.reasons == {*WAITS, *INTERRUPTION_WAITS}
+    assert device.reasons == {*WAITS, *INTERRUPTION_WAITS, CLOSING}
     source = Path(lanes_module.__file__).read_text()
     waits = len(re.findall(r"stream\.wait\(|\.synchronize\(|[^f] _after\(", source))
-    assert waits == len(WAITS) + len(INTERRUPTION_WAITS) - 1, (
-        "one call waits for the slots of early or of late rows, each other one is listed once"
+    assert waits == len(WAITS) + len(INTERRUPTION_WAITS), (
+        "one call waits for early or for late rows, and one when the lanes are closed"
     )
 
 
@@ -283,9 +300,10 @@ def test_without_any_one_wait_of_an_interruption_something_is_wrong(
     for schedule in ("lazy", "eager"):
         device = FakeDevice(schedule, ignored=(why,), pause=0.01)
         with monkeypatch.context() as patch:
-            dawdling(patch, device)
+            at_rest = dawdling(patch, device, load_pause=0.01)
             try:
-                store, _, _ = run_batches(2 * largest_view(), every_other, device, interrupted=interruptions())
+                run = run_batches(2 * largest_view(), every_other, device, interrupted=interruptions(), at_rest=at_rest)
+                store = run[0]
                 assert_same(store, everything_resident)
             except (Exception, AssertionError):
                 return
@@ -343,14 +361,16 @@ def test_an_error_in_a_lane_reaches_the_caller_and_closing_does_not_hang(monkeyp
         run_batches(scene().rows, nothing)
 
 
-def test_an_abandoned_batch_can_be_closed() -> None:
-    store = scene()
-    lanes = Lanes(Tiers(CpuDevice(), store, nothing(store), 4000))
+@pytest.mark.parametrize("waits", [True, False])
+def test_an_abandoned_batch_can_be_closed_and_leaves_no_work_behind(waits: bool) -> None:
+    store, device = scene(), FakeDevice("lazy", ignored=() if waits else (CLOSING,))
+    lanes = Lanes(Tiers(device, store, nothing(store), 4000))
     sets = visible_sets(store.entries, store.bounds, CAMERAS, block_rows=BLOCK)
     plan = make_plan(list(range(VIEWS)), sets, max(len(s) for s in sets))
     lanes.begin(plan, Adam(np.full((6, 3), 1e-3), Betas.for_batch(1)).at(1), 3)
     lanes.compute(0, lambda slots: None)
     lanes.close()
+    assert any(stream.work for stream in device.streams) != waits
 
 
 def test_parked_gradients_come_back_bit_for_bit_also_after_parking_again() -> None:
