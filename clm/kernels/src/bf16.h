@@ -104,13 +104,13 @@ CLM_INLINE void store_upper(bf16* a_at, bf16* b_at, typename words<V>::full a, t
     store(b_at, __builtin_convertvector(b >> 16, H));
 }
 
-// Bits of a float (or of a vector of them) so that the upper half is the nearest bf16, ties to even; the lower half is
+// Bits (U) of a float, or of a vector of them, so that the upper half is the nearest bf16, ties to even; the lower half is
 // to be dropped. Beyond the largest bf16 lies infinity; NaN is left out of the sum, which would carry into the exponent
 // or the sign. Slow twin: clm/optim/reference.py.
-template <class U>
-CLM_INLINE U nearest_bf16(U x) {
-    const U nearest = x + 0x7fffu + ((x >> 16) & 1u), quiet = x | 0x400000u;
-    return (x & 0x7fffffffu) > 0x7f800000u ? quiet : nearest;
+template <class U, class V>
+CLM_INLINE U nearest_bf16(V value) {
+    const U x = bits<U>(value), nearest = x + 0x7fffu + ((x >> 16) & 1u), quiet = x | 0x400000u;
+    return value != value ? quiet : nearest;
 }
 
 // The upper halves, as floats that have nothing below them or packed.

@@ -124,8 +124,8 @@ inline void round_colours(const float* from, T* to, int columns) {
     constexpr int step = sizeof(Narrow) / 4;
     int c = 0;
     for (; c + step <= columns; c += step)
-        store_upper<Narrow>(to + c, nearest_bf16(load<typename words<Narrow>::full>(from + c)));
-    for (; c < columns; ++c) store_upper(to + c, nearest_bf16(bits<uint32_t>(from[c])));
+        store_upper<Narrow>(to + c, nearest_bf16<words<Narrow>::full>(load<Narrow>(from + c)));
+    for (; c < columns; ++c) store_upper(to + c, nearest_bf16<uint32_t>(from[c]));
 }
 
 // Packed colours as floats again.
