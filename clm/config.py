@@ -54,6 +54,13 @@ class Config:
     moments: str = _option(
         "f32", "How Adam's moments are stored; bf16 takes a third off the bytes of a Gaussian.", metavar="f32|bf16"
     )
+    colour_bus: str = _option(
+        "f32",
+        "How colours are loaded for training: f32 (default), or bf16, half the bytes; rounded wherever a Gaussian lives, "
+        "while what is stored stays exact. Settable in a file only.",
+        flag=None,
+        metavar="f32|bf16",
+    )
     max_gaussians: int | None = _option(None, "Never grow beyond this many Gaussians (18M, 950k).", metavar="N")
     image_cache: str = _option("4GiB", "Bytes of decoded photos kept in memory.", flag=None)
     # Scene
@@ -197,7 +204,7 @@ def _check_ranges(config: Config) -> None:
     if not 0 <= config.sh_degree <= 3:
         raise ClmError(f"`sh_degree` is {config.sh_degree}, but must be 0, 1, 2 or 3.")
     choices = {"device": ("auto", "cpu", "cuda"), "offload": ("auto", "none", "host"), "strategy": ("default",)}
-    choices["moments"] = ("f32", "bf16")
+    choices["moments"] = choices["colour_bus"] = ("f32", "bf16")
     choices["downscale"] = ("auto", "1", "2", "4", "8")
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:

@@ -31,6 +31,7 @@ def test_an_unknown_key_is_an_error_with_the_nearest_match(tmp_path: Path) -> No
         {"sh_degree": 4},
         {"offload": "disk"},
         {"moments": "f16"},
+        {"colour_bus": "f16"},
         {"device": "tpu"},
         {"downscale": "3"},
         {"background": "pink"},

@@ -16,7 +16,7 @@ import numpy as np
 from clm.kernels import load, pointer
 
 GEOMETRY, COLOUR, GRAD_GEOMETRY = 12, 48, 16
-f32, i32 = np.float32, np.int32
+f32, i32, u16 = np.float32, np.int32, np.uint16
 
 
 def colour_columns(sh_degree: int) -> int:
@@ -25,7 +25,10 @@ def colour_columns(sh_degree: int) -> int:
 
 
 class AdamStep(ctypes.Structure):
-    """Constants and tables of one optimizer step; built by `clm.optim.adam.Adam.at`, which also keeps the tables alive."""
+    """Constants and tables of one optimizer step; built by `clm.optim.adam.Adam.at`, which also keeps the tables alive.
+
+    `bf16_colours` 1: every fetch for this step rounds colours to bf16 (nearest, ties to even) after catching up.
+    """
 
     _fields_ = (
         ("step", ctypes.c_int32),
@@ -41,6 +44,7 @@ class AdamStep(ctypes.Structure):
         ("eps_drift", ctypes.c_void_p),
         ("rate", ctypes.c_float * 6),
         ("eps_step", ctypes.c_float),
+        ("bf16_colours", ctypes.c_int32),
     )
 
 
@@ -85,11 +89,17 @@ def _ids(ids: np.ndarray | None) -> ctypes.c_void_p:
     return pointer(ids, i32, None)
 
 
-def _colours(colour: np.ndarray, columns: int) -> tuple[ctypes.c_void_p, int]:
+def _colours(colour: np.ndarray, columns: int, dtype: type = f32) -> tuple[ctypes.c_void_p, int]:
     """Address and stride of colour rows: 48 floats apart in the store and the arena, only the active ones in staging."""
     if colour.shape[1] < columns:
         raise TypeError(f"kernel argument: {columns} active colour columns, but rows of {colour.shape[1]}")
-    return pointer(colour, f32, None, None), colour.shape[1]
+    return pointer(colour, dtype, None, None), colour.shape[1]
+
+
+def _bus_colours(colour: np.ndarray, columns: int) -> tuple[ctypes.c_void_p, int, int]:
+    """Address, stride and bytes per value of colour rows that may be bf16 (uint16 arrays)."""
+    packed = colour.dtype == u16
+    return *_colours(colour, columns, u16 if packed else f32), 2 if packed else 4
 
 
 def _gradients(place: GradientRows, columns: int) -> tuple[ctypes.c_void_p, ctypes.c_void_p, int]:
@@ -107,8 +117,11 @@ def fetch(
 ) -> None:
     """Catch rows [M] up to `step - 1` and copy them to geometry/colour at slots [M] (None: positions 0..M-1).
 
-    Colour rows of the target may be as short as `columns`."""
-    address, stride = _colours(colour, columns)
+    Colour rows of the target may be as short as `columns`, and bf16 (uint16) where the step rounds to that: packing then
+    loses nothing. TypeError where it would."""
+    if colour.dtype == u16 and not (step is not None and step.bf16_colours):
+        raise TypeError("kernel argument: bf16 colours of a step that does not round them")
+    address, stride, colour_bytes = _bus_colours(colour, columns)
     load().clm_fetch(
         ctypes.byref(store.view()),
         _step(step),
@@ -119,6 +132,7 @@ def fetch(
         address,
         columns,
         stride,
+        colour_bytes,
     )
 
 
@@ -181,10 +195,10 @@ def place(
 ) -> None:
     """Scatter staged rows (geometry [M, 12], colour [M, >= columns]) into arena slots [M] and zero their gradient rows.
 
-    staging None: only zero."""
-    staged = (pointer(None, f32), pointer(None, f32), 0)
+    Staged colours are f32, or bf16 (uint16), which are expanded. staging None: only zero."""
+    staged = (pointer(None, f32), pointer(None, f32), 0, 4)
     if staging is not None:
-        staged = pointer(staging[0], f32, None, GEOMETRY), *_colours(staging[1], columns)
+        staged = pointer(staging[0], f32, None, GEOMETRY), *_bus_colours(staging[1], columns)
     load().clm_place(
         *staged,
         _ids(slots),

@@ -74,8 +74,10 @@ class Adam:
             drift[:, s] = ratio * (self._weighted[:, s + 1] + drift[:, s + 1])
         return drift
 
-    def at(self, step: int, views: int = 1) -> AdamStep:
-        """Constants for applying `step` (1-based) to gradients summed over `views` views. Keeps its tables alive."""
+    def at(self, step: int, views: int = 1, bf16_colours: bool = False) -> AdamStep:
+        """Constants for applying `step` (1-based) to gradients summed over `views` views. Keeps its tables alive.
+
+        bf16_colours: rows that are fetched for the step have their colours rounded; the stored ones stay exact."""
         if not 1 <= step <= self.steps:
             raise ValueError(f"step {step} is outside the schedule of {self.steps} steps")
         constants = AdamStep(
@@ -92,6 +94,7 @@ class Adam:
             eps_drift=self._eps_drift.ctypes.data,
             rate=tuple(self._weighted[:, step]),
             eps_step=self._eps_step[step],
+            bf16_colours=bf16_colours,
         )
         constants.tables = self  # the structure holds addresses into this object
         return constants

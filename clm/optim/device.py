@@ -62,6 +62,7 @@ class DeviceStep:
     gradient_scale: float  # 1 / views of the batch
     reach_means: float  # pending drift after this step, for cull entries
     reach_log_scales: float
+    bf16_colours: bool  # fetched colours are rounded to bf16
 
 
 class DeviceAdam:
@@ -82,7 +83,7 @@ class DeviceAdam:
         self._colour_groups = upload(_COLOUR_GROUPS, torch.int64)
         self._tables = tables
 
-    def at(self, step: int, views: int = 1) -> DeviceStep:
+    def at(self, step: int, views: int = 1, bf16_colours: bool = False) -> DeviceStep:
         """As `Adam.at`: constants for applying `step` (1-based) to gradients summed over `views` views."""
         constants = self._adam.at(step, views)
         rates = self._rates[step]
@@ -104,6 +105,7 @@ class DeviceAdam:
             gradient_scale=constants.gradient_scale,
             reach_means=float(self._tables.drift[GROUPS.index("means"), step]),
             reach_log_scales=float(self._tables.drift[GROUPS.index("log_scales"), step]),
+            bf16_colours=bf16_colours,
         )
 
 
@@ -160,6 +162,8 @@ def fetch_rows(
                 move = m[:, :width].index_select(0, ids).div_(below).mul_(behind.drift.index_select(1, groups))
                 values.sub_(move)
                 del below, move
+            if step.bf16_colours:
+                new_colour.copy_(new_colour.bfloat16())  # to nearest, ties to even
         for target, values in ((geometry, new_geometry), (colour[:, :columns], new_colour)):
             if slots is None:
                 target[part].copy_(values)

@@ -1,4 +1,4 @@
-"""The slow twins of the row-Adam kernel in numpy: dense Adam and deferred Adam step by step (float64), bf16 rounding."""
+"""The slow twins of the row-Adam kernel in numpy: dense Adam and deferred Adam step by step (float64), rounding to bf16."""
 
 from __future__ import annotations
 
@@ -33,6 +33,23 @@ def closed_form_drift(
 def bf16_values(bits: np.ndarray) -> np.ndarray:
     """The float32 values of bf16 `bits` (uint16, any shape): the upper half of a float32."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def nearest_bf16(values: np.ndarray) -> np.ndarray:
+    """The bits (uint16) of the bf16 nearest to `values` (f32, any shape), of two equally near ones the even one.
+
+    From the two neighbours in float64, where distances are exact. The largest bf16 is followed by 2^128 as far as distances
+    go, which is infinity (IEEE 754, 4.3.1). NaN becomes the one NaN 0x7fc0.
+    """
+    lower = (np.ascontiguousarray(values, np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    upper = lower + np.uint16(1)  # away from zero
+    with np.errstate(invalid="ignore"):  # infinity has no distance, nor has NaN
+        exact = np.abs(values.astype(np.float64))
+        above = np.abs(bf16_values(upper).astype(np.float64))
+        below = exact - np.abs(bf16_values(lower).astype(np.float64))
+        above = np.where(np.isinf(above), 2.0**128, above) - exact
+        up = (above < below) | ((above == below) & (lower & 1 == 1))
+    return np.where(np.isnan(values), 0x7FC0, np.where(np.isinf(values) | ~up, lower, upper)).astype(np.uint16)
 
 
 def round_to_bf16(values: np.ndarray, rows: np.ndarray, stamp: int, first_column: int, moment: int) -> np.ndarray:

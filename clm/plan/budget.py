@@ -9,6 +9,7 @@ from clm.errors import ClmError
 
 PARAMETER_BYTES = 240  # geometry 12 floats (one is padding), colour 48 floats
 MOMENT_BYTES = {"f32": 480, "bf16": 240}  # both Adam moments, laid out as the parameters
+COLOUR_BUS_BYTES = {"f32": 4, "bf16": 2}  # one colour value of a row on its way to the device
 STAMP_BYTES = 4  # int32 step of the last update
 CULL_BYTES = 16  # centre and bounding radius
 STATISTICS_BYTES = 8  # densification: accumulated screen gradient and count of views

@@ -57,6 +57,11 @@ class Batch:
     def __post_init__(self) -> None:
         self.steps = [StepState() for _ in self.plan.steps]
 
+    @property
+    def bf16_colours(self) -> bool:
+        """Whether colours cross the bus as bf16: every fetch of the batch rounds them, so packing loses nothing."""
+        return bool(self.adam.bf16_colours)
+
     def futures(self) -> Iterator[Future]:
         for step in self.steps:
             yield from step.futures()

@@ -54,6 +54,7 @@ class CpuResidents:
 class CpuDevice:
     kind = "cpu"
     shares_host_memory = True
+    bf16 = np.uint16
 
     def stream(self, name: str) -> CpuStream:
         return CpuStream()

@@ -96,7 +96,7 @@ class CudaResidents:
     def __init__(self, device: CudaDevice, store: Store, rows: np.ndarray):
         self._device, self._store, self._rows = device, store, rows
         self._adam: DeviceAdam | None = None
-        self._steps: dict[tuple[int, float], DeviceStep] = {}
+        self._steps: dict[tuple[int, float, bool], DeviceStep] = {}
         for name in store.names:
             values = getattr(store, name)
             dtype = torch.int32 if values.dtype == np.int32 else torch.float32
@@ -117,9 +117,9 @@ class CudaResidents:
         """The step's constants; the tables of a run are uploaded once."""
         if self._adam is None:
             self._adam = DeviceAdam(step.tables, self._device.where)
-        key = step.step, step.gradient_scale
+        key = step.step, step.gradient_scale, bool(step.bf16_colours)
         if key not in self._steps:
-            self._steps = {key: self._adam.at(step.step, round(1.0 / step.gradient_scale))}
+            self._steps = {key: self._adam.at(step.step, round(1.0 / step.gradient_scale), key[2])}
         return self._steps[key]
 
     def fetch(self, step: AdamStep, positions: Tensor, slots: Tensor, arena: Arena, columns: int) -> None:
@@ -157,6 +157,7 @@ def _narrowed(values: Tensor, dtype: np.dtype) -> Tensor:
 class CudaDevice:
     kind = "cuda"
     shares_host_memory = False
+    bf16 = torch.bfloat16
 
     def __init__(self, cuda: Any = torch.cuda, where: str = "cuda"):
         self.cuda, self.where = cuda, torch.device(where)
@@ -243,7 +244,8 @@ class CudaDevice:
     def place(self, rows: Rows | None, slots: Tensor, arena: Arena, columns: int) -> None:
         if rows is not None:
             arena.geometry.index_copy_(0, slots, rows.geometry)
-            arena.colour[:, :columns].index_copy_(0, slots, rows.colour)
+            # What expanding bf16 takes is less than what its two staging buffers save of the bytes that were set aside.
+            arena.colour[:, :columns].index_copy_(0, slots, rows.colour.float())
         _zero_gradients(arena, slots, columns)
 
     def collect(self, arena: Arena, slots: Tensor, target: Gradients, columns: int) -> None:

@@ -61,7 +61,7 @@ class Stream(Protocol):
 
 
 class Rows(NamedTuple):
-    """Parameters of rows in one place: geometry [n, 12], colour [n, >= active columns], f32."""
+    """Parameters of rows in one place: geometry [n, 12], colour [n, >= active columns], f32; colours in staging may be bf16."""
 
     geometry: Array
     colour: Array
@@ -92,9 +92,10 @@ class Staging:
         return self.host.nbytes
 
 
-def row_floats(count: int, columns: int) -> int:
-    """Floats of `count` packed rows with so many active colour columns."""
-    return count * (GEOMETRY_COLUMNS + columns)
+def row_floats(count: int, columns: int, bf16_colours: bool = False) -> int:
+    """Floats of `count` packed rows with so many active colour columns; two bf16 values share one, the last may be alone."""
+    colours = count * columns
+    return count * GEOMETRY_COLUMNS + ((colours + 1) // 2 if bf16_colours else colours)
 
 
 def gradient_floats(count: int, columns: int) -> int:
@@ -102,9 +103,14 @@ def gradient_floats(count: int, columns: int) -> int:
     return count * (GRAD_GEOMETRY_COLUMNS + columns)
 
 
-def packed_rows(flat: Array, count: int, columns: int) -> Rows:
-    """Views of the first `count` packed rows of a flat buffer."""
-    return Rows(*_packed(flat, count, GEOMETRY_COLUMNS, columns))
+def packed_rows(flat: Array, count: int, columns: int, bf16: Any = None) -> Rows:
+    """Views of the first `count` packed rows of a flat buffer. bf16: colours are packed as such, and this is their dtype in
+    `flat`'s library (`np.uint16` on the host, `Device.bf16` there)."""
+    if bf16 is None:
+        return Rows(*_packed(flat, count, GEOMETRY_COLUMNS, columns))
+    middle = count * GEOMETRY_COLUMNS
+    colours = flat[middle:].view(bf16)[: count * columns]
+    return Rows(flat[:middle].reshape(count, GEOMETRY_COLUMNS), colours.reshape(count, columns))
 
 
 def packed_gradients(flat: Array, count: int, columns: int) -> Gradients:
@@ -140,7 +146,8 @@ class ResidentRows(Protocol):
     """Rows of resident blocks in device memory: parameters, moments, stamps and statistics. `positions` [n] are theirs."""
 
     def fetch(self, step: AdamStep, positions: Indices, slots: Indices, arena: Arena, columns: int) -> None:
-        """Catch rows up to `step - 1` into arena slots; the resident rows do not change."""
+        """Catch rows up to `step - 1` into arena slots, colours rounded where the step says so; the resident rows do not
+        change."""
 
     def adam(
         self, step: AdamStep, positions: Indices, slots: Indices, arena: Arena, columns: int, entries: Staging
@@ -156,6 +163,7 @@ class Device(Protocol):
 
     kind: str  # "cpu" or "cuda"
     shares_host_memory: bool  # resident rows are the store's own arrays
+    bf16: Any  # dtype of bf16 in its arrays; numpy has none and takes the bits as uint16
 
     def stream(self, name: str) -> Stream: ...
     def start_clock(self) -> None:
@@ -179,7 +187,7 @@ class Device(Protocol):
     def to_device(self, staging: Staging, floats: int) -> None: ...
     def to_host(self, staging: Staging, floats: int) -> None: ...
     def place(self, rows: Rows | None, slots: Indices, arena: Arena, columns: int) -> None:
-        """Scatter rows (None: no rows) into slots and zero their gradient rows."""
+        """Scatter rows (None: no rows) into slots, bf16 colours expanded, and zero their gradient rows."""
 
     def collect(self, arena: Arena, slots: Indices, target: Gradients, columns: int) -> None:
         """Gather the gradient rows at `slots`."""

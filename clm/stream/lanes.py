@@ -111,7 +111,7 @@ class Lanes:
     def _begin(self, batch: Batch) -> None:
         if batch.plan.capacity > self.tiers.arena.slots:
             raise ValueError(f"a plan for {batch.plan.capacity} slots in an arena of {self.tiers.arena.slots}")
-        self._size_staging(batch.plan, batch.columns)
+        self._size_staging(batch)
         self._under_way = batch
         for i, step in enumerate(batch.steps):
             self._submit("load", self._load, i, step.loaded)
@@ -210,11 +210,11 @@ class Lanes:
             if count:
                 if (left := self._rows.left[i % _DEPTH]) is not None:
                     left.synchronize("the rows gathered two steps ago have left this staging buffer")
-                packed = packed_rows(staging.host, count, columns)
+                packed = packed_rows(staging.host, count, columns, np.uint16 if batch.bf16_colours else None)
                 row_kernels.fetch(tiers.store, batch.adam, route.gather, *packed, columns)
         if count:
             with self._span(batch, stream, "load", "copy in", i):
-                stream.run(tiers.device.to_device, staging, row_floats(count, columns))
+                stream.run(tiers.device.to_device, staging, row_floats(count, columns, batch.bf16_colours))
             self._rows.left[i % _DEPTH] = stream.record()
         for arrivals, earlier, why in (
             (route.early, i - 2, "the slots of early rows were released two steps ago"),
@@ -232,7 +232,7 @@ class Lanes:
         tiers, stream, columns = self.tiers, self._load_stream, batch.columns
         with self._span(batch, stream, "load", "place", i):
             if len(arrivals.slots):
-                rows = packed_rows(staging.device, count, columns)
+                rows = packed_rows(staging.device, count, columns, tiers.device.bf16 if batch.bf16_colours else None)
                 part = Rows(*(array[arrivals.host] for array in rows))
                 stream.run(tiers.device.place, part, arrivals.slots, tiers.arena, columns)
             if len(arrivals.positions):
@@ -301,15 +301,16 @@ class Lanes:
                 batch.entries.append((route.resident_final, entries.reshape(-1, 4).copy()))
         step.updated.set_result(None)
 
-    def _size_staging(self, plan: Plan, columns: int) -> None:
+    def _size_staging(self, batch: Batch) -> None:
         """Room for the largest load and the largest sends of the plan."""
+        plan, columns = batch.plan, batch.columns
         loads = max((len(step.load_rows) for step in plan.steps), default=0)
         sends = max((len(step.send_rows) for step in plan.steps), default=0)
         back = max((int(step.load_partial.sum()) for step in plan.steps), default=0)
         gradients = sends
         if self.tiers.everything_resident:
             loads, gradients = 0, max((int((~step.send_final).sum()) for step in plan.steps), default=0)
-        self._rows.reserve(row_floats(loads, columns))
+        self._rows.reserve(row_floats(loads, columns, batch.bf16_colours))
         self._gradients.reserve(gradient_floats(gradients, columns))
         self._entries.reserve(4 * sends if self.tiers.residents is not None else 0)
         self._returning.reserve(gradient_floats(back, columns))

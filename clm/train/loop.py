@@ -72,7 +72,7 @@ def train_batch(session: Session) -> None:
     plan_exposed = time.perf_counter() - began
     lanes = session.lanes
     progress.next_order = None
-    lanes.begin(planned.plan, session.adam.at(progress.step + 1, count), colour_columns(degree))  # fetch
+    lanes.begin(planned.plan, session.training_step(count), colour_columns(degree))  # fetch
     if first + count < config.iterations and not rebuild_due(config, first, first + count):
         session.plans.request(first + count, session.adam.reach(progress.step + 1))
 
@@ -161,7 +161,7 @@ def _account(
     losses = [None if isinstance(loss, OutOfDeviceMemory) else loss for loss in losses]
     values = [(view, float(loss)) for view, loss in zip(views, losses, strict=True) if loss is not None]
     bad = [(view, value) for view, value in values if not math.isfinite(value)]
-    totals.add_traffic(traffic, colour_columns(degree))
+    totals.add_traffic(traffic, colour_columns(degree), session.config.colour_bus)
     totals.lanes.add(seconds)
     totals.batch_seconds += elapsed
     totals.images += len(losses)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from clm.gaussians.layout import GEOMETRY_COLUMNS, GRAD_GEOMETRY_COLUMNS
+from clm.plan.budget import COLOUR_BUS_BYTES
 from clm.plan.residency import Traffic
 from clm.stream.spans import LaneSeconds
 
@@ -30,13 +31,14 @@ class Totals:
     in_core_bytes: int = 0
     lanes: LaneSeconds = field(default_factory=LaneSeconds)
 
-    def add_traffic(self, traffic: Traffic, columns: int) -> None:
-        """Count what one batch moved over the bus; bytes are of the active colour columns."""
+    def add_traffic(self, traffic: Traffic, columns: int, colour_bus: str) -> None:
+        """Count what one batch moved over the bus; bytes are of the active colour columns. colour_bus: f32 or bf16."""
         self.rows_loaded += traffic.loaded
         self.rows_loaded_no_reuse += traffic.no_reuse
         self.rows_loaded_consecutive_reuse += traffic.consecutive_reuse
         self.rows_lower_bound += traffic.lower_bound
-        row, gradient = 4 * (GEOMETRY_COLUMNS + columns), 4 * (GRAD_GEOMETRY_COLUMNS + columns)
+        row = 4 * GEOMETRY_COLUMNS + COLOUR_BUS_BYTES[colour_bus] * columns
+        gradient = 4 * (GRAD_GEOMETRY_COLUMNS + columns)
         self.bytes_loaded += traffic.loaded * row + traffic.loaded_partial * gradient
         self.bytes_sent_back += traffic.sent_back * gradient
 

@@ -18,7 +18,7 @@ from clm.errors import ClmError, ResourceError
 from clm.gaussians.blocks import block_order
 from clm.gaussians.init import rows_from_ply, rows_from_points, rows_random
 from clm.gaussians.store import Store
-from clm.kernels.rows import colour_columns
+from clm.kernels.rows import AdamStep, colour_columns
 from clm.optim.adam import Adam, Betas
 from clm.optim.schedules import learning_rates, sh_degree_at
 from clm.plan.budget import arena_bytes, in_core_bytes, parse_bytes, staging_bytes
@@ -142,6 +142,10 @@ class Session:
 
     def batch_size(self, first: int) -> int:
         return min(self.config.batch_size, self.config.iterations - first)
+
+    def training_step(self, count: int) -> AdamStep:
+        """The next optimizer step, over `count` views. Everything else fetches exact colours, whatever `colour_bus` is."""
+        return self.adam.at(self.progress.step + 1, count, bf16_colours=self.config.colour_bus == "bf16")
 
     def image_background(self, image: int) -> tuple[float, float, float]:
         """Background of the `image`-th training image."""

@@ -100,7 +100,10 @@ def test_rows_loaded_equal_the_lower_bound_when_the_union_fits_and_beat_consecut
     assert traffic["rows_loaded"] == predicted
 
 
-def test_the_receipt_adds_up_what_the_plans_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("colour_bus", "colour_bytes"), [("f32", 4), ("bf16", 2)])
+def test_the_receipt_adds_up_what_the_plans_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colour_bus: str, colour_bytes: int
+) -> None:
     """A tight arena: rows are evicted, partial gradients travel, and every byte of it is in the plans."""
     plans = []
 
@@ -110,7 +113,7 @@ def test_the_receipt_adds_up_what_the_plans_predicted(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("clm.train.batches.make_plan", watched)
     options: dict[str, Any] = {"data": write_survey_scene(tmp_path / "survey"), "downscale": "1", "batch_size": 12}
-    options |= {"iterations": 48, "sh_interval": 12, "offload": "host", **FIXED}
+    options |= {"iterations": 48, "sh_interval": 12, "offload": "host", "colour_bus": colour_bus, **FIXED}
     run_demo(tmp_path / "run", gpu_memory=str(1000 * SLOT_BYTES), **options)
     report, moved = read_json(tmp_path / "run" / "report.json"), [plan.traffic for plan in plans]
     traffic = report["traffic"]
@@ -120,7 +123,8 @@ def test_the_receipt_adds_up_what_the_plans_predicted(tmp_path: Path, monkeypatc
     assert traffic["rows_loaded_no_reuse"] == sum(t.no_reuse for t in moved)
     assert traffic["rows_loaded_consecutive_reuse"] == sum(t.consecutive_reuse for t in moved)
     colour = [3 * (degree + 1) ** 2 for degree in range(4)]  # columns in use: one SH degree more every batch
-    row, gradient = [4 * (12 + columns) for columns in colour], [4 * (16 + columns) for columns in colour]
+    row = [48 + colour_bytes * columns for columns in colour]
+    gradient = [4 * (16 + columns) for columns in colour]
     loads = [t.loaded * r + t.loaded_partial * g for t, r, g in zip(moved, row, gradient, strict=True)]
     assert traffic["bytes_loaded"] == sum(loads)
     assert traffic["bytes_sent_back"] == sum(t.sent_back * g for t, g in zip(moved, gradient, strict=True))

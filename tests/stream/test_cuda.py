@@ -99,6 +99,11 @@ def everything_resident() -> dict[str, np.ndarray]:
     return model(run_batches(4000, everything)[0])
 
 
+@pytest.fixture(scope="module")
+def rounded_resident() -> dict[str, np.ndarray]:
+    return model(run_batches(4000, everything, bf16_colours=True)[0])
+
+
 @pytest.mark.parametrize("room", [1.25, 10.0])
 def test_rows_and_gradients_travel_bit_for_bit(everything_resident, room: float) -> None:
     store, _, _ = run_batches(min(int(room * largest_view()), 4000), nothing, device())
@@ -110,16 +115,38 @@ def test_an_interrupted_batch_travels_bit_for_bit(everything_resident) -> None:
     assert_same(store, everything_resident)
 
 
+@pytest.mark.parametrize("room", [1.25, 10.0])
+def test_packed_colours_travel_bit_for_bit(rounded_resident, room: float) -> None:
+    store, _, _ = run_batches(min(int(room * largest_view()), 4000), nothing, device(), bf16_colours=True)
+    assert_same(store, rounded_resident)
+
+
+@pytest.mark.parametrize("bf16_colours", [False, True])
 @pytest.mark.parametrize("resident", [every_other, everything])
-def test_resident_rows_are_updated_as_on_the_host_up_to_rounding(everything_resident, resident) -> None:
-    store, _, traffic = run_batches(tight(), resident, device())
+def test_resident_rows_are_updated_as_on_the_host_up_to_rounding(
+    everything_resident, rounded_resident, resident, bf16_colours: bool
+) -> None:
+    expected = rounded_resident if bf16_colours else everything_resident
+    store, _, traffic = run_batches(tight(), resident, device(), bf16_colours=bf16_colours)
     got = model(store)
-    np.testing.assert_array_equal(got["stamp"], everything_resident["stamp"])
-    moved = np.abs(everything_resident["geometry"] - scene().geometry)
+    np.testing.assert_array_equal(got["stamp"], expected["stamp"])
+    moved = np.abs(expected["geometry"] - scene().geometry)
     for name in ("geometry", "colour", "m_geometry", "v_geometry", "statistics", "entries"):
-        np.testing.assert_allclose(got[name], everything_resident[name], rtol=2e-4, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(got[name], expected[name], rtol=2e-4, atol=2e-5, err_msg=name)
     assert moved.max() > 1e-2, "training moves rows far beyond the tolerance"
     assert (traffic.loaded == 0) == (resident is everything)
+
+
+def test_resident_colours_are_exact_for_evaluation_and_rounded_for_the_batch_of_the_same_step() -> None:
+    store, adam, _ = run_batches(4000, nothing, batches=2)
+    there = device()
+    residents, arena, ids = there.residents(store, np.arange(100, dtype=np.int32)), there.arena(100), torch.arange(100)
+    colours = []
+    for bf16_colours in (False, True, False):
+        residents.fetch(adam.at(3, 1, bf16_colours), ids, ids, arena, 27)
+        colours.append(arena.colour[:, :27].clone())
+    assert torch.equal(colours[1], colours[0].bfloat16().float())
+    assert torch.equal(colours[2], colours[0]) and not torch.equal(colours[1], colours[0])
 
 
 def test_staging_is_registered_exactly_and_unregistered_when_it_goes() -> None:

@@ -24,7 +24,7 @@ from clm.plan.visibility import visible_rows, visible_sets
 from clm.render.cpu import CpuRasterizer
 from clm.stream import lanes as lanes_module
 from clm.stream.cpu import CpuDevice
-from clm.stream.device import Device
+from clm.stream.device import Device, Staging, packed_rows, row_floats
 from clm.stream.lanes import Lanes
 from clm.stream.parking import GradientBuffer, ParkedGradients
 from clm.stream.tiers import Tiers
@@ -106,6 +106,7 @@ def run_batches(
     degree: int = 2,
     interrupted: dict[tuple[int, int], int] | None = None,
     at_rest: Callable[[], None] = lambda: None,
+    bf16_colours: bool = False,
 ) -> tuple[Store, Adam, Traffic]:
     """Train on a fixed pseudo-gradient; returns the store, the optimizer and what crossed the bus in all.
 
@@ -121,7 +122,7 @@ def run_batches(
             order = np.random.default_rng(batch).permutation(VIEWS)
             sets = visible_sets(store.entries, store.bounds, [CAMERAS[v] for v in order], block_rows=store.block_rows)
             plan = make_plan([int(v) for v in order], sets, tiers.arena.slots)
-            lanes.begin(plan, adam.at(batch + 1, VIEWS), colour_columns(degree))
+            lanes.begin(plan, adam.at(batch + 1, VIEWS, bf16_colours), colour_columns(degree))
             steps, done = list(enumerate(plan.steps)), 0
             while steps:
                 i, step = steps.pop(0)
@@ -176,6 +177,12 @@ def tight() -> int:
 @pytest.fixture(scope="module")
 def everything_resident() -> dict[str, np.ndarray]:
     return model(run_batches(scene().rows, everything)[0])
+
+
+@pytest.fixture(scope="module")
+def rounded_resident() -> dict[str, np.ndarray]:
+    """Everything resident, colours rounded to bf16 for every view."""
+    return model(run_batches(scene().rows, everything, bf16_colours=True)[0])
 
 
 @pytest.mark.parametrize("resident", [nothing, every_other, everything])
@@ -308,6 +315,66 @@ def test_without_any_one_wait_of_an_interruption_something_is_wrong(
             except (Exception, AssertionError):
                 return
     pytest.fail(f"nothing notices that no one waits until {why}")
+
+
+@pytest.mark.parametrize("device", ["cpu", *SCHEDULES])
+@pytest.mark.parametrize("resident", [nothing, every_other, everything])
+@pytest.mark.parametrize("room", [1.25, 10.0])
+def test_colours_rounded_for_the_bus_are_rounded_wherever_a_row_lives(
+    rounded_resident, device: str, resident: Which, room: float
+) -> None:
+    where = CpuDevice() if device == "cpu" else FakeDevice(device)
+    capacity = min(int(room * largest_view()), scene().rows)
+    store, _, _ = run_batches(capacity, resident, where, bf16_colours=True)
+    assert_same(store, rounded_resident)
+
+
+@pytest.mark.parametrize("resident", [nothing, every_other])
+def test_rounded_colours_stay_the_same_when_a_batch_is_interrupted(rounded_resident, resident: Which) -> None:
+    device = FakeDevice("random")
+    store, _, _ = run_batches(2 * largest_view(), resident, device, interrupted=interruptions(), bf16_colours=True)
+    assert_same(store, rounded_resident)
+
+
+def test_rounding_for_the_bus_changes_gradients_a_little_and_rounds_no_stored_colour(
+    everything_resident, rounded_resident
+) -> None:
+    exact, rounded = everything_resident["colour"], rounded_resident["colour"]
+    moved = np.abs(exact - scene().colour).max()
+    difference = np.abs(exact - rounded)
+    assert 0 < np.mean(difference) < 0.01 * moved
+    drawn = rounded_resident["stamp"] > 0
+    short = (rounded[drawn].view(np.uint32) & 0xFFFF) == 0
+    assert short.mean() < 0.01, "what the optimizer steps on stays exact"
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2])
+def test_two_bytes_of_every_active_colour_cross_the_bus(monkeypatch: pytest.MonkeyPatch, degree: int) -> None:
+    """What is really copied to the device: in an arena with room for all, rows and nothing else."""
+    columns, copies = colour_columns(degree), []
+
+    class Counting(FakeDevice):
+        def to_device(self, staging: Staging, floats: int) -> None:
+            copies.append(4 * floats)
+            super().to_device(staging, floats)
+
+    for bf16_colours, value in ((False, 4), (True, 2)):
+        copies.clear()
+        _, _, traffic = run_batches(scene().rows, nothing, Counting(), degree=degree, bf16_colours=bf16_colours)
+        assert traffic.loaded_partial == 0
+        # A copy of an odd number of bf16 values ends with two bytes of nothing.
+        padding = sum(copies) - traffic.loaded * (48 + value * columns)
+        assert 0 <= padding <= (2 * len(copies) if bf16_colours else 0)
+
+
+def test_packed_colours_end_with_the_float_that_holds_the_last_one() -> None:
+    for count, columns, floats in ((1, 3, 14), (2, 3, 27), (3, 27, 77), (5, 48, 180), (0, 3, 0)):
+        assert row_floats(count, columns, bf16_colours=True) == floats
+        flat = np.zeros(floats, np.float32)
+        rows = packed_rows(flat, count, columns, np.uint16)
+        assert rows.geometry.shape == (count, 12) and rows.colour.shape == (count, columns)
+        rows.geometry[:], rows.colour[:] = 1, 0xFFFF
+        assert (flat[: 12 * count] == 1).all() and (flat[12 * count :].view(np.uint16) != 0).sum() == count * columns
 
 
 def test_resident_rows_never_cross_the_bus() -> None:

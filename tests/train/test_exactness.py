@@ -5,14 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from clm.commands.train import open_scene
 from clm.plan.budget import SLOT_BYTES
 from clm.train import session
 from clm.train.batches import EXACT_MARGIN
+from clm.train.checkpoint import latest_checkpoint
 from clm.train.events import Densified
 from tests.conftest import scene_path
-from tests.demo_run import FIXED, assert_same_model, of_type, read_json, run_demo, write_survey_scene
+from tests.demo_run import (
+    DEMO,
+    FIXED,
+    assert_same_model,
+    of_type,
+    read_json,
+    run_demo,
+    small_config,
+    write_survey_scene,
+)
 
 # Every batch needs far more rows than a view; several SH degrees; rows are added twice.
 SURVEY: dict[str, Any] = {"downscale": "1", "batch_size": 12, "iterations": 72, "sh_interval": 12}
@@ -58,6 +70,28 @@ def test_host_offload_trains_the_same_model_as_everything_resident(
     events = run_demo(tmp_path / "run", offload="host", threads=threads, gpu_memory=gpu_memory)
     assert not any(e.refused for e in of_type(events, Densified)), "this arena is too small to grow as the other does"
     assert_same_model(demo_resident, tmp_path / "run")
+
+
+def test_colours_rounded_for_the_bus_train_the_same_model_on_the_device_and_on_the_host(
+    demo_resident: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"colour_bus": "bf16"}
+    run_demo(tmp_path / "none", offload="none", threads=2, **options)
+    run_demo(tmp_path / "host", offload="host", threads=1, gpu_memory="5MiB", **options)
+    assert_same_model(tmp_path / "none", tmp_path / "host")
+    exact, rounded = (read_json(run / "metrics.json")["test"]["psnr"] for run in (demo_resident, tmp_path / "host"))
+    assert exact != rounded and abs(exact - rounded) < 0.2
+
+
+def test_views_are_rendered_from_the_colours_that_are_stored_whatever_the_bus_carries(tmp_path: Path) -> None:
+    run_demo(tmp_path / "run", colour_bus="bf16", iterations=24, **FIXED)
+    checkpoint, images = latest_checkpoint(tmp_path / "run" / "checkpoints"), []
+    for bus, offload in (("f32", "host"), ("bf16", "host"), ("bf16", "none")):
+        config = small_config(colour_bus=bus, offload=offload, iterations=24, **FIXED)
+        with session.Session(open_scene(DEMO, config), config, tmp_path, lambda event: None, checkpoint) as again:
+            images.append(again.view_renderer()(again.cameras[3]).rgb.copy())
+    np.testing.assert_array_equal(images[1], images[0])
+    np.testing.assert_array_equal(images[2], images[0])
 
 
 @pytest.mark.parametrize("growing", [False, True], ids=["fixed rows", "rows added"])

@@ -1,6 +1,7 @@
-// bf16, the upper half of a float32, and how Adam's moments are rounded to it: stochastically, from a counter.
+// bf16, the upper half of a float32, and how values are rounded to it: colours on their way to the rasteriser to nearest,
+// Adam's moments stochastically, from a counter.
 //
-// Rounding to nearest would freeze exp_avg_sq: a step without gradient takes 0.001 of it (1 - beta2), and half the gap to
+// Moments: rounding to nearest would freeze exp_avg_sq: a step without gradient takes 0.001 of it (1 - beta2), and half the gap to
 // the next bf16 is 0.002 to 0.004 of it. So a value between two neighbours goes to the upper one with a probability equal
 // to how far it has come from the lower one, in steps of 2^-16: the expectation is the value itself.
 // The random bits are a pure function of (row, stamp, column, which moment), where stamp is the step that the written
@@ -102,6 +103,27 @@ CLM_INLINE void store_upper(bf16* a_at, bf16* b_at, typename words<V>::full a, t
     store(a_at, __builtin_convertvector(a >> 16, H));
     store(b_at, __builtin_convertvector(b >> 16, H));
 }
+
+// Bits (U) of a float, or of a vector of them, so that the upper half is the nearest bf16, ties to even; the lower half is
+// to be dropped. Beyond the largest bf16 lies infinity; NaN is left out of the sum, which would carry into the exponent
+// or the sign. Slow twin: clm/optim/reference.py.
+template <class U, class V>
+CLM_INLINE U nearest_bf16(V value) {
+    const U x = bits<U>(value), nearest = x + 0x7fffu + ((x >> 16) & 1u), quiet = x | 0x400000u;
+    return value != value ? quiet : nearest;
+}
+
+// The upper halves, as floats that have nothing below them or packed.
+template <class V>
+CLM_INLINE void store_upper(float* at, typename words<V>::full x) {
+    store(at, x & 0xffff0000u);
+}
+template <class V>
+CLM_INLINE void store_upper(bf16* at, typename words<V>::full x) {
+    store(at, __builtin_convertvector(x >> 16, typename words<V>::half));
+}
+CLM_INLINE void store_upper(float* at, uint32_t x) { *at = bits<float>(x & 0xffff0000u); }
+CLM_INLINE void store_upper(bf16* at, uint32_t x) { at->bits = uint16_t(x >> 16); }
 
 // What one row's write has of random numbers: column c takes the upper half of start + c slope (mod 2^32).
 struct RowDither {

@@ -5,25 +5,39 @@
 
 using namespace clm;
 
-// Copies rows, caught up to step - 1, to out[slots[i]] (or out[i]); the store is not changed. Colour rows of the target lie
-// colour_stride floats apart: staging packs the active columns, so that one contiguous copy moves nothing else.
+// One row as it is after step - 1; the store is not changed.
+static void exact_row(const StoreView& s, const AdamStep* a, int64_t row, int columns, float* geometry, float* colour) {
+    std::memcpy(geometry, s.geometry + row * kGeometry, sizeof(float) * kGeometry);
+    std::memcpy(colour, s.colour + row * kColour, sizeof(float) * columns);
+    const int stamp = a != nullptr && s.m_geometry != nullptr ? s.stamp[row] : 0;
+    if (stamp == 0 || stamp == a->step - 1) return;  // stamp 0: never had a gradient, the moments are zero
+    const PerColumn drift = drift_between(*a, stamp, a->step - 1);
+    with_moments(s, [&](auto type) {
+        move_along(drift, a->eps_drift[stamp], Moments<decltype(type)>(s, row), geometry, colour, columns);
+    });
+}
+
+// Copies rows, caught up to step - 1, to out[slots[i]] (or out[i]). Colour rows of the target lie colour_stride values
+// apart: staging packs the active columns, so that one contiguous copy moves nothing else. A step with bf16_colours
+// rounds them; colour_bytes 2: the target takes what was rounded as bf16.
 CLM_API void clm_fetch(const StoreView* s, const AdamStep* a, const int32_t* rows, const int32_t* slots, int64_t count,
-                       float* out_geometry, float* out_colour, int32_t colour_columns, int32_t colour_stride) {
-    const bool adam = a != nullptr && s->m_geometry != nullptr;
+                       float* out_geometry, void* out_colour, int32_t colour_columns, int32_t colour_stride,
+                       int32_t colour_bytes) {
+    const bool rounded = a != nullptr && a->bf16_colours;
     over_rows(count, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             if (i + kAhead < end) prefetch_row(*s, rows[i + kAhead], colour_columns);
             const int64_t row = rows[i], to = slots ? slots[i] : i;
             float* geometry = out_geometry + to * kGeometry;
-            float* colour = out_colour + to * colour_stride;
-            std::memcpy(geometry, s->geometry + row * kGeometry, sizeof(float) * kGeometry);
-            std::memcpy(colour, s->colour + row * kColour, sizeof(float) * colour_columns);
-            const int stamp = adam ? s->stamp[row] : 0;
-            if (stamp == 0 || stamp == a->step - 1) continue;  // stamp 0: never had a gradient, the moments are zero
-            const PerColumn drift = drift_between(*a, stamp, a->step - 1);
-            with_moments(*s, [&](auto type) {
-                move_along(drift, a->eps_drift[stamp], Moments<decltype(type)>(*s, row), geometry, colour, colour_columns);
-            });
+            if (colour_bytes == 2) {
+                float exact[kColour];
+                exact_row(*s, a, row, colour_columns, geometry, exact);
+                round_colours(exact, static_cast<bf16*>(out_colour) + to * colour_stride, colour_columns);
+            } else {
+                float* colour = static_cast<float*>(out_colour) + to * colour_stride;
+                exact_row(*s, a, row, colour_columns, geometry, colour);
+                if (rounded) round_colours(colour, colour, colour_columns);
+            }
         }
     });
 }
@@ -37,15 +51,21 @@ CLM_API void clm_put_entries(const int32_t* rows, const float* fresh, int64_t co
 }
 
 // Staging to arena: rows go to their slots, gradient rows start at zero. staging == nullptr: only the zeros.
-CLM_API void clm_place(const float* staging_geometry, const float* staging_colour, int32_t staging_stride,
-                       const int32_t* slots, int64_t count, float* geometry, float* colour, float* grad_geometry,
+// staging_bytes 2: staged colours are bf16.
+CLM_API void clm_place(const float* staging_geometry, const void* staging_colour, int32_t staging_stride,
+                       int32_t staging_bytes, const int32_t* slots, int64_t count, float* geometry, float* colour, float* grad_geometry,
                        float* grad_colour, int32_t colour_columns) {
     over_rows(count, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             const int64_t slot = slots[i];
             if (staging_geometry) {
                 std::memcpy(geometry + slot * kGeometry, staging_geometry + i * kGeometry, sizeof(float) * kGeometry);
-                std::memcpy(colour + slot * kColour, staging_colour + i * staging_stride, sizeof(float) * colour_columns);
+                const int64_t from = i * staging_stride;
+                if (staging_bytes == 2)
+                    expand_colours(static_cast<const bf16*>(staging_colour) + from, colour + slot * kColour, colour_columns);
+                else
+                    std::memcpy(colour + slot * kColour, static_cast<const float*>(staging_colour) + from,
+                                sizeof(float) * colour_columns);
             }
             std::memset(grad_geometry + slot * kGradGeometry, 0, sizeof(float) * kGradGeometry);
             std::memset(grad_colour + slot * kColour, 0, sizeof(float) * colour_columns);

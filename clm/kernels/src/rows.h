@@ -30,6 +30,7 @@ struct AdamStep {
     const float* eps_drift;     // [table_steps] eps scaled for the first missed step after s
     float rate[kGroups];        // lr_t * c_t
     float eps_step;             // eps * sqrt(1 - beta2^t)
+    int32_t bf16_colours;       // fetched colours are rounded to bf16, wherever their row lives
 };
 
 // Mirrors clm.kernels.rows.StoreView: the host arrays of a store.
@@ -115,6 +116,24 @@ inline void move_along(const PerColumn& drift, float eps, const Moments<T>& at, 
         move_columns(here, eps, m + c, v + c, colour + c);
     for (; c < columns; ++c)  // the next row may begin here
         colour[c] -= (c < 3 ? drift.sh0 : drift.shN) * (widen(m[c]) / (std::sqrt(widen(v[c])) + eps));
+}
+
+// Colours rounded to the nearest bf16: in place (T float), or packed into bf16.
+template <class T>
+inline void round_colours(const float* from, T* to, int columns) {
+    constexpr int step = sizeof(Narrow) / 4;
+    int c = 0;
+    for (; c + step <= columns; c += step)
+        store_upper<Narrow>(to + c, nearest_bf16<words<Narrow>::full>(load<Narrow>(from + c)));
+    for (; c < columns; ++c) store_upper(to + c, nearest_bf16<uint32_t>(from[c]));
+}
+
+// Packed colours as floats again.
+inline void expand_colours(const bf16* from, float* to, int columns) {
+    constexpr int step = sizeof(Narrow) / 4;
+    int c = 0;
+    for (; c + step <= columns; c += step) store(to + c, load_wide<Narrow>(from + c));
+    for (; c < columns; ++c) to[c] = widen(from[c]);
 }
 
 inline void prefetch_row(const StoreView& s, int64_t row, int columns) {
