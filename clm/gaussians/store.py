@@ -116,8 +116,8 @@ class Store:
 
     def refresh_blocks(self, rows: np.ndarray) -> None:
         """Recompute the bounds of the blocks that hold `rows` (sorted ids)."""
-        touched = rows // self.block_rows
-        blocks = touched[np.flatnonzero(np.diff(touched, prepend=-1))]  # ascending already: np.unique would sort
+        edges = np.searchsorted(rows, np.arange(self.blocks + 1, dtype=rows.dtype) * self.block_rows)
+        blocks = np.flatnonzero(np.diff(edges)).astype(np.int32)
         block_bounds(self.entries, self.block_rows, self.bounds, blocks)
 
     def exact_chunks(self, step: AdamStep | None, size: int = CHUNK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -77,7 +77,7 @@ class RasterWorkspace:
         height, width = camera.height, camera.width
         if not 0 <= sh_degree <= 3:
             raise ValueError(f"sh_degree must be 0..3, got {sh_degree}")
-        if len(slots) and (int(slots.min()) < 0 or int(slots.max()) >= min(len(geometry), len(colour))):
+        if len(slots) and int(slots.view(np.uint32).max()) >= min(len(geometry), len(colour)):  # a negative one is huge
             raise IndexError(f"slots reach outside the arena of {min(len(geometry), len(colour))} rows")
         packed = camera.packed()
         drawn = self._library.clm_raster_forward(

@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
+from queue import SimpleQueue
+from threading import Thread
 from typing import TypeVar
 
 import numpy as np
@@ -56,6 +58,36 @@ def _after(future: Future[T], why: str) -> T:
     return future.result()
 
 
+class _HostLane:
+    """A thread that does what it is given, in order. Handing over costs a microsecond: an executor's future takes thirty."""
+
+    def __init__(self, name: str):
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._closing = False
+        self._thread = Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def hand_over(self, work: Callable[[], None]) -> None:
+        self._work.put(work)
+
+    def at_rest(self) -> Future[None]:
+        """Set once everything handed over so far is done."""
+        rest: Future[None] = Future()
+        self._work.put(lambda: rest.set_result(None))
+        return rest
+
+    def close(self) -> None:
+        """Finish what is under way, drop what has not begun."""
+        self._closing = True
+        self._work.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            if not self._closing:
+                work()
+
+
 class _Ring:
     """Staging buffers taken in turn, and the event after which each may be written again."""
 
@@ -81,7 +113,7 @@ class Lanes:
 
     def __init__(self, tiers: Tiers):
         self.tiers = tiers
-        self._pools = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("load", "send_back", "update")}
+        self._host = {name: _HostLane(name) for name in ("load", "send_back", "update")}
         streams: list[Stream] = [tiers.device.stream(name) for name in ("load", "compute", "send_back")]
         self._load_stream, self.compute_stream, self._back_stream = streams
         self._rows, self._gradients, self._entries = _Ring(tiers), _Ring(tiers), _Ring(tiers)
@@ -102,6 +134,11 @@ class Lanes:
     def device_staging_bytes(self) -> int:
         """Their counterparts on a device with memory of its own."""
         return 0 if self.tiers.device.shares_host_memory else self.staging_bytes
+
+    @property
+    def first_rows(self) -> Future[Event]:
+        """Set when the rows of the first view are handed to the device; what computes waits for them."""
+        return self._batch.steps[0].loaded
 
     def begin(self, plan: Plan, adam: AdamStep, columns: int) -> None:
         """Start loading for `plan`; rows are caught up to `adam.step - 1`, `columns` of their colours are active."""
@@ -131,7 +168,9 @@ class Lanes:
         """Step i's gradients are complete: send back what the plan says and update the final rows."""
         step = self._batch.steps[i]
         self._submit("send_back", self._send_back, i, step.released, step.sent)
-        self._submit("update", self._update, i, step.updated)
+        # Where nothing has to arrive first, the same thread goes on: waking another takes longer than it saves.
+        lane = "send_back" if self.tiers.device.shares_host_memory else "update"
+        self._submit(lane, self._update, i, step.updated)
 
     def finish(self) -> tuple[Traffic, LaneSeconds, list[Span]]:
         """Wait until every row of the batch is updated; then hand back what crossed the bus and what the lanes did."""
@@ -160,8 +199,8 @@ class Lanes:
         for step in batch.steps[i:]:
             step.computed.set_exception(CancelledError())
             step.released.set_exception(CancelledError())  # loads of later steps wait for it
-        for pool in self._pools.values():
-            _after(pool.submit(int), "the host's lanes have done what earlier steps gave them")
+        for lane in self._host.values():
+            _after(lane.at_rest(), "the host's lanes have done what earlier steps gave them")
         for step in batch.steps[:i]:
             step.updated.result()  # done: what went wrong in a lane is raised here
         self._load_stream.record().synchronize("rows under way to the arena are there before it is replaced")
@@ -195,8 +234,8 @@ class Lanes:
             for future in self._under_way.futures():
                 if not future.done():
                     future.set_exception(CancelledError())
-        for pool in self._pools.values():
-            pool.shutdown(wait=True, cancel_futures=True)
+        for lane in self._host.values():
+            lane.close()
         for stream in (self._load_stream, self.compute_stream, self._back_stream):
             stream.record().synchronize("arena and staging may go when no stream works with them any more")
 
@@ -326,7 +365,7 @@ class Lanes:
                     if not outcome.done():
                         outcome.set_exception(error)  # compute sees it at its next wait
 
-        self._pools[lane].submit(run)
+        self._host[lane].hand_over(run)
 
     @contextmanager
     def _span(self, batch: Batch, stream: Stream, lane: str, name: str, i: int) -> Iterator[None]:

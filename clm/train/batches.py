@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +29,13 @@ EXACT_MARGIN: Margin = (1.0, 0.0)
 
 def batch_views(train: np.ndarray, seed: int, first: int, count: int) -> list[int]:
     """View ids of training images first..first+count-1: every epoch is its own seeded permutation of `train`."""
+    epochs: dict[int, np.ndarray] = {}
     views = []
     for image in range(first, first + count):
         epoch, position = divmod(image, len(train))
-        views.append(int(np.random.default_rng([seed, epoch]).permutation(train)[position]))
+        if epoch not in epochs:
+            epochs[epoch] = np.random.default_rng([seed, epoch]).permutation(train)
+        views.append(int(epochs[epoch][position]))
     return views
 
 
@@ -81,11 +85,19 @@ class PlanAhead:
         self._future: Future[Planned] | None = None
         self._first = -1
 
-    def request(self, first: int, reach: tuple[float, float]) -> None:
-        """Plan the batch that starts at image `first`, while a step moves means by `reach[0]`, log-scales by `reach[1]`."""
+    def request(self, first: int, reach: tuple[float, float], after: Future[Any] | None = None) -> None:
+        """Plan the batch that starts at image `first`, while a step moves means by `reach[0]`, log-scales by `reach[1]`.
+
+        after: not before this is done. The first rows of the running batch are waited for, a plan is not."""
         means, log_scales = reach
+
+        def make() -> Planned:
+            if after is not None:
+                wait([after])
+            return self._make(first, (math.exp(log_scales), means))
+
         self._first = first
-        self._future = self._pool.submit(self._make, first, (math.exp(log_scales), means))
+        self._future = self._pool.submit(make)
 
     def ready(self) -> Planned | None:
         """Wait for the plan being made, if any. The store's cull entries must not change before this returns."""
