@@ -7,6 +7,8 @@ all of them, gradients of all of them, dense Adam over all of them. It has no vi
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -59,8 +61,9 @@ class PlainLoop:
         return time.perf_counter() - began
 
 
-def compare(scene: Scene, batch: int, images: int) -> None:
+def compare(scene: Scene, batch: int, images: int, model: Path | None) -> None:
     options = {"iterations": images, "batch_size": batch, "offload": "none", "densify_until": 0}
+    options |= {"init_ply": str(model)} if model else {}
     config: Config = load_config(options)
     with tempfile.TemporaryDirectory() as folder, Session(scene, config, Path(folder), lambda _event: None) as session:
         for index in scene.train:
@@ -71,13 +74,13 @@ def compare(scene: Scene, batch: int, images: int) -> None:
             turns = [("plain", plain.train_batch), ("clm", lambda: timed(session))]
             for name, step in turns if len(seconds["clm"]) % 2 else reversed(turns):
                 seconds[name].append(step())
-        lanes, total = session.totals.lanes, session.totals.batch_seconds
+        lanes, total, rows = session.totals.lanes, session.totals.batch_seconds, session.store.rows
     warm = max(2, 33 // batch)
     plain_ms, clm_ms = (1e3 * float(np.median(seconds[name][warm:])) / batch for name in ("plain", "clm"))
     ratio = float(np.median(np.array(seconds["plain"][warm:]) / np.array(seconds["clm"][warm:])))
     print(
-        f"  batch {batch:2}: plain {plain_ms:6.2f} ms per image, everything resident {clm_ms:6.2f} ms; speed relative to plain "
-        f"{ratio:.3f}; cull + order + plan exposed {100 * lanes.plan_exposed / total:.1f}%",
+        f"  {rows:7,} Gaussians, batch {batch:2}: plain {plain_ms:6.2f} ms per image, everything resident {clm_ms:6.2f} ms; "
+        f"speed relative to plain {ratio:.3f}; cull + order + plan exposed {100 * lanes.plan_exposed / total:.1f}%",
         flush=True,
     )
 
@@ -93,14 +96,29 @@ def main() -> None:
     parser.add_argument("--scenes", nargs="+", default=["fox", "caliterra"])
     parser.add_argument("--downscale", type=int, default=2)
     parser.add_argument("--images", type=int, default=400)
+    parser.add_argument(
+        "--train-images", type=int, default=2000, help="also from a model trained on so many images; 0: not"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     args = parser.parse_args()
     print(header())
     for name in args.scenes:
         scene = load_scene(SCENES / name, downscale=args.downscale)
-        print(f"{name}, 1/{args.downscale} size, {len(scene.points):,} Gaussians")
-        for batch in args.batches:
-            compare(scene, batch, args.images)
+        with tempfile.TemporaryDirectory() as folder:
+            for train_images in dict.fromkeys((0, args.train_images)):
+                model = trained(name, args.downscale, train_images, Path(folder)) if train_images else None
+                print(
+                    f"{name}, 1/{args.downscale} size, {f'trained on {train_images:,} images' if model else 'initial points'}"
+                )
+                for batch in args.batches:
+                    compare(scene, batch, args.images, model)
+
+
+def trained(name: str, downscale: int, images: int, folder: Path) -> Path:
+    """The PLY of a short training run."""
+    options = ["--downscale", str(downscale), "--iterations", str(images), "-o", str(folder), "-q"]
+    subprocess.run([sys.executable, "-m", "clm.cli", "train", str(SCENES / name), *options], check=True)
+    return folder / "point_cloud" / f"iteration_{images}" / "point_cloud.ply"
 
 
 if __name__ == "__main__":
