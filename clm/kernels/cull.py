@@ -95,11 +95,8 @@ def cull(
         bit_words,
         count_list,
     )
-    by_camera = np.argsort(pair_camera, kind="stable")
-    offsets = np.empty(len(pairs), np.int64)
-    ends = np.cumsum(counts[by_camera])
-    offsets[by_camera] = ends - counts[by_camera]
-    ids = np.empty(int(ends[-1]) if len(ends) else 0, np.int32)
+    offsets, total = _offsets(pair_camera, counts)
+    ids = np.empty(total, np.int32)
     library.clm_cull_ids(
         block_rows,
         *run_list,
@@ -112,3 +109,12 @@ def cull(
     )
     sizes = np.bincount(pair_camera, weights=counts, minlength=count).astype(np.int64)
     return np.split(ids, np.cumsum(sizes)[:-1])
+
+
+def _offsets(pair_camera: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, int]:
+    """Where the ids of each (block, camera) pair begin, camera by camera [pairs] i64, and how many there are in all."""
+    by_camera = np.argsort(pair_camera, kind="stable")
+    offsets = np.empty(len(counts), np.int64)
+    ends = np.cumsum(counts[by_camera])
+    offsets[by_camera] = ends - counts[by_camera]
+    return offsets, int(ends[-1]) if len(ends) else 0
