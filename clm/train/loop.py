@@ -56,6 +56,8 @@ def train(
         interrupted = progress.iteration < config.iterations
         session.totals.seconds += time.perf_counter() - began
         session.save()
+        if session.trace is not None:
+            session.trace.write()
         if not interrupted:
             finish_run(session)
         emit(Finished(progress.iteration, interrupted, session.totals.seconds, session.store.rows))

@@ -83,5 +83,3 @@ def finish_run(session: Session) -> None:
             f"would have needed {format_bytes(totals.in_core_bytes)}"
         )
     )
-    if session.trace is not None:
-        session.trace.write()

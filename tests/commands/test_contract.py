@@ -290,3 +290,22 @@ def test_masked_pixels_neither_train_nor_count(tmp_path: Path) -> None:
     assert_same_model(tmp_path / "plain_run", tmp_path / "painted_run")
     plain, painted = (read_json(tmp_path / f"{name}_run" / "metrics.json") for name in ("plain", "painted"))
     assert plain == painted
+
+
+def test_a_trace_shows_every_lane_of_every_batch_and_its_sums_are_those_of_the_receipt(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": write_survey_scene(tmp_path / "survey"), "downscale": "1", "batch_size": 12}
+    trace = tmp_path / "trace.json"
+    run_demo(tmp_path / "run", iterations=36, offload="host", trace=str(trace), **options, **FIXED)
+    events = read_json(trace)["traceEvents"]
+    names = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
+    spans = [e for e in events if e["ph"] == "X"]
+    assert all(e["dur"] >= 0 and e["ts"] >= 0 for e in spans)
+    lanes = read_json(tmp_path / "run" / "report.json")["lanes"]
+    for tid, name in names.items():
+        seconds = sum(e["dur"] for e in spans if e["tid"] == tid) / 1e6
+        key = name.replace(" ", "_")
+        assert seconds > 0, f"nothing of {name}"
+        if key != "update":  # publishing cull entries is update's, after the batch
+            assert seconds == pytest.approx(lanes[key], rel=1e-6)
+    assert sum(e["name"] == "render" for e in spans) == 36
+    assert sum(e["name"] == "cull, order, plan" for e in spans) == 3
