@@ -136,9 +136,11 @@ class Lanes:
         return 0 if self.tiers.device.shares_host_memory else self.staging_bytes
 
     @property
-    def first_rows(self) -> Future[Event]:
-        """Set when the rows of the first view are handed to the device; what computes waits for them."""
-        return self._batch.steps[0].loaded
+    def first_view(self) -> Future[Event]:
+        """Set once the first view is computed (where it is the only one: once its rows are there). What can wait begins
+        then: before, it would keep the first rows waiting."""
+        steps = self._batch.steps
+        return steps[0].computed if len(steps) > 1 else steps[0].loaded
 
     def begin(self, plan: Plan, adam: AdamStep, columns: int) -> None:
         """Start loading for `plan`; rows are caught up to `adam.step - 1`, `columns` of their colours are active."""

@@ -88,7 +88,7 @@ class PlanAhead:
     def request(self, first: int, reach: tuple[float, float], after: Future[Any] | None = None) -> None:
         """Plan the batch that starts at image `first`, while a step moves means by `reach[0]`, log-scales by `reach[1]`.
 
-        after: not before this is done. The first rows of the running batch are waited for, a plan is not."""
+        after: not before this is done. What the running batch begins with is waited for, a plan is not."""
         means, log_scales = reach
 
         def make() -> Planned:
