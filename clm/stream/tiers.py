@@ -28,11 +28,16 @@ class Tiers:
         self.resident_rows = 0
         self.resident_row_bytes = resident_row_bytes(store.moments or "f32", device.shares_host_memory)
         if resident_blocks.any():
-            rows = np.flatnonzero(np.repeat(resident_blocks, store.block_rows)[: store.rows]).astype(np.int32)
+            rows = np.flatnonzero(self.resident_mask).astype(np.int32)
             self.residents, self.resident_rows = device.residents(store, rows), len(rows)
         # A block's first position minus its first row: positions of its rows are their ids plus this.
         before = np.cumsum(resident_blocks) - resident_blocks
         self._shift = ((before - np.arange(len(resident_blocks))) * store.block_rows).astype(np.int32)
+
+    @property
+    def resident_mask(self) -> np.ndarray:
+        """[N] bool: which rows are resident."""
+        return np.repeat(self.resident_blocks, self.store.block_rows)[: self.store.rows]
 
     @property
     def resident(self) -> ResidentRows:

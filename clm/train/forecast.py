@@ -9,12 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from clm.camera import Camera
 from clm.config import Config
 from clm.errors import ResourceError
 from clm.gaussians.store import Store
@@ -33,12 +31,11 @@ from clm.plan.machine import Machine
 from clm.plan.placement import Placement, Sightings, arena_needs, choose_placement, resident_blocks
 from clm.plan.residency import Plan
 from clm.plan.simulate import Timeline, simulate
-from clm.plan.visibility import visible_sets
 from clm.render.temporaries import Temporaries
 from clm.scene import Scene
 from clm.train.batches import EXACT_MARGIN, batch_views, plan_batch
 from clm.train.measure import Sizes, measure_this
-from clm.train.session import RANDOM_ROWS, available_memory, initial_store
+from clm.train.session import RANDOM_ROWS, all_visible_sets, available_memory, initial_store
 
 SAMPLE_ROWS = 500_000  # more points than these are thinned out: plans of 500 k rows take milliseconds
 PLANNED_IMAGES = 256  # real plans are made for about so many images
@@ -94,7 +91,7 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
     cameras = [view.camera for view in scene.views]
     # Blocks of the larger model hold fewer of the points; finer ones than these change little and cost time.
     block_rows = max(min(store.block_rows, 16), int(store.block_rows / scale))
-    seen = Sightings.of(_visible_sets(store, cameras), store.rows, block_rows)
+    seen = Sightings.of(all_visible_sets(store, cameras), store.rows, block_rows)
     largest = math.ceil(seen.largest_view * scale)
     shared = machine is None or machine.on_cpu
     beside = 0 if shared else _beside_arena(scene, config, largest)
@@ -150,12 +147,6 @@ def _beside_arena(scene: Scene, config: Config, largest: int) -> int:
     """Device bytes beside arena and residents on a GPU, as a training session counts them before it has measured any."""
     pixels = max(view.camera.width * view.camera.height for view in scene.views)
     return Temporaries().temporary_bytes(largest, pixels, config.sh_degree) + staging_bytes(largest)
-
-
-def _visible_sets(store: Store, cameras: list[Camera], at_once: int = 64) -> Iterator[np.ndarray]:
-    """Visible sets of all cameras, a few at a time."""
-    for first in range(0, len(cameras), at_once):
-        yield from visible_sets(store.entries, store.bounds, cameras[first : first + at_once])
 
 
 def _place(

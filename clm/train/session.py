@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -233,10 +233,9 @@ class Session:
         self.plans.request(first, (0.0, 0.0))
         planned = self.plans.ready()
         assert planned is not None and planned.plan is not None, "the arena was sized for these very views"
-        resident = np.repeat(self.tiers.resident_blocks, self.store.block_rows)[: self.store.rows]
         columns = colour_columns(sh_degree_at(self.config, first))
         budgets = device_budget(self.config), host_budget(self.config, self.store.bytes)
-        text = short_plan(self.placement, planned.plan, resident, columns, *budgets)
+        text = short_plan(self.placement, planned.plan, self.tiers.resident_mask, columns, *budgets)
         return text.splitlines()
 
     def temporaries(self, largest_view: int) -> int:
@@ -306,15 +305,16 @@ def _far(geometry: np.ndarray) -> bool:
     return bool(np.abs(geometry[:, :3]).max() > 1e5)
 
 
-def sightings(store: Store, cameras: list[Camera], at_once: int = 64) -> Sightings:
-    """What `cameras` see of the store; the visible sets of `at_once` views are held at a time."""
-    groups = (cameras[first : first + at_once] for first in range(0, len(cameras), at_once))
-    sets = (
-        rows
-        for group in groups
-        for rows in visible_sets(store.entries, store.bounds, group, block_rows=store.block_rows)
-    )
-    return Sightings.of(sets, store.rows, store.block_rows)
+def all_visible_sets(store: Store, cameras: list[Camera], at_once: int = 64) -> Iterator[np.ndarray]:
+    """The visible set of each camera, [M] i32; those of `at_once` views are held at a time."""
+    for first in range(0, len(cameras), at_once):
+        group = cameras[first : first + at_once]
+        yield from visible_sets(store.entries, store.bounds, group, block_rows=store.block_rows)
+
+
+def sightings(store: Store, cameras: list[Camera]) -> Sightings:
+    """What `cameras` see of the store."""
+    return Sightings.of(all_visible_sets(store, cameras), store.rows, store.block_rows)
 
 
 def device_budget(config: Config) -> int:
