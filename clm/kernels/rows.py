@@ -106,6 +106,12 @@ def _gradients(place: GradientRows, columns: int) -> tuple[ctypes.c_void_p, ctyp
     return pointer(place.grad_geometry, f32, None, GRAD_GEOMETRY), *_colours(place.grad_colour, columns)
 
 
+def _arena_gradients(place: GradientRows | None) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+    if place is None:
+        return ctypes.c_void_p(None), ctypes.c_void_p(None)
+    return pointer(place.grad_geometry, f32, None, GRAD_GEOMETRY), pointer(place.grad_colour, f32, None, COLOUR)
+
+
 def fetch(
     store: StoreArrays,
     step: AdamStep | None,
@@ -114,8 +120,10 @@ def fetch(
     colour: np.ndarray,
     columns: int,
     slots: np.ndarray | None = None,
+    gradients: GradientRows | None = None,
 ) -> None:
-    """Catch rows [M] up to `step - 1` and copy them to geometry/colour at slots [M] (None: positions 0..M-1).
+    """Catch rows [M] up to `step - 1` and copy them to geometry/colour at slots [M] (None: positions 0..M-1), where their
+    rows of `gradients` [>= M, 48 colour columns], if given, become zero.
 
     Colour rows of the target may be as short as `columns`, and bf16 (uint16) where the step rounds to that: packing then
     loses nothing. TypeError where it would."""
@@ -133,6 +141,7 @@ def fetch(
         columns,
         stride,
         colour_bytes,
+        *_arena_gradients(gradients),
     )
 
 
@@ -186,7 +195,7 @@ def put_entries(rows: np.ndarray, fresh: np.ndarray, entries: np.ndarray) -> Non
 
 
 def place(
-    staging: tuple[np.ndarray, np.ndarray] | None,
+    staging: tuple[np.ndarray, np.ndarray],
     slots: np.ndarray,
     geometry: np.ndarray,
     colour: np.ndarray,
@@ -195,17 +204,15 @@ def place(
 ) -> None:
     """Scatter staged rows (geometry [M, 12], colour [M, >= columns]) into arena slots [M] and zero their gradient rows.
 
-    Staged colours are f32, or bf16 (uint16), which are expanded. staging None: only zero."""
-    staged = (pointer(None, f32), pointer(None, f32), 0, 4)
-    if staging is not None:
-        staged = pointer(staging[0], f32, None, GEOMETRY), *_bus_colours(staging[1], columns)
+    Staged colours are f32, or bf16 (uint16), which are expanded."""
     load().clm_place(
-        *staged,
+        pointer(staging[0], f32, None, GEOMETRY),
+        *_bus_colours(staging[1], columns),
         _ids(slots),
         ctypes.c_int64(len(slots)),
         pointer(geometry, f32, None, GEOMETRY),
         pointer(colour, f32, None, COLOUR),
-        *_gradients(gradients, columns)[:2],
+        *_arena_gradients(gradients),
         columns,
     )
 

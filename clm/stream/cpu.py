@@ -38,8 +38,7 @@ class CpuResidents:
         self._store = store
 
     def fetch(self, step: AdamStep, positions: np.ndarray, slots: np.ndarray, arena: Arena, columns: int) -> None:
-        row_kernels.fetch(self._store, step, positions, arena.geometry, arena.colour, columns, slots)
-        row_kernels.place(None, slots, arena.geometry, arena.colour, arena, columns)
+        row_kernels.fetch(self._store, step, positions, arena.geometry, arena.colour, columns, slots, arena)
 
     def adam(
         self, step: AdamStep, positions: np.ndarray, slots: np.ndarray, arena: Arena, columns: int, entries: Staging
@@ -87,7 +86,7 @@ class CpuDevice:
     def to_host(self, staging: Staging, floats: int) -> None:
         """One buffer for both sides."""
 
-    def place(self, rows: Rows | None, slots: np.ndarray, arena: Arena, columns: int) -> None:
+    def place(self, rows: Rows, slots: np.ndarray, arena: Arena, columns: int) -> None:
         row_kernels.place(rows, slots, arena.geometry, arena.colour, arena, columns)
 
     def collect(self, arena: Arena, slots: np.ndarray, target: Gradients, columns: int) -> None:

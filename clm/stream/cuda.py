@@ -241,11 +241,10 @@ class CudaDevice:
         assert isinstance(staging, CudaStaging)
         staging.host_tensor[:floats].copy_(staging.device[:floats], non_blocking=True)
 
-    def place(self, rows: Rows | None, slots: Tensor, arena: Arena, columns: int) -> None:
-        if rows is not None:
-            arena.geometry.index_copy_(0, slots, rows.geometry)
-            # What expanding bf16 takes is less than what its two staging buffers save of the bytes that were set aside.
-            arena.colour[:, :columns].index_copy_(0, slots, rows.colour.float())
+    def place(self, rows: Rows, slots: Tensor, arena: Arena, columns: int) -> None:
+        arena.geometry.index_copy_(0, slots, rows.geometry)
+        # What expanding bf16 takes is less than what its two staging buffers save of the bytes that were set aside.
+        arena.colour[:, :columns].index_copy_(0, slots, rows.colour.float())
         _zero_gradients(arena, slots, columns)
 
     def collect(self, arena: Arena, slots: Tensor, target: Gradients, columns: int) -> None:

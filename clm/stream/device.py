@@ -146,8 +146,8 @@ class ResidentRows(Protocol):
     """Rows of resident blocks in device memory: parameters, moments, stamps and statistics. `positions` [n] are theirs."""
 
     def fetch(self, step: AdamStep, positions: Indices, slots: Indices, arena: Arena, columns: int) -> None:
-        """Catch rows up to `step - 1` into arena slots, colours rounded where the step says so; the resident rows do not
-        change."""
+        """Catch rows up to `step - 1` into arena slots, colours rounded where the step says so, and zero their
+        gradient rows; the resident rows do not change."""
 
     def adam(
         self, step: AdamStep, positions: Indices, slots: Indices, arena: Arena, columns: int, entries: Staging
@@ -186,8 +186,8 @@ class Device(Protocol):
 
     def to_device(self, staging: Staging, floats: int) -> None: ...
     def to_host(self, staging: Staging, floats: int) -> None: ...
-    def place(self, rows: Rows | None, slots: Indices, arena: Arena, columns: int) -> None:
-        """Scatter rows (None: no rows) into slots, bf16 colours expanded, and zero their gradient rows."""
+    def place(self, rows: Rows, slots: Indices, arena: Arena, columns: int) -> None:
+        """Scatter rows into slots, bf16 colours expanded, and zero their gradient rows."""
 
     def collect(self, arena: Arena, slots: Indices, target: Gradients, columns: int) -> None:
         """Gather the gradient rows at `slots`."""

@@ -119,8 +119,7 @@ class FakeResidents:
 
     def fetch(self, step: AdamStep, positions: np.ndarray, slots: np.ndarray, arena: Arena, columns: int) -> None:
         within(slots, arena)
-        row_kernels.fetch(self.here, step, positions, arena.geometry, arena.colour, columns, slots)
-        row_kernels.place(None, slots, arena.geometry, arena.colour, arena, columns)
+        row_kernels.fetch(self.here, step, positions, arena.geometry, arena.colour, columns, slots, arena)
 
     def adam(
         self, step: AdamStep, positions: np.ndarray, slots: np.ndarray, arena: Arena, columns: int, entries: Staging
@@ -184,7 +183,7 @@ class FakeDevice(CpuDevice):
     def residents(self, store: Store, rows: np.ndarray) -> FakeResidents:
         return FakeResidents(self, store, rows)
 
-    def place(self, rows: Rows | None, slots: np.ndarray, arena: Arena, columns: int) -> None:
+    def place(self, rows: Rows, slots: np.ndarray, arena: Arena, columns: int) -> None:
         super().place(rows, within(slots, arena), arena, columns)
 
     def collect(self, arena: Arena, slots: np.ndarray, target: Gradients, columns: int) -> None:
