@@ -6,6 +6,7 @@ import math
 import re
 
 from clm.errors import ClmError
+from clm.gaussians.layout import CHUNK_ROWS
 
 PARAMETER_BYTES = 240  # geometry 12 floats (one is padding), colour 48 floats
 MOMENT_BYTES = {"f32": 480, "bf16": 240}  # both Adam moments, laid out as the parameters
@@ -55,10 +56,17 @@ def in_core_bytes(rows: int, arena_slots: int, row_bytes: int = RESIDENT_ROW_BYT
     return rows * row_bytes + arena_bytes(arena_slots)
 
 
+def staging_depth(largest: int, piece_rows: int = CHUNK_ROWS) -> int:
+    """Staging buffers per direction between memories, where a step moves at most `largest` rows: one is filled while the
+    other is under way; where a step takes several pieces, gathering, copying and Adam each have one."""
+    return 2 if largest <= piece_rows else 3
+
+
 def staging_bytes(largest_view: int) -> int:
-    """Device bytes of staging where the device has memory of its own: two buffers each for rows that come and gradients
-    that go, a quarter of headroom; no step loads or sends more rows than the largest view has."""
-    return largest_view * SLOT_BYTES * 5 // 2
+    """Device bytes of staging where the device has memory of its own, at most: rows that come, gradients that go, new cull
+    entries, one buffer of partial gradients on their way back. Each holds a quarter more than is needed, or one piece."""
+    rows, depth = min(largest_view * 5 // 4, CHUNK_ROWS), staging_depth(largest_view)
+    return rows * (depth * (PARAMETER_BYTES + GRADIENT_BYTES + CULL_BYTES) + GRADIENT_BYTES)
 
 
 def parse_bytes(text: str) -> int:

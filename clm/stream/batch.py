@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from clm.kernels.rows import AdamStep
 from clm.plan.residency import Plan, Traffic
-from clm.stream.device import Event
+from clm.stream.device import Event, Moment, Stream
+from clm.stream.handover import Outcome
 from clm.stream.parking import ParkedGradients
 from clm.stream.route import Route
 from clm.stream.spans import Span
@@ -20,13 +22,12 @@ from clm.stream.tiers import Tiers
 
 @dataclass
 class StepState:
-    """How far one step is. A future is set when the work is handed to the device; its event is reached when it is done."""
+    """How far one step is. Settled when the work is handed to the device; the event is reached when it is done there."""
 
-    loaded: Future[Event] = field(default_factory=Future)  # the step's rows are in their slots
-    computed: Future[Event] = field(default_factory=Future)
-    released: Future[Event] = field(default_factory=Future)  # gradients have left the slots that the step gives up
-    sent: Future[Event] = field(default_factory=Future)  # and are on the host
-    updated: Future[None] = field(default_factory=Future)
+    loaded: Outcome[Event] = field(default_factory=Outcome)  # the step's rows are in their slots
+    computed: Outcome[Event] = field(default_factory=Outcome)
+    released: Outcome[Event] = field(default_factory=Outcome)  # gradients have left the slots that the step gives up
+    updated: Outcome[None] = field(default_factory=Outcome)
     routed: Route | None = None
 
     @property
@@ -34,8 +35,8 @@ class StepState:
         assert self.routed is not None, "a step is routed when it is loaded"
         return self.routed
 
-    def futures(self) -> tuple[Future, ...]:
-        return self.loaded, self.computed, self.released, self.sent, self.updated
+    def outcomes(self) -> tuple[Outcome, ...]:
+        return self.loaded, self.computed, self.released, self.updated
 
 
 @dataclass
@@ -62,22 +63,41 @@ class Batch:
         """Whether colours cross the bus as bf16: every fetch of the batch rounds them, so packing loses nothing."""
         return bool(self.adam.bf16_colours)
 
-    def futures(self) -> Iterator[Future]:
-        for step in self.steps:
-            yield from step.futures()
+    @contextmanager
+    def span(self, stream: Stream, lane: str, name: str, i: int) -> Iterator[None]:
+        """Time of work on a stream."""
+        began = stream.record()
+        yield
+        self.marks.append((lane, name, i, began, stream.record()))
 
-    def rest(self, plan: Plan, parked_rows: int, done: int) -> Batch:
-        """The same batch going on with another plan, after `done` steps of this one were sent back and `parked_rows` more
-        were taken along."""
-        loaded, brought_back, sent_back = self._crossed(done)
-        return replace(self, plan=plan, counted=(loaded, brought_back, sent_back + parked_rows))
+    @contextmanager
+    def host_span(self, lane: str, name: str, i: int) -> Iterator[None]:
+        """Time of work on a host thread."""
+        began = Moment()
+        yield
+        self.marks.append((lane, name, i, began, Moment()))
+
+    def cancel(self) -> None:
+        """Nobody waits forever for what will not come."""
+        for step in self.steps:
+            for outcome in step.outcomes():
+                outcome.fail(CancelledError())
+
+    def stop(self, i: int, parked_rows: int) -> None:
+        """The batch ends before step i; gradients of `parked_rows` rows were taken along to the host."""
+        loaded, brought_back, sent_back = self._crossed(i)
+        self.counted = loaded, brought_back, sent_back + parked_rows
+
+    def rest(self, plan: Plan) -> Batch:
+        """What is left of a stopped batch, going on with another plan."""
+        return replace(self, plan=plan)
 
     def _crossed(self, sent: int) -> tuple[int, int, int]:
         routes = [step.routed for step in self.steps if step.routed is not None]
         back = [step.routed for step in self.steps[:sent] if step.routed is not None]
         loaded, brought_back, sent_back = self.counted
         return (
-            loaded + sum(len(route.gather) for route in routes),
+            loaded + sum(route.gathered for route in routes),
             brought_back + sum(len(route.early.partial) + len(route.late.partial) for route in routes),
             sent_back + sum(route.collected for route in back),
         )

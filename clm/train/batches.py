@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from clm.gaussians.store import Store
 from clm.plan.order import order_views
 from clm.plan.residency import Plan, make_plan
 from clm.plan.visibility import visible_sets
+from clm.stream.handover import Outcome
 from clm.stream.view import view_too_large
 
 Margin = tuple[float, float]  # (growth, extra): every bounding radius R becomes R * growth + extra
@@ -85,7 +86,7 @@ class PlanAhead:
         self._future: Future[Planned] | None = None
         self._first = -1
 
-    def request(self, first: int, reach: tuple[float, float], after: Future[Any] | None = None) -> None:
+    def request(self, first: int, reach: tuple[float, float], after: Outcome[Any] | None = None) -> None:
         """Plan the batch that starts at image `first`, while a step moves means by `reach[0]`, log-scales by `reach[1]`.
 
         after: not before this is done. What the running batch begins with is waited for, a plan is not."""
@@ -93,7 +94,7 @@ class PlanAhead:
 
         def make() -> Planned:
             if after is not None:
-                wait([after])
+                after.wait()
             return self._make(first, (math.exp(log_scales), means))
 
         self._first = first

@@ -74,6 +74,7 @@ def rebuild(session: Session, before: int) -> None:
     """Densify and reset opacity as due after the batch (before, now]: settle, decide, resort, refresh, place anew."""
     config, store, now = session.config, session.store, session.progress.iteration
     session.plans.drop()
+    session.lanes.publish_entries()
     next_step = session.adam.at(session.progress.step + 1)
     session.tiers.write_back()
     row_kernels.settle(store, next_step, 0, store.rows)

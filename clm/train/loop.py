@@ -82,10 +82,9 @@ def train_batch(session: Session) -> None:
 
     moved, seconds, spans = lanes.finish()
     waited = time.perf_counter()
-    ahead = session.plans.ready()  # it reads the cull entries that are published next
+    ahead = session.plans.ready()  # it reads the cull entries that are written next
     seconds.plan, seconds.plan_exposed = planned.seconds, plan_exposed + time.perf_counter() - waited
-    published = lanes.publish_entries()
-    seconds.update, seconds.exposed = seconds.update + published, seconds.exposed + published
+    lanes.end()
     progress.iteration, progress.step = first + count, progress.step + 1
     progress.next_order = ahead.views if ahead else None
     if session.trace is not None:

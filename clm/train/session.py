@@ -64,7 +64,8 @@ class Progress:
 
 
 class Session:
-    """Everything `train()` works with. Invariant: between batches the lanes are idle and the store is consistent."""
+    """Everything `train()` works with. Invariant: between batches the lanes are idle and the store is consistent, its cull
+    entries once `lanes.publish_entries()` returns."""
 
     def __init__(self, scene: Scene, config: Config, run: Path, emit: Emit, resume: Path | None = None):
         kernels.set_threads(config.threads or os.cpu_count() or 1)
@@ -107,6 +108,7 @@ class Session:
 
         The store is whole: resident rows were written back before it was changed, and what the device holds is of no use any
         more. Raises ResourceError, with everything as it was, when nothing fits."""
+        self.lanes.publish_entries()
         before = self.placement
         self.placement, blocks = self._place()
         self.lanes.close()
@@ -156,6 +158,7 @@ class Session:
 
     def view_renderer(self) -> Callable[[Camera], Render]:
         """Renders any camera from the Gaussians as they are now."""
+        self.lanes.publish_entries()
         degree = sh_degree_at(self.config, self.progress.iteration)
         background, adam = self.background or (0.0, 0.0, 0.0), self.adam.at(self.progress.step + 1)
         return partial(render_view, self.tiers, adam, self.rasterizer, sh_degree=degree, background=background)
@@ -196,6 +199,7 @@ class Session:
                 raise
 
     def _plan(self, first: int, margin: Margin) -> Planned:
+        self.lanes.publish_entries()
         views = batch_views(self.scene.train, self.config.seed, first, self.batch_size(first))
         decided = self.progress.next_order
         ordered = decided is not None and sorted(decided) == sorted(views)  # else --batch-size was changed on resume

@@ -22,9 +22,12 @@ from clm.optim.adam import Adam, Betas
 from clm.plan.residency import Traffic, make_plan, rest_of
 from clm.plan.visibility import visible_rows, visible_sets
 from clm.render.cpu import CpuRasterizer
+from clm.stream import fetch as fetch_module
 from clm.stream import lanes as lanes_module
+from clm.stream import send_back as send_back_module
 from clm.stream.cpu import CpuDevice
 from clm.stream.device import Device, Staging, packed_rows, row_floats
+from clm.stream.fetch import Fetch
 from clm.stream.lanes import Lanes
 from clm.stream.parking import GradientBuffer, ParkedGradients
 from clm.stream.tiers import Tiers
@@ -34,14 +37,15 @@ from tests.stream.fake_device import SCHEDULES, FakeDevice
 BLACK = (0.0, 0.0, 0.0)
 VIEWS = 6
 BLOCK = 256  # rows: enough blocks for some to be resident
+PIECE = 300  # rows: a step takes several pieces
 WAITS = (
-    "the rows gathered two steps ago have left this staging buffer",
+    "the rows gathered before have left this staging buffer",
     "the slots of early rows were released two steps ago",
     "the slots of late rows are released by the previous step",
     "the rows of this step are in their slots",
     "the gradients of this step are complete",
     "the gradients of this step have arrived on the host",
-    "Adam has read the staging buffers that this step writes",
+    "the host has read this staging buffer before it is written again",
     "what is parked has arrived on the host",
     "the gradients brought back before have left this staging buffer",
     "the next batch reads the rows that this one updates",
@@ -50,7 +54,6 @@ INTERRUPTION_WAITS = (
     "the host's lanes have done what earlier steps gave them",
     "rows under way to the arena are there before it is replaced",
     "what was begun of the view is over before the arena is replaced",
-    "what is parked of an interrupted batch has arrived on the host",
 )
 CLOSING = "arena and staging may go when no stream works with them any more"
 
@@ -107,6 +110,7 @@ def run_batches(
     interrupted: dict[tuple[int, int], int] | None = None,
     at_rest: Callable[[], None] = lambda: None,
     bf16_colours: bool = False,
+    piece_rows: int = PIECE,
 ) -> tuple[Store, Adam, Traffic]:
     """Train on a fixed pseudo-gradient; returns the store, the optimizer and what crossed the bus in all.
 
@@ -114,12 +118,13 @@ def run_batches(
     interrupted = dict(interrupted or {})
     store, adam = scene(), Adam(np.full((6, batches + 3), 1e-2), Betas.for_batch(VIEWS))
     tiers = Tiers(device or CpuDevice(), store, resident(store), capacity)
-    lanes, rasterizer, traffic, arena = Lanes(tiers), CpuRasterizer(), [], tiers.arena
+    lanes, rasterizer, traffic, arena = Lanes(tiers, piece_rows), CpuRasterizer(), [], tiers.arena
     arena.geometry[:] = arena.grad_geometry[:] = arena.grad_colour[:] = np.nan  # what a plan forgot would show
     arena.colour[:] = np.nan
     try:
         for batch in range(batches):
             order = np.random.default_rng(batch).permutation(VIEWS)
+            lanes.publish_entries()
             sets = visible_sets(store.entries, store.bounds, [CAMERAS[v] for v in order], block_rows=store.block_rows)
             plan = make_plan([int(v) for v in order], sets, tiers.arena.slots)
             lanes.begin(plan, adam.at(batch + 1, VIEWS, bf16_colours), colour_columns(degree))
@@ -148,7 +153,8 @@ def run_batches(
                 lanes.send_back(i)
                 done += 1
             traffic.append(lanes.finish()[0])
-            lanes.publish_entries()
+            lanes.end()
+        lanes.publish_entries()
         tiers.write_back()
     finally:
         lanes.close()
@@ -219,13 +225,16 @@ def test_streams_in_any_order_that_the_waits_admit_give_the_same_bits(everything
 
 
 def dawdling(monkeypatch: pytest.MonkeyPatch, device: FakeDevice, load_pause: float = 0.0) -> Callable[[], None]:
-    """Adam on the host begins late, the load lane ends late, and lanes do not wait for each other where the device ignores
+    """The update lane begins late, the load lane ends late, and lanes do not wait for each other where the device ignores
     the reason. Returns a check that the load lane is at rest."""
-    adam, load, after, at_work = row_kernels.adam, Lanes._load, lanes_module._after, []
+    load, at_work = Fetch.run, []
 
-    def slow_adam(*arguments: Any) -> None:
-        device.dawdle()
-        adam(*arguments)
+    def late(kernel: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: Any) -> None:
+            device.dawdle()
+            kernel(*arguments)
+
+        return run
 
     def slow_load(*arguments: Any) -> None:
         at_work.append(1)
@@ -238,9 +247,10 @@ def dawdling(monkeypatch: pytest.MonkeyPatch, device: FakeDevice, load_pause: fl
     def at_rest() -> None:
         assert not at_work, "the load lane still works"
 
-    monkeypatch.setattr(row_kernels, "adam", slow_adam)
-    monkeypatch.setattr(Lanes, "_load", slow_load)
-    monkeypatch.setattr(lanes_module, "_after", lambda future, why: after(future, why) if device.heed(why) else None)
+    monkeypatch.setattr(row_kernels, "adam", late(row_kernels.adam))
+    monkeypatch.setattr(Fetch, "run", slow_load)
+    for module in (lanes_module, send_back_module):
+        monkeypatch.setattr(module, "after", lambda outcome, why: outcome.result() if device.heed(why) else [])
     return at_rest
 
 
@@ -251,8 +261,9 @@ def test_every_wait_of_the_lanes_is_met(monkeypatch: pytest.MonkeyPatch) -> None
     assert device.reasons == {*WAITS, CLOSING}
     run_batches(2 * largest_view(), every_other, device, interrupted=interruptions())
     assert device.reasons == {*WAITS, *INTERRUPTION_WAITS, CLOSING}
-    source = Path(lanes_module.__file__).read_text()
-    waits = len(re.findall(r"stream\.wait\(|\.synchronize\(|[^f] _after\(", source))
+    modules = (lanes_module, fetch_module, send_back_module)
+    source = "".join(Path(str(module.__file__)).read_text() for module in modules)
+    waits = len(re.findall(r"stream\.wait\(|\.synchronize\(|\bafter\(", source))
     assert waits == len(WAITS) + len(INTERRUPTION_WAITS), (
         "one call waits for early or for late rows, and one when the lanes are closed"
     )

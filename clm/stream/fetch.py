@@ -1,0 +1,100 @@
+"""The load lane: rows catch up and are gathered into staging, copied, and placed in their slots.
+
+The host's part runs on the load thread, the rest on the load stream. Rows of resident blocks are caught up straight into
+their slots. The store is only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from clm.kernels import rows as row_kernels
+from clm.stream.batch import Batch
+from clm.stream.device import Rows, Stream, gradient_floats, packed_gradients, packed_rows, row_floats
+from clm.stream.route import Arrivals, route_step
+from clm.stream.staging import Ring
+from clm.stream.tiers import Tiers
+
+
+class Fetch:
+    """Carries out the loads of a plan, step by step, one at a time."""
+
+    def __init__(self, tiers: Tiers, stream: Stream, piece_rows: int):
+        self._tiers, self.stream = tiers, stream
+        self._rows, self._returning = Ring(tiers.device, piece_rows), Ring(tiers.device, piece_rows)
+
+    def reserve(self, batch: Batch) -> None:
+        """While no lane works: staging for the largest load of the plan."""
+        plan, columns = batch.plan, batch.columns
+        loads = max((len(step.load_rows) for step in plan.steps), default=0)
+        rows, back = 0 if self._tiers.everything_resident else loads, loads if plan.traffic.loaded_partial else 0
+        self._rows.reserve(rows, lambda n: row_floats(n, columns, batch.bf16_colours))
+        self._returning.reserve(back, lambda n: gradient_floats(n, columns), in_turn=False)
+
+    @property
+    def staging_bytes(self) -> int:
+        return self._rows.bytes + self._returning.bytes
+
+    def run(self, batch: Batch, i: int) -> None:
+        """Have all rows of step i in their slots before the batch's `loaded` event of that step."""
+        stream, steps = self.stream, batch.steps
+        with batch.host_span("load", "route", i):
+            route = steps[i].routed = route_step(batch.plan.steps[i], self._tiers)
+        for arrivals, earlier, why in (
+            (route.early, i - 2, "the slots of early rows were released two steps ago"),
+            (route.late, i - 1, "the slots of late rows are released by the previous step"),
+        ):
+            if arrivals.any:
+                self._arrive(batch, i, arrivals, earlier, why)
+                self._bring_back(batch, i, arrivals)
+        steps[i].loaded.succeed(stream.record())
+
+    def _arrive(self, batch: Batch, i: int, arrivals: Arrivals, earlier: int, why: str) -> None:
+        """Rows into the slots that step `earlier` releases, where their gradient rows start at zero. The first piece is staged
+        before that."""
+        tiers, stream, columns = self._tiers, self.stream, batch.columns
+
+        def run(work: Callable[..., None], *arguments: object) -> None:
+            if earlier >= 0:
+                stream.wait(batch.steps[earlier].released.result(), why)
+            with batch.span(stream, "load", "place", i):
+                stream.run(work, *arguments, tiers.arena, columns)
+
+        for part in self._rows.pieces(len(arrivals.rows)):
+            run(tiers.device.place, self._stage(batch, i, arrivals.rows[part]), arrivals.slots[part])
+        if len(arrivals.positions):
+            run(tiers.resident.fetch, batch.adam, arrivals.positions, arrivals.resident_slots)
+
+    def _stage(self, batch: Batch, i: int, rows: np.ndarray) -> Rows:
+        """Rows [n] (ids), caught up, in a staging buffer on the device."""
+        tiers, stream, columns, count = self._tiers, self.stream, batch.columns, len(rows)
+        buffer = self._rows.take()
+        with batch.host_span("load", "gather", i):
+            if buffer.left is not None:
+                buffer.left.synchronize("the rows gathered before have left this staging buffer")
+            packed = packed_rows(buffer.staging.host, count, columns, np.uint16 if batch.bf16_colours else None)
+            row_kernels.fetch(tiers.store, batch.adam, rows, *packed, columns)
+        with batch.span(stream, "load", "copy in", i):
+            stream.run(tiers.device.to_device, buffer.staging, row_floats(count, columns, batch.bf16_colours))
+        buffer.left = stream.record()
+        return packed_rows(buffer.staging.device, count, columns, tiers.device.bf16 if batch.bf16_colours else None)
+
+    def _bring_back(self, batch: Batch, i: int, arrivals: Arrivals) -> None:
+        """Partial gradients that rows left behind when they were evicted, back into their slots.
+
+        They are parked by now: a row evicted after step e comes back at step e + 2 at the earliest, into a slot that step
+        e + 1 released, and the send-back lane parks the rows of step e before it takes up step e + 1."""
+        device, columns, stream = self._tiers.device, batch.columns, self.stream
+        for part in self._returning.pieces(len(arrivals.partial)):
+            buffer, count = self._returning.take(), part.stop - part.start
+            if buffer.left is not None:
+                buffer.left.synchronize("the gradients brought back before have left this staging buffer")
+            with batch.span(stream, "load", "bring back", i):
+                target = packed_gradients(buffer.staging.host, count, columns)
+                batch.parked.copy_to(arrivals.partial[part], target, columns)
+                stream.run(device.to_device, buffer.staging, gradient_floats(count, columns))
+                source = packed_gradients(buffer.staging.device, count, columns)
+                stream.run(device.restore, source, arrivals.partial_slots[part], self._tiers.arena, columns)
+            buffer.left = stream.record()
