@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -39,8 +40,11 @@ class Camera:
         sx, sy = width / self.width, height / self.height
         return Camera(width, height, self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy, self.world_to_camera)
 
+    @cached_property
     def packed(self) -> np.ndarray:
-        """What the kernels take: rows of [R|t] (12), fx, fy, cx, cy, width, height, centre xyz. [21] f32."""
+        """What the kernels take: rows of [R|t] (12), fx, fy, cx, cy, width, height, centre xyz. [21] f32, read-only."""
         w2c = self.world_to_camera[:3, :4].reshape(-1)
         rest = [self.fx, self.fy, self.cx, self.cy, self.width, self.height, *self.position]
-        return np.ascontiguousarray(np.concatenate([w2c, rest]), dtype=np.float32)
+        packed = np.ascontiguousarray(np.concatenate([w2c, rest]), dtype=np.float32)
+        packed.flags.writeable = False
+        return packed

@@ -18,11 +18,12 @@ from clm.plan.budget import (
     format_rows,
     in_core_bytes,
     resident_row_bytes,
+    staging_bytes,
     store_bytes,
     store_row_bytes,
 )
 from clm.plan.describe import draw_timeline
-from clm.plan.machine import gradient_bytes, load_machine, row_bytes
+from clm.plan.machine import load_machine
 from clm.plan.simulate import bus_bytes
 from clm.plan.steps import count_step
 from clm.train.device import cuda_devices
@@ -30,7 +31,6 @@ from clm.train.forecast import Budget, Budgets, Forecast, find_budgets, make_for
 from clm.train.measure import THIS
 
 PLY_ROW_BYTES = 4 * 62  # INRIA's columns, padded to SH degree 3
-_ALL_COLUMNS = 48
 
 
 def plan_run(data: Path, flags: dict[str, Any], preset: str | None, file: Path | None, machine: str) -> Forecast:
@@ -94,26 +94,12 @@ def _required(forecast: Forecast) -> dict[str, int]:
         "host_bytes": host,
         "disk_bytes": copies * checkpoint + gaussians * PLY_ROW_BYTES,
         "photos_bytes": sum(view.nbytes for view in training),
-        "staging_bytes": _staging(forecast),
+        "staging_bytes": staging_bytes(forecast.largest_view, on_cpu),
         "beside_arena_bytes": forecast.beside_arena,
         "largest_view_bytes": arena_bytes(forecast.largest_view),
         "in_core_bytes": in_core_bytes(gaussians, forecast.largest_view, resident_row_bytes(config.moments, on_cpu)),
         "device_bytes_per_unloaded_gaussian": 0,
     }
-
-
-def _staging(forecast: Forecast) -> int:
-    """Host buffers that rows pass through, as `stream.lanes` sizes them: two for the largest load, two for the largest send
-    back, one for returning gradients, a quarter of room in each."""
-    if forecast.placement is None or forecast.resident is None:
-        return 0
-    steps = [step for plan in forecast.plans for step in plan.steps]
-    everything = bool(forecast.resident.all())
-    loads = 0 if everything else max(len(step.load_rows) for step in steps)
-    sends = max(int((~step.send_final).sum()) if everything else len(step.send_rows) for step in steps)
-    back = max(int(step.load_partial.sum()) for step in steps)
-    size = 2 * loads * row_bytes(_ALL_COLUMNS) + (2 * sends + back) * gradient_bytes(_ALL_COLUMNS)
-    return int(1.25 * forecast.scale * size)
 
 
 def warnings(forecast: Forecast) -> list[str]:
@@ -147,7 +133,7 @@ def _traffic(forecast: Forecast) -> dict[str, Any]:
     totals |= {"rows_loaded_no_reuse": 0.0, "rows_loaded_consecutive_reuse": 0.0}
     for plan in forecast.plans:
         counts = [count_step(step, 0, forecast.resident, scale) for step in plan.steps]
-        loaded, sent = bus_bytes(counts, colour_columns(sh_degree_at(config, first)))
+        loaded, sent = bus_bytes(counts, colour_columns(sh_degree_at(config, first)), config.colour_bus)
         rows = sum(part.rows for step in counts for part in step.loads)
         batches.append({"rows_loaded": round(rows), "bytes_loaded": loaded, "bytes_sent_back": sent})
         first += len(plan.steps)

@@ -8,6 +8,7 @@ Moments are f32 or bf16 (uint16, the upper half of the f32): only the row kernel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -46,6 +47,8 @@ class Store:
                 self._arrays[name] = row_array(capacity, width, MOMENT_TYPES[moments], zeroed=True)
             self._arrays["stamp"] = np.zeros(capacity, np.int32)
             self._arrays["statistics"] = row_array(capacity, 2, zeroed=True)
+        self._row_bytes = sum(a.itemsize * math.prod(a.shape[1:]) for a in self._arrays.values())
+        self._view: StoreView | None = None
 
     @classmethod
     def from_rows(cls, geometry: np.ndarray, colour: np.ndarray, *, moments: str | None = "f32") -> Store:
@@ -80,17 +83,20 @@ class Store:
     @property
     def bytes(self) -> int:
         """Bytes of the live rows over all arrays."""
-        return sum(a[: self.rows].nbytes for a in self._arrays.values())
+        return self.rows * self._row_bytes
 
     @property
     def blocks(self) -> int:
         return -(-self.rows // self.block_rows)
 
     def view(self) -> StoreView:
-        held = (field[0] for field in StoreView._fields_ if field[0] in self._arrays)
-        addresses = {name: self._arrays[name].ctypes.data for name in held}
-        item = 0 if self.moments is None else np.dtype(MOMENT_TYPES[self.moments]).itemsize
-        return StoreView(moment_bytes=item, **addresses)
+        """Addresses of the arrays as they are now."""
+        if self._view is None:
+            held = (field[0] for field in StoreView._fields_ if field[0] in self._arrays)
+            addresses = {name: self._arrays[name].ctypes.data for name in held}
+            item = 0 if self.moments is None else np.dtype(MOMENT_TYPES[self.moments]).itemsize
+            self._view = StoreView(moment_bytes=item, **addresses)
+        return self._view
 
     def append(self, geometry: np.ndarray, colour: np.ndarray) -> None:
         """Add rows at the tail with zero moments, stamps and statistics (as the in-core reference does for new rows)."""
@@ -133,6 +139,7 @@ class Store:
         if rows <= self.capacity:
             return
         capacity = max(rows, self.capacity + self.capacity // 2)
+        self._view = None
         for name, array in self._arrays.items():
             if array.ndim == 2:
                 grown = row_array(capacity, array.shape[1], array.dtype, zeroed=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from ctypes import c_double, c_int64, c_void_p
+from functools import cache
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from clm.kernels import load, pointer
 _local = threading.local()
 
 
+@cache
 def _library() -> ctypes.CDLL:
     library = load()
     image = [c_void_p, c_void_p, c_void_p, c_int64, c_int64]

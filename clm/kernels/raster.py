@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_double, c_int, c_int64, c_void_p
+from functools import cache
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from clm.kernels import load, pointer
 STAGES = ("project", "sort", "lists", "forward", "backward", "project_backward")
 
 
+@cache
 def _library() -> ctypes.CDLL:
     library = load()
     library.clm_raster_create.restype = c_void_p
@@ -79,7 +81,7 @@ class RasterWorkspace:
             raise ValueError(f"sh_degree must be 0..3, got {sh_degree}")
         if len(slots) and int(slots.view(np.uint32).max()) >= min(len(geometry), len(colour)):  # a negative one is huge
             raise IndexError(f"slots reach outside the arena of {min(len(geometry), len(colour))} rows")
-        packed = camera.packed()
+        packed = camera.packed
         drawn = self._library.clm_raster_forward(
             self._handle,
             pointer(geometry, np.float32, None, 12),

@@ -65,6 +65,8 @@ class Adam:
         first_missed = np.sqrt(1.0 - betas.beta2 ** (k + 1)) / betas.beta2**0.5
         self._eps_drift = (betas.eps * first_missed).astype(np.float32)
         self._eps_step = betas.eps * bias2
+        tables = ("drift", "ratio_power", "beta1_power", "beta2_power", "eps_drift")
+        self._addresses = {name: getattr(self, f"_{name}").ctypes.data for name in tables}
 
     def _tabulate(self, ratio: float) -> np.ndarray:
         """drift[g, s] = sum_{k > s} lr_k c_k r^(k-s) [6, steps + 1] f64; beyond the last step the rate stays constant."""
@@ -87,14 +89,10 @@ class Adam:
             beta2=self.betas.beta2,
             eps=self.betas.eps,
             gradient_scale=1.0 / views,
-            drift=self._drift.ctypes.data,
-            ratio_power=self._ratio_power.ctypes.data,
-            beta1_power=self._beta1_power.ctypes.data,
-            beta2_power=self._beta2_power.ctypes.data,
-            eps_drift=self._eps_drift.ctypes.data,
-            rate=tuple(self._weighted[:, step]),
+            rate=tuple(self._weighted[:, step].tolist()),
             eps_step=self._eps_step[step],
             bf16_colours=bf16_colours,
+            **self._addresses,
         )
         constants.tables = self  # the structure holds addresses into this object
         return constants

@@ -62,10 +62,11 @@ def staging_depth(largest: int, piece_rows: int = CHUNK_ROWS) -> int:
     return 2 if largest <= piece_rows else 3
 
 
-def staging_bytes(largest_view: int) -> int:
-    """Device bytes of staging where the device has memory of its own, at most: rows that come, gradients that go, new cull
-    entries, one buffer of partial gradients on their way back. Each holds a quarter more than is needed, or one piece."""
-    rows, depth = min(largest_view * 5 // 4, CHUNK_ROWS), staging_depth(largest_view)
+def staging_bytes(largest_view: int, shared_memory: bool = False) -> int:
+    """Bytes of staging, at most: rows that come, gradients that go, new cull entries, one buffer of partial gradients on
+    their way back. Each holds a quarter more than is needed, or one piece. On the host, and where the device has memory of
+    its own, there once more."""
+    rows, depth = min(largest_view * 5 // 4, CHUNK_ROWS), 1 if shared_memory else staging_depth(largest_view)
     return rows * (depth * (PARAMETER_BYTES + GRADIENT_BYTES + CULL_BYTES) + GRADIENT_BYTES)
 
 

@@ -20,18 +20,19 @@ def short_plan(
     columns: int,
     device_budget: int,
     host_budget: int,
+    colour_bus: str = "f32",
 ) -> str:
     """Two lines before step 0: needs against budgets with placement and reason, and what the first batch moves.
 
     first: plan of the first batch; resident [rows] bool: rows that live on the device (None: no row does); columns: active
-    colour columns of that batch; budgets in bytes.
+    colour columns of that batch; budgets in bytes; colour_bus: how colours are loaded.
     """
     device = f"{format_bytes(placement.device_bytes)} of {format_bytes(device_budget)} device memory"
     host = f"{format_bytes(placement.host_bytes)} of {format_bytes(host_budget)} host memory"
     needs = f"needs {device}, {host}; {placement.reason}"
     counts, images = [count_step(step, 0, resident, 1.0) for step in first.steps], len(first.steps)
     rows = sum(part.rows for step in counts for part in step.loads)
-    loaded, sent = bus_bytes(counts, columns)
+    loaded, sent = bus_bytes(counts, columns, colour_bus)
     if not loaded + sent:
         return f"{needs}\nfirst batch: nothing crosses the bus"
     moved = f"{format_bytes(loaded // images)} in, {format_bytes(sent // images)} back"

@@ -16,6 +16,7 @@ from typing import Any
 
 from clm.errors import ClmError
 from clm.plan.budget import (
+    COLOUR_BUS_BYTES,
     CULL_BYTES,
     GRADIENT_BYTES,
     MOMENT_BYTES,
@@ -30,9 +31,10 @@ _SIZES = ("device_memory", "host_memory", "disk")
 _COLOUR_COLUMNS = 48
 
 
-def row_bytes(columns: int) -> int:
-    """Parameters of a row with `columns` active colour columns (3, 12, 27 or 48): what a load moves."""
-    return PARAMETER_BYTES - 4 * (_COLOUR_COLUMNS - columns)
+def row_bytes(columns: int, colour_bus: str = "f32") -> int:
+    """Parameters of a row with `columns` active colour columns (3, 12, 27 or 48), by how colours cross the bus (a key of
+    COLOUR_BUS_BYTES): what a load moves."""
+    return PARAMETER_BYTES - 4 * _COLOUR_COLUMNS + COLOUR_BUS_BYTES[colour_bus] * columns
 
 
 def gradient_bytes(columns: int) -> int:

@@ -35,7 +35,7 @@ class Span:
 @dataclass(frozen=True)
 class Timeline:
     """What happens in `batches` batches. `exposed`: seconds that compute stood waiting for a lane; `plan_exposed`: that a
-    batch waited for the next plan and the publishing of cull entries after its last update."""
+    batch waited for its plan after the last update of the one before."""
 
     spans: tuple[Span, ...]
     batches: int
@@ -63,9 +63,9 @@ class Timeline:
         return 1.0 if work <= 0 else min(1.0, max(0.0, 1.0 - self.exposed / work))
 
 
-def bus_bytes(counts: Iterable[StepCounts], columns: int) -> tuple[int, int]:
+def bus_bytes(counts: Iterable[StepCounts], columns: int, colour_bus: str = "f32") -> tuple[int, int]:
     """Bytes that cross the bus (to the device, back from it), as `report.json` counts them."""
-    row, gradient = row_bytes(columns), gradient_bytes(columns)
+    row, gradient = row_bytes(columns, colour_bus), gradient_bytes(columns)
     loaded = sent = 0.0
     for step in counts:
         loaded += sum(part.rows * row + part.partial * gradient for part in step.loads)
@@ -82,26 +82,28 @@ def simulate(
     resident: np.ndarray | None = None,
     scale: float = 1.0,
     moments: str = "f32",
+    colour_bus: str = "f32",
 ) -> Timeline:
     """The timeline of consecutive batches.
 
     pixels: of each view, by the id that plans use; columns: active colour columns (3, 12, 27, 48); resident [N] bool: rows
     of resident blocks (all of them: `--offload none`); scale: Gaussians that each row of the plans stands for. Counts are
-    scaled, arrays are not. moments: how the store keeps them (`--moments`). Raises ValueError without plans.
+    scaled, arrays are not. moments: how the store keeps them (`--moments`); colour_bus: how colours are loaded. Raises
+    ValueError without plans.
     """
     if not plans:
         raise ValueError("there is no plan to simulate")
     batches = [[count_step(step, pixels[step.view], resident, scale) for step in plan.steps] for plan in plans]
     unions = [scale * len(plan.union_rows) for plan in plans]
-    graph, ends = Graph(), []
+    graph, ends, rates = Graph(), [], Rates(machine, columns, moments, colour_bus)
     begin: tuple[int, ...] = ()
     for k, steps in enumerate(batches):
         following = batches[(k + 1) % len(batches)]  # behind the last batch runs another one
-        last = add_batch(graph, Rates(machine, columns, moments), k, steps, following, unions[k], begin)
+        last = add_batch(graph, rates, k, steps, following, unions[k - 1], begin)
         ends.append(last)
-        begin = (last.publish,)
+        begin = (*last.updates, last.plan)
     start, end = run(graph.tasks)
-    return _timeline(graph.tasks, start, end, ends, batches, columns)
+    return _timeline(graph.tasks, start, end, ends, batches, rates)
 
 
 def _timeline(
@@ -110,7 +112,7 @@ def _timeline(
     end: np.ndarray,
     ends: Sequence[Ends],
     batches: Sequence[Sequence[StepCounts]],
-    columns: int,
+    rates: Rates,
 ) -> Timeline:
     lanes, resources = dict.fromkeys(LANES, 0.0), {"host": 0.0, "bus_in": 0.0, "bus_out": 0.0, "device": 0.0}
     for task, began, ended in zip(tasks, start, end, strict=True):
@@ -123,9 +125,10 @@ def _timeline(
             now = end[k]
         finished = max([now, *(end[k] for k in last.updates)])
         exposed += finished - now
-        now = end[last.publish]
+        now = max(finished, end[last.plan])
         plan_exposed += now - finished
-    loaded, sent = bus_bytes((step for steps in batches for step in steps), columns)
+    counts = (step for steps in batches for step in steps)
+    loaded, sent = bus_bytes(counts, rates.columns, rates.colour_bus)
     return Timeline(
         spans=tuple(
             Span(t.lane, t.worker, t.name, t.batch, t.step, float(a), float(b))

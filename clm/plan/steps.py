@@ -1,31 +1,35 @@
 """The tasks of one batch on a machine: what each step of a plan costs, and who waits for whom.
 
-The rules are those of the executor (`clm/stream/lanes.py`), per step i of a batch:
-  gather(i)     host    after gather(i-1), once the copy of step i-2 has left its staging buffer; then one copy over the bus
+The rules are those of the executor (`clm/stream/lanes.py`), per step i of a batch; rows move in pieces:
+  gather(i)     host    after the piece before, once an earlier one has left the staging buffer; then a copy over the bus
   early rows    device  placed once send back(i-2) has released their slots; late rows: send back(i-1)
   compute(i)    device  after the rows of step i and compute(i-1)
-  send back(i)  device  after compute(i), once update(i-2) has read the staging buffer: gradients are gathered and resident
-                        rows updated where they are, which releases the slots; then one copy over the bus
-  update(i)     host    Adam, once the gradients of step i have arrived
-  plan          host    of the next batch, on one thread beside compute
-A batch begins when the one before has ended, updates, plan and published cull entries included. Rows of resident blocks
-cost neither bus nor host time: they are fetched and updated in device memory. On a CPU device there is no bus, a stream is
-the thread that uses it, and everything shares the cores.
+  send back(i)  device  after compute(i): gradients are collected piece by piece, once an earlier one has been read from the
+                        staging buffer, and copied over the bus; resident rows are updated where they are; then the slots
+                        are released
+  update(i)     host    Adam, once the gradients of a piece have arrived
+  plan          host    of the next batch, on one thread beside compute, once the first view is computed; before it, the
+                        cull entries of the last batch are written
+A batch begins when the updates of the one before have ended and its plan is made. Rows of resident blocks cost neither bus
+nor host time: they are fetched and updated in device memory. On a CPU device there is no bus, a stream is the thread that
+uses it, and everything shares the cores.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from clm.plan.budget import CULL_BYTES
+from clm.gaussians.layout import CHUNK_ROWS
+from clm.plan.budget import CULL_BYTES, staging_depth
 from clm.plan.machine import Machine, adam_bytes, fetch_bytes, gradient_bytes, row_bytes
 from clm.plan.residency import Step
 from clm.plan.tasks import Graph, Task
 
-_STAGING = 2  # staging buffers in each direction
+_MOST_PIECES = 16  # of one step: more are simulated as so many larger ones
 _ENTRY_TRAFFIC = 80  # publishing: cull entry read twice and written once, its id, its share of the block bounds
 
 
@@ -76,7 +80,7 @@ class Ends:
 
     computes: tuple[int, ...]
     updates: tuple[int, ...]
-    publish: int
+    plan: int  # of the next batch
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Rates:
     machine: Machine
     columns: int
     moments: str = "f32"  # in the store; a device with memory of its own keeps those of resident rows in f32
+    colour_bus: str = "f32"
 
     @property
     def device(self) -> str:
@@ -129,48 +134,70 @@ class Rates:
         return rows * adam_bytes(self.columns, self.moments) / (1e9 * self.machine.host_adam_gb_s)
 
 
+def _pieces(rows: float) -> int:
+    """In how many pieces so many rows move; none of no rows."""
+    return min(math.ceil(rows / CHUNK_ROWS), _MOST_PIECES)
+
+
 class BatchTasks:
     """Adds the tasks of one batch to a graph. Tasks of a step may wait for those of earlier steps only."""
 
-    def __init__(self, graph: Graph, rates: Rates, number: int, begin: tuple[int, ...]):
+    def __init__(
+        self, graph: Graph, rates: Rates, number: int, steps: Sequence[StepCounts], begin: tuple[int, ...]
+    ) -> None:
         self.graph, self.rates, self.number, self.begin = graph, rates, number, begin
-        # Per step:
+        self.load_depth = staging_depth(math.ceil(max(sum(part.rows for part in step.loads) for step in steps)))
+        self.send_depth = staging_depth(math.ceil(max(step.final + step.parked for step in steps)))
+        # Per piece:
         self.copied: list[int] = []  # its rows have left their staging buffer
+        self.read: list[int] = []  # what came back in its staging buffer has been used
+        # Per step:
         self.handed: list[int] = []  # the load thread has done its part
-        self.submitted: list[int] = []  # the send back thread may hand its part over to the device
+        self.submitted: list[int] = []  # the send back thread has handed its part over to the device
         self.released: list[int] = []
         self.computes: list[int] = []
         self.updated: list[int] = []
 
     def add(self, lane: str, worker: str, name: str, step: int, resource: str, seconds: float, *after: int) -> int:
-        if self.rates.machine.on_cpu:  # a stream is the thread that uses it
-            worker = {"copy in": "load", "copy out": "send back"}.get(worker, worker)
+        if self.rates.machine.on_cpu:  # a stream is the thread that uses it, and nothing has to arrive before Adam
+            worker = {"copy in": "load", "copy out": "send back", "update": "send back"}.get(worker, worker)
         return self.graph.add(
             Task(lane, worker, name, self.number, step, resource, seconds, after=(*self.begin, *after))
         )
 
     def load(self, i: int, step: StepCounts) -> int:
         """Gather, copy, place; returns what compute waits for."""
-        rates, rows = self.rates, sum(part.rows for part in step.loads)
-        seconds = rates.gather(rows) + (rates.fixed if rows else 0.0)
-        staging = self.copied[i - _STAGING : i - _STAGING + 1] if i >= _STAGING else []
-        handed = gathered = self.add("load", "load", "gather", i, "host", seconds, *staging)
-        size = rows * row_bytes(rates.columns)
-        placed = self.add("load", "copy in", "copy in", i, "bus_in", rates.copy_in(size), gathered)
-        self.copied.append(placed)
+        handed = placed = self.add("load", "load", "route", i, "host", 0.0)
         for part, earlier in zip(step.loads, (i - 2, i - 1), strict=True):
-            if part.rows + part.resident == 0:
-                continue
-            released = (self.released[earlier],) if earlier >= 0 else ()
-            # The load thread hands work over as soon as send back was handed over; on the CPU that is when it is done.
-            ready = released if rates.machine.on_cpu or earlier < 0 else (self.submitted[earlier],)
-            handed = self.add("load", "load", "hand over", i, "host", 0.0, *ready)
-            seconds = rates.place(part)
-            placed = self.add("load", "copy in", "place", i, rates.device, seconds, handed, *released)
+            pieces = _pieces(part.rows)
+            for _ in range(pieces):
+                piece = Load(part.rows / pieces, 0.0, 0.0)
+                gathered = self.gather(i, piece.rows)
+                handed, placed = self.arrive(i, piece, earlier, gathered)
+            if part.resident > 0:
+                handed, placed = self.arrive(i, Load(0.0, part.resident, 0.0), earlier, handed)
             if part.partial > 0:
                 handed, placed = self.bring_back(i, part.partial)
         self.handed.append(handed)
         return placed
+
+    def gather(self, i: int, rows: float) -> int:
+        """Rows from the store to the device's staging."""
+        rates, free = self.rates, self.copied[-self.load_depth :][:1] if len(self.copied) >= self.load_depth else []
+        gathered = self.add("load", "load", "gather", i, "host", rates.gather(rows) + rates.fixed, *free)
+        seconds = rates.copy_in(rows * row_bytes(rates.columns, rates.colour_bus))
+        self.copied.append(self.add("load", "copy in", "copy in", i, "bus_in", seconds, gathered))
+        return gathered
+
+    def arrive(self, i: int, piece: Load, earlier: int, before: int) -> tuple[int, int]:
+        """Rows into the slots that step `earlier` releases; returns (handed over, in their slots)."""
+        rates = self.rates
+        released = (self.released[earlier],) if earlier >= 0 else ()
+        # The load thread hands work over as soon as send back was handed over; on the CPU that is when it is done.
+        ready = released if rates.machine.on_cpu or earlier < 0 else (self.submitted[earlier],)
+        handed = self.add("load", "load", "hand over", i, "host", 0.0, before, *ready)
+        seconds = rates.place(piece)
+        return handed, self.add("load", "copy in", "place", i, rates.device, seconds, handed, *released)
 
     def bring_back(self, i: int, gradients: float) -> tuple[int, int]:
         """Partial gradients from the host into their slots; returns (handed over, in their slots)."""
@@ -190,27 +217,53 @@ class BatchTasks:
         )
         self.computes.append(self.graph.add(task))
 
-    def send_back(self, i: int, step: StepCounts) -> int:
-        """Gather gradients, update resident rows, copy; returns what update waits for."""
-        rates, moved = self.rates, step.final + step.parked
-        staging = self.updated[i - _STAGING : i - _STAGING + 1] if i >= _STAGING else []
-        self.submitted.append(self.add("send_back", "send back", "hand over", i, "host", 0.0, self.handed[i], *staging))
-        seconds = rates.move_gradients(moved) + (rates.fixed if moved else 0.0)
-        waits = self.submitted[i], self.computes[i]
-        released = self.add("send_back", "copy out", "collect", i, rates.device, seconds, *waits)
+    def send_back(self, i: int, step: StepCounts) -> None:
+        """Collect, copy and update final rows; update resident ones; park what leaves before its last use."""
+        rates = self.rates
+        last = self.add("send_back", "send back", "hand over", i, "host", 0.0, self.handed[i])
+        updated, released = last, self.computes[i]
+        pieces = _pieces(step.final)
+        for _ in range(pieces):
+            last, released = self.collect(i, step.final / pieces)
+            seconds = rates.adam(step.final / pieces, on_device=False) + rates.fixed
+            updated = self.add("update", "update", "host adam", i, "host", seconds, released)
+            self.read.append(updated)
         if step.final_resident > 0:
             seconds = rates.adam(step.final_resident, on_device=True)
-            released = self.add("update", "copy out", "device adam", i, rates.device, seconds, released)
+            before = self.computes[i], last
+            stepped = self.add("update", "copy out", "device adam", i, rates.device, seconds, *before)
+            seconds = rates.copy_out(step.final_resident * CULL_BYTES)
+            released = updated = self.add("send_back", "copy out", "copy out", i, "bus_out", seconds, stepped)
+        pieces = _pieces(step.parked)
+        for _ in range(pieces):
+            last, released = self.collect(i, step.parked / pieces)
+            seconds = rates.host_copy(step.parked / pieces)
+            last = self.add("send_back", "send back", "park", i, "host", seconds, released)
+            self.read.append(last)
+        self.submitted.append(last)
         self.released.append(released)
-        size = moved * gradient_bytes(rates.columns) + step.final_resident * CULL_BYTES
-        sent = self.add("send_back", "copy out", "copy out", i, "bus_out", rates.copy_out(size), released)
-        if step.parked > 0:
-            sent = self.add("send_back", "send back", "park", i, "host", rates.host_copy(step.parked), sent)
-        return sent
+        self.updated.append(self.add("update", "update", "updated", i, "host", 0.0, updated, released))
 
-    def update(self, i: int, step: StepCounts, sent: int) -> None:
-        seconds = self.rates.adam(step.final, on_device=False) + (self.rates.fixed if step.final else 0.0)
-        self.updated.append(self.add("update", "update", "host adam", i, "host", seconds, sent))
+    def collect(self, i: int, rows: float) -> tuple[int, int]:
+        """Gradients of `rows` rows to the host; returns (handed over, arrived)."""
+        rates, free = self.rates, self.read[-self.send_depth :][:1] if len(self.read) >= self.send_depth else []
+        handed = self.add("send_back", "send back", "hand over", i, "host", 0.0, self.handed[i], *free)
+        seconds = rates.move_gradients(rows) + rates.fixed
+        waits = handed, self.computes[i]
+        collected = self.add("send_back", "copy out", "collect", i, rates.device, seconds, *waits)
+        seconds = rates.copy_out(rows * gradient_bytes(rates.columns))
+        return handed, self.add("send_back", "copy out", "copy out", i, "bus_out", seconds, collected)
+
+    def plan(self, published: float, rows: float, first: int) -> int:
+        """Cull entries of `published` rows are written, and the next batch is planned, which sees `rows` rows in all; not
+        before the task `first`."""
+        machine = self.rates.machine
+        entries = published * _ENTRY_TRAFFIC / (1e9 * machine.host_gather_gb_s)
+        self.add("update", "plan", "publish", -1, "host", entries, first)
+        seconds, core = 1e-9 * machine.plan_ns_per_row * rows, 1.0 / machine.cores
+        return self.graph.add(
+            Task("plan", "plan", "cull, order, plan", self.number, -1, "host", seconds, core, (*self.begin, first))
+        )
 
 
 def add_batch(
@@ -219,18 +272,17 @@ def add_batch(
     number: int,
     steps: Sequence[StepCounts],
     following: Sequence[StepCounts],
-    union: float,
+    published: float,
     begin: tuple[int, ...],
 ) -> Ends:
-    """The tasks of one batch; `following`: the batch that is planned beside it; union: rows that it touches."""
-    machine, batch = rates.machine, BatchTasks(graph, rates, number, begin)
-    rows = sum(step.rows for step in following)
-    seconds, core = 1e-9 * machine.plan_ns_per_row * rows, 1.0 / machine.cores
-    graph.add(Task("plan", "plan", "cull, order, plan", number, -1, "host", seconds, core, begin))
+    """The tasks of one batch; `following`: the batch that is planned beside it; published: rows that the batch before it
+    touched."""
+    batch, planned = BatchTasks(graph, rates, number, steps, begin), -1
     for i, step in enumerate(steps):
-        batch.compute(i, step, batch.load(i, step))
-        batch.update(i, step, batch.send_back(i, step))
-    entries = union * _ENTRY_TRAFFIC / (1e9 * machine.host_gather_gb_s)
-    # Behind the plan, which reads the old entries: the same worker does both.
-    publish = batch.add("plan", "plan", "publish", -1, "host", entries, *batch.computes[-1:], *batch.updated[-1:])
-    return Ends(tuple(batch.computes), tuple(batch.updated), publish)
+        placed = batch.load(i, step)
+        batch.compute(i, step, placed)
+        if i == 0:
+            rows = sum(step.rows for step in following)
+            planned = batch.plan(published, rows, batch.computes[0] if len(steps) > 1 else placed)
+        batch.send_back(i, step)
+    return Ends(tuple(batch.computes), tuple(batch.updated), planned)

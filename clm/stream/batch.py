@@ -104,9 +104,8 @@ class Batch:
 
     def moved(self, tiers: Tiers) -> Traffic:
         """What crossed the bus, once the batch is over: the plan's traffic without the rows that stayed on the device."""
-        loaded, brought_back, sent_back = self._crossed(len(self.steps))
-        bound = len(self.union[tiers.split(self.union)[0]])
-        return replace(self.traffic, loaded=loaded, loaded_partial=brought_back, sent_back=sent_back, lower_bound=bound)
+        planned, bound = self.traffic, len(self.union[tiers.split(self.union)[0]])
+        return Traffic(*self._crossed(len(self.steps)), planned.no_reuse, planned.consecutive_reuse, bound)
 
     def spans(self) -> list[Span]:
         return [Span(lane, name, step, start.seconds(), end.seconds()) for lane, name, step, start, end in self.marks]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from clm.gaussians.store import Store
 from clm.plan.order import order_views
 from clm.plan.residency import Plan, make_plan
 from clm.plan.visibility import visible_sets
-from clm.stream.handover import Outcome
+from clm.stream.handover import HostLane, Outcome
 from clm.stream.view import view_too_large
 
 Margin = tuple[float, float]  # (growth, extra): every bounding radius R becomes R * growth + extra
@@ -82,43 +81,47 @@ class PlanAhead:
     def __init__(self, make: Callable[[int, Margin], Planned]):
         """make(first image of the batch, margin) -> Planned."""
         self._make = make
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="plan")
-        self._future: Future[Planned] | None = None
+        self._lane = HostLane("plan")
+        self._planned: Outcome[Planned] | None = None
         self._first = -1
 
     def request(self, first: int, reach: tuple[float, float], after: Outcome[Any] | None = None) -> None:
         """Plan the batch that starts at image `first`, while a step moves means by `reach[0]`, log-scales by `reach[1]`.
 
-        after: not before this is done. What the running batch begins with is waited for, a plan is not."""
+        after: not before this is settled. What the running batch begins with is waited for, a plan is not."""
         means, log_scales = reach
+        planned: Outcome[Planned] = Outcome()
 
-        def make() -> Planned:
-            if after is not None:
-                after.wait()
-            return self._make(first, (math.exp(log_scales), means))
+        def plan() -> None:
+            try:
+                if after is not None:
+                    after.wait()
+                planned.succeed(self._make(first, (math.exp(log_scales), means)))
+            except BaseException as error:
+                planned.fail(error)  # whoever takes the plan sees it
 
-        self._first = first
-        self._future = self._pool.submit(make)
+        self._first, self._planned = first, planned
+        self._lane.hand_over(plan)
 
     def ready(self) -> Planned | None:
         """Wait for the plan being made, if any. The store's cull entries must not change before this returns."""
-        return None if self._future is None else self._future.result()
+        return None if self._planned is None else self._planned.result()
 
     def take(self, first: int, capacity: int) -> Planned:
         """The plan of the batch at image `first`: the one made ahead, or one made now where that is for more slots than
         `capacity` (the arena has shrunk since)."""
-        future, self._future = self._future, None
-        if future is not None and self._first == first:
-            plan = future.result().plan
-            if plan is not None and plan.capacity <= capacity:
-                return future.result()
+        ahead, self._planned = self._planned, None
+        if ahead is not None and self._first == first:
+            planned = ahead.result()
+            if planned.plan is not None and planned.plan.capacity <= capacity:
+                return planned
         return self._make(first, EXACT_MARGIN)
 
     def drop(self) -> None:
         """Forget the plan made ahead: rows have changed places."""
-        if self._future is not None:
-            self._future.exception()  # nobody may read the store while it is rebuilt
-        self._future = None
+        if self._planned is not None:
+            self._planned.wait()  # nobody may read the store while it is rebuilt
+        self._planned = None
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._lane.close()

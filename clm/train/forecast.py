@@ -122,6 +122,7 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
         resident=resident,
         scale=scale,
         moments=config.moments,
+        colour_bus=config.colour_bus,
     )
     return Forecast(*known, placement, whole_views, None, plans, resident, machine, timeline)
 

@@ -11,7 +11,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +26,7 @@ from clm.plan.visibility import visible_rows
 from clm.render import CpuRasterizer, l1_ssim
 from clm.stream.cpu import CpuDevice
 from clm.stream.device import Arena, gradient_floats, packed_gradients, packed_rows, row_floats
+from clm.stream.handover import HostLane, Outcome
 from clm.train.batches import EXACT_MARGIN, plan_batch
 
 THIS = "this machine"
@@ -140,8 +140,17 @@ def _hand_over_seconds(store: Store, step: AdamStep) -> float:
     def work() -> None:
         row_kernels.fetch(store, step, row, arena.geometry, arena.colour, 3)
 
-    with ThreadPoolExecutor(1) as pool:
-        return _median(lambda: [pool.submit(work).result() for _ in range(20)]) / 20
+    lane = HostLane("measure")
+
+    def hand_over() -> None:
+        done: Outcome[None] = Outcome()
+        lane.hand_over(lambda: done.succeed(work()))
+        done.wait()
+
+    try:
+        return _median(lambda: [hand_over() for _ in range(20)]) / 20
+    finally:
+        lane.close()
 
 
 def _render_model(store: Store, cameras: Sequence[Camera], sh_degree: int) -> dict[str, float]:

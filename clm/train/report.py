@@ -7,8 +7,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from clm.gaussians.layout import GEOMETRY_COLUMNS, GRAD_GEOMETRY_COLUMNS
-from clm.plan.budget import COLOUR_BUS_BYTES
+from clm.plan.machine import gradient_bytes, row_bytes
 from clm.plan.residency import Traffic
 from clm.stream.spans import LaneSeconds
 
@@ -37,8 +36,7 @@ class Totals:
         self.rows_loaded_no_reuse += traffic.no_reuse
         self.rows_loaded_consecutive_reuse += traffic.consecutive_reuse
         self.rows_lower_bound += traffic.lower_bound
-        row = 4 * GEOMETRY_COLUMNS + COLOUR_BUS_BYTES[colour_bus] * columns
-        gradient = 4 * (GRAD_GEOMETRY_COLUMNS + columns)
+        row, gradient = row_bytes(columns, colour_bus), gradient_bytes(columns)
         self.bytes_loaded += traffic.loaded * row + traffic.loaded_partial * gradient
         self.bytes_sent_back += traffic.sent_back * gradient
 

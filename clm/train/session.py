@@ -95,8 +95,8 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.lanes.close()  # a plan may wait for the view that was under way
         self.plans.close()
-        self.lanes.close()
         self.images.close()
 
     def refresh_store(self) -> None:
@@ -239,7 +239,8 @@ class Session:
         assert planned is not None and planned.plan is not None, "the arena was sized for these very views"
         columns = colour_columns(sh_degree_at(self.config, first))
         budgets = device_budget(self.config), host_budget(self.config, self.store.bytes)
-        text = short_plan(self.placement, planned.plan, self.tiers.resident_mask, columns, *budgets)
+        resident, bus = self.tiers.resident_mask, self.config.colour_bus
+        text = short_plan(self.placement, planned.plan, resident, columns, *budgets, bus)
         return text.splitlines()
 
     def temporaries(self, largest_view: int) -> int:

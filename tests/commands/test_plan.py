@@ -39,8 +39,12 @@ def first_batches(data: Path, **options: Any) -> list[dict[str, int]]:
     return forecast_facts(forecast)["traffic"]["first_batches"]
 
 
-@pytest.mark.parametrize(("images", "rates"), [(12, {}), (48, STILL)], ids=["a training batch", "four still batches"])
-def test_predicted_bytes_are_the_bytes_of_the_run(tmp_path: Path, images: int, rates: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("images", "rates"),
+    [(12, {}), (48, STILL), (12, {"colour_bus": "bf16"})],
+    ids=["a training batch", "four still batches", "colours in two bytes"],
+)
+def test_predicted_bytes_are_the_bytes_of_the_run(tmp_path: Path, images: int, rates: dict[str, Any]) -> None:
     """A tight arena, so that partial gradients travel; one SH degree more every batch. The first batch of a run meets the
     rows that the plan saw; later ones do so exactly only if training does not move them."""
     data = write_survey_scene(tmp_path / "survey")

@@ -116,19 +116,15 @@ def test_every_step_keeps_the_rules_of_the_executor(drawn, machine, blocks) -> N
     timeline = simulated(drawn, machine, resident=np.repeat(blocks, BLOCK_ROWS))
     for batch, plan in enumerate(plans):
         render = [spans(timeline, batch, i, "render")[0] for i in range(len(plan.steps))]
-        copied, released, updated = [], [], []  # when, per step
+        gathers, copies, collects, reads = [], [], [], []  # of all pieces so far
+        released, updated = [], []  # when, per step
         for i, step in enumerate(plan.steps):
-            gathers, places = spans(timeline, batch, i, "gather"), spans(timeline, batch, i, "place", "restore")
-            returns = spans(timeline, batch, i, "bring back")
-            arrivals = gathers + places + returns + spans(timeline, batch, i, "copy in")
+            places, returns = spans(timeline, batch, i, "place", "restore"), spans(timeline, batch, i, "bring back")
+            loads = spans(timeline, batch, i, "gather"), spans(timeline, batch, i, "copy in")
+            arrivals = [*loads[0], *loads[1], *places, *returns]
             assert all(before - tiny <= span.start and span.end <= render[i].start + tiny for span in arrivals)
             assert i == 0 or render[i].start >= render[i - 1].end - tiny
-            assert i < 2 or all(span.start >= copied[i - 2] - tiny for span in gathers), "its staging buffer is free"
-            previous = plan.steps[i - 1]
-            if i >= 4 and previous.load_early < len(previous.load_rows):
-                assert all(span.start >= updated[i - 4] - tiny for span in gathers), (
-                    "the load thread waited for its slots"
-                )
+            gathers, copies = gathers + loads[0], copies + loads[1]
             if i >= 2 and places:
                 assert min(span.start for span in places) >= released[i - 2] - tiny, "early slots"
             if i >= 1 and step.load_early < len(step.load_rows):
@@ -136,15 +132,24 @@ def test_every_step_keeps_the_rules_of_the_executor(drawn, machine, blocks) -> N
             if i >= 2 and returns:
                 parked = ended(spans(timeline, batch, i - 2, "park"), before)
                 assert max(span.start for span in returns) >= parked - tiny, "what comes back was parked"
-            copied.append(ended(spans(timeline, batch, i, "gather", "copy in"), before))
             sends = spans(timeline, batch, i, "collect", "device adam", "copy out", "park")
             assert all(span.start >= render[i].end - tiny for span in sends)
-            assert i < 2 or all(span.start >= updated[i - 2] - tiny for span in sends), "its staging buffer is free"
-            released.append(ended(spans(timeline, batch, i, "collect", "device adam"), render[i].end))
-            updates = spans(timeline, batch, i, "host adam")
-            assert all(span.start >= ended(sends, render[i].end) - tiny for span in updates)
-            updated.append(ended(sends + updates, render[i].end))
-        planning = [s.end for s in timeline.spans if s.batch == batch and s.lane == "plan"]
+            steps = spans(timeline, batch, i, "host adam")
+            collects, reads = collects + spans(timeline, batch, i, "collect"), reads + steps
+            reads = reads + spans(timeline, batch, i, "park")
+            on_device = spans(timeline, batch, i, "collect", "device adam", "copy out")
+            released.append(ended(on_device, render[i].end))
+            updated.append(ended(sends + steps, render[i].end))
+        assert len(gathers) == len(copies) or machine.on_cpu
+        assert all(span.start >= copy.end - tiny for copy, span in zip(copies, gathers[2:], strict=False)), (
+            "its buffer is free"
+        )
+        assert len(collects) == len(reads)
+        assert all(span.start >= collect.end - tiny for collect, span in zip(collects, reads, strict=True))
+        assert all(span.start >= read.end - tiny for read, span in zip(reads, collects[2:], strict=False)), (
+            "its buffer is free"
+        )
+        planning = [s.end for s in timeline.spans if s.batch == batch and s.worker == "plan"]
         before = max(render[-1].end, *planning, *updated)
         assert all(s.end <= before + tiny for s in timeline.spans if s.batch == batch)
     for worker in WORKERS:
@@ -153,7 +158,7 @@ def test_every_step_keeps_the_rules_of_the_executor(drawn, machine, blocks) -> N
 
 
 def test_when_nothing_overlaps_the_time_is_the_sum() -> None:
-    """One view: load, compute, send back, update and publish run one after the other, the plan beside them."""
+    """One view: load, compute, send back and update run one after the other, publishing and the plan beside them."""
     rows = np.arange(1000, dtype=np.int32)
     machine = replace(GPU, step_us=0, plan_ns_per_row=0)
     timeline = simulate([make_plan([0], [rows], 1000)], machine, [1000])
@@ -161,10 +166,9 @@ def test_when_nothing_overlaps_the_time_is_the_sum() -> None:
     compute = 1e-5 + 1000 * 100e-9 + 1000 * 10e-9
     back = 1000 * 2 * 256 / 10e9 + 1000 * 256 / 1e9
     update = 1000 * (2 * (240 + 480 + 12) + 256 + 16) / 1e9
-    publish = 1000 * 80 / 1e9
-    assert timeline.seconds == pytest.approx(load + compute + back + update + publish)
+    assert timeline.seconds == pytest.approx(load + compute + back + update)
     assert timeline.exposed == pytest.approx(load + back + update)
-    assert timeline.hidden_fraction == pytest.approx(0)
+    assert timeline.lanes["update"] == pytest.approx(update + 1000 * 80 / 1e9), "the last batch's entries are written"
 
 
 def test_loads_of_the_next_view_hide_behind_compute() -> None:
@@ -172,7 +176,7 @@ def test_loads_of_the_next_view_hide_behind_compute() -> None:
     rows = np.arange(1000, dtype=np.int32)
     machine = replace(GPU, step_us=0, plan_ns_per_row=0, render_ms_per_view=50)
     timeline = simulate([make_plan([0, 1], [rows, rows + 1000], 4000)], machine, [0, 0])
-    assert timeline.hidden_fraction == pytest.approx(0.5, abs=0.01)
+    assert timeline.hidden_fraction == pytest.approx(0.52, abs=0.01), "the entries of the last batch are hidden, too"
     alone = 2 * (0.05 + 1000 * 100e-9)
     assert alone < timeline.lanes["compute"] < 1.01 * alone, (
         "gathering gradients takes the device from compute for a moment"
@@ -191,17 +195,17 @@ def test_on_a_cpu_lanes_take_the_cores_from_compute() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(batches, st.sampled_from([3, 12, 27, 48]))
-def test_bytes_are_those_of_the_plans(drawn, columns) -> None:
-    plans = plans_of(drawn)
+@given(batches, st.sampled_from([3, 12, 27, 48]), st.sampled_from(["f32", "bf16"]))
+def test_bytes_are_those_of_the_plans(drawn, columns, colour_bus) -> None:
+    plans, value = plans_of(drawn), {"f32": 4, "bf16": 2}[colour_bus]
     counts = [count_step(step, 0, None, 1.0) for plan in plans for step in plan.steps]
-    row, gradient = PARAMETER_BYTES - 4 * (48 - columns), GRADIENT_BYTES - 4 * (48 - columns)
+    row, gradient = PARAMETER_BYTES - 4 * 48 + value * columns, GRADIENT_BYTES - 4 * (48 - columns)
     loaded = sum(plan.traffic.loaded * row + plan.traffic.loaded_partial * gradient for plan in plans)
     sent = sum(plan.traffic.sent_back * gradient for plan in plans)
-    assert bus_bytes(counts, columns) == (loaded, sent)
-    timeline = simulate(plans, GPU, [0] * 7, columns=columns)
+    assert bus_bytes(counts, columns, colour_bus) == (loaded, sent)
+    timeline = simulate(plans, GPU, [0] * 7, columns=columns, colour_bus=colour_bus)
     assert (timeline.bytes_loaded, timeline.bytes_sent_back) == (loaded, sent)
-    tenfold = simulate(plans, GPU, [0] * 7, columns=columns, scale=10.0)
+    tenfold = simulate(plans, GPU, [0] * 7, columns=columns, colour_bus=colour_bus, scale=10.0)
     assert (tenfold.bytes_loaded, tenfold.bytes_sent_back) == (10 * loaded, 10 * sent)
 
 

@@ -25,7 +25,7 @@ def test_cameras_survive_json_with_their_principal_point(tmp_path: Path) -> None
     entries = json.loads(json.dumps(cameras_json(scene)))
     assert [e["id"] for e in entries] == [0, 1, 2] and entries[1]["img_name"] == "001.png"
     for camera, view, entry in zip(camera_from_json(entries), scene.views, entries, strict=True):
-        np.testing.assert_allclose(camera.packed(), view.camera.packed(), atol=1e-6)
+        np.testing.assert_allclose(camera.packed, view.camera.packed, atol=1e-6)
         np.testing.assert_allclose(entry["position"], view.camera.position)
         np.testing.assert_allclose(np.array(entry["rotation"])[:, 2], view.camera.forward)
 

@@ -20,7 +20,7 @@ void timed(Workspace& ws, Stage stage, F&& f) {
 CLM_API void* clm_raster_create() { return new (std::nothrow) Workspace(); }
 CLM_API void clm_raster_destroy(void* handle) { delete static_cast<Workspace*>(handle); }
 
-// camera: Camera.packed() [21]. options: near, far, radius_clip, background rgb. Returns the number of rows drawn, -1
+// camera: Camera.packed [21]. options: near, far, radius_clip, background rgb. Returns the number of rows drawn, -1
 // when memory ran out. The arena (geometry, colour, slots) must stay unchanged until the backward pass of this view.
 CLM_API int64_t clm_raster_forward(void* handle, const float* geometry, const float* colour, const int32_t* slots,
                                    int64_t rows, const float* camera, int width, int height, int sh_degree,
