@@ -55,14 +55,14 @@ class SendBack:
         route = step.route
         for part in self._gradients.pieces(len(route.final)):
             buffer = self._collect(batch, i, route.final_slots[part])
-            self._update(batch, i, buffer, partial(self._host_adam, batch, i, route.final[part], buffer))
+            self._once_arrived(batch, i, partial(self._host_adam, batch, i, route.final[part], buffer), buffer)
         for part in self._entries.pieces(len(route.resident_final)):
             buffer = self._device_adam(batch, i, route.resident_positions[part], route.resident_slots[part])
-            self._update(batch, i, buffer, partial(_take_entries, batch, route.resident_final[part], buffer))
+            self._once_arrived(batch, i, partial(_take_entries, batch, route.resident_final[part], buffer), buffer)
         for part in self._gradients.pieces(len(route.partial)):
             self._park(batch, i, route.partial[part], route.partial_slots[part])
         step.released.succeed(self.stream.record())
-        self._on_update_lane(lambda: step.updated.succeed(None))
+        self._once_arrived(batch, i, lambda: step.updated.succeed(None))
 
     def park(self, batch: Batch, i: int, rows: np.ndarray, slots: np.ndarray) -> None:
         """While no lane works: take the gradients of rows [n] at arena slots [n] along to the host, before step i."""
@@ -99,10 +99,12 @@ class SendBack:
             stream.run(tiers.device.to_host, buffer.staging, 4 * len(slots))
         return buffer
 
-    def _update(self, batch: Batch, i: int, buffer: Buffer, work: Callable[[], None]) -> None:
-        """Have `work` done with what is on its way to the host in `buffer`."""
+    def _once_arrived(self, batch: Batch, i: int, work: Callable[[], None], buffer: Buffer | None = None) -> None:
+        """Have `work` done on the update lane when the host has all that was handed over for step i so far; `buffer`: what it
+        reads of that."""
         arrived, read = self.stream.record(), Outcome[None]()
-        buffer.read = read
+        if buffer is not None:
+            buffer.read = read
 
         def run() -> None:
             try:
@@ -112,13 +114,10 @@ class SendBack:
                 batch.steps[i].updated.fail(error)
             read.succeed(None)
 
-        self._on_update_lane(run)
-
-    def _on_update_lane(self, work: Callable[[], None]) -> None:
         if self._tiers.device.shares_host_memory:
-            work()  # nothing has to arrive first, and waking another thread takes longer than it saves
+            run()  # nothing has to arrive, and waking another thread takes longer than it saves
         else:
-            self._update_lane.hand_over(work)
+            self._update_lane.hand_over(run)
 
     def _host_adam(self, batch: Batch, i: int, rows: np.ndarray, buffer: Buffer) -> None:
         store, columns = self._tiers.store, batch.columns

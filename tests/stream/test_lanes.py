@@ -451,6 +451,25 @@ def test_an_abandoned_batch_can_be_closed_and_leaves_no_work_behind(waits: bool)
     assert any(stream.work for stream in device.streams) != waits
 
 
+@pytest.mark.parametrize("resident", [nothing, everything])
+def test_a_view_that_sees_nothing_is_over_before_the_batch_is(resident: Which) -> None:
+    """The last view of a batch has no row that anybody waits for, yet its times are read when the batch is over."""
+    store, device = scene(), FakeDevice("lazy")
+    lanes = Lanes(Tiers(device, store, resident(store), 4000), PIECE)
+    sets = [visible_rows(store.entries, store.bounds, CAMERAS[0], block_rows=BLOCK), np.zeros(0, np.int32)]
+    computed: list[int] = []
+    try:
+        lanes.begin(make_plan([0, 1], sets, 4000), Adam(np.full((6, 3), 1e-3), Betas.for_batch(2)).at(1, 2), 3)
+        for i in range(2):
+            lanes.compute(i, lambda slots: computed.append(len(slots)))
+            lanes.send_back(i)
+        _, seconds, spans = lanes.finish()
+    finally:
+        lanes.close()
+    assert computed == [len(sets[0]), 0] and seconds.compute > 0
+    assert [span.step for span in spans if span.lane == "compute"] == [0, 1]
+
+
 def test_parked_gradients_come_back_bit_for_bit_also_after_parking_again() -> None:
     rng = np.random.default_rng(0)
     source, parked = GradientBuffer(100), ParkedGradients()
