@@ -27,7 +27,7 @@ from clm.plan.machine import load_machine
 from clm.plan.simulate import bus_bytes
 from clm.plan.steps import count_step
 from clm.train.device import cuda_devices
-from clm.train.forecast import Budget, Budgets, Forecast, find_budgets, make_forecast
+from clm.train.forecast import Budget, Budgets, Forecast, find_budgets, make_forecast, whole_views_up_to
 from clm.train.measure import THIS
 
 PLY_ROW_BYTES = 4 * 62  # INRIA's columns, padded to SH degree 3
@@ -113,10 +113,10 @@ def warnings(forecast: Forecast) -> list[str]:
         said.append("Staging does not fit into the host budget beside the store.")
     if not forecast.whole_views:
         needed = forecast.beside_arena + arena_bytes(forecast.largest_view)
-        fewer = forecast.gaussians * budgets.device.bytes // needed
+        fewer = whole_views_up_to(forecast)
         said.append(
-            f"In one piece the largest view needs {format_bytes(needed)} on the device, with staging and the rasteriser's "
-            f"temporaries: `clm train` refuses it above about `--max-gaussians {format_rows(fewer)}`."
+            f"In one piece the largest view needs {format_bytes(needed)} on the device, with what lanes and rasteriser "
+            f"take besides: `clm train` refuses it above about `--max-gaussians {format_rows(fewer)}`."
         )
     if forecast.machine is not None and forecast.machine.name == THIS and cuda_devices():
         said.append("The rates are those of the CPU: name a machine file with a GPU like the one here.")

@@ -2,7 +2,7 @@
 
 Rows are the store's, index tensors say which. Nothing waits for the device: rows that no view drew are carried through the
 arithmetic with neutral coefficients instead of being picked out, and get back exactly what they had. Rows are worked on
-CHUNK_ROWS at a time, which bounds the temporaries (below 64 MiB). Derivation of the tables: `clm/optim/adam.py`.
+DEVICE_ROWS at a time, which bounds the temporaries (below 64 MiB). Derivation of the tables: `clm/optim/adam.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from clm.gaussians.layout import EXTENT_SIGMAS, GRAD_DRAWN, GRAD_SCREEN, GROUPS, LOG_SCALES, MEANS
 from clm.optim.adam import Adam
+from clm.plan.budget import DEVICE_ROWS
 
-CHUNK_ROWS = 1 << 15
 _PARAMETERS = 11  # columns of geometry that are parameters; the twelfth is padding, in a gradient row a count
 _GEOMETRY_GROUPS = [0] * 3 + [1] * 4 + [2] * 3 + [3]  # group of each column, as in GROUPS
 _COLOUR_GROUPS = [4] * 3 + [5] * 45
@@ -145,8 +145,8 @@ def fetch_rows(
 
     rows, slots: i32 or i64, unique. step None: copied as they are. The store is not changed. As `clm.kernels.rows.fetch`.
     """
-    for first in range(0, len(rows), CHUNK_ROWS):
-        part = slice(first, first + CHUNK_ROWS)
+    for first in range(0, len(rows), DEVICE_ROWS):
+        part = slice(first, first + DEVICE_ROWS)
         ids = rows[part].long()
         new_geometry = store.geometry.index_select(0, ids)
         new_colour = store.colour[:, :columns].index_select(0, ids)
@@ -188,8 +188,8 @@ def adam_rows(
     drew the row, summed screen gradient) accumulates; entries [M, 4] receives the new cull entries, radius -1 where the row
     did not change.
     """
-    for first in range(0, len(rows), CHUNK_ROWS):
-        part = slice(first, first + CHUNK_ROWS)
+    for first in range(0, len(rows), DEVICE_ROWS):
+        part = slice(first, first + DEVICE_ROWS)
         ids = rows[part].long()
         at = slice(first, first + len(ids)) if slots is None else slots[part].long()
         grad_geometry = _rows_of(gradients.grad_geometry, at)

@@ -17,6 +17,11 @@ STATISTICS_BYTES = 8  # densification: accumulated screen gradient and count of 
 GRADIENT_BYTES = 256  # geometry gradient 16 floats (two are statistics, three padding), colour gradient 48 floats
 SLOT_BYTES = PARAMETER_BYTES + GRADIENT_BYTES
 
+STEPS_UNDER_WAY = 4  # of one batch: routed, and not over
+DEVICE_ROWS = 1 << 15  # resident rows that one call of Adam or catching up takes at once
+DEVICE_ROW_WORK = 2048  # bytes of temporaries for each of them, at most
+DEVICE_WORK = DEVICE_ROWS * DEVICE_ROW_WORK
+
 OFFLOADS = ("auto", "none", "host")
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -68,6 +73,14 @@ def staging_bytes(largest_view: int, shared_memory: bool = False) -> int:
     its own, there once more."""
     rows, depth = min(largest_view * 5 // 4, CHUNK_ROWS), 1 if shared_memory else staging_depth(largest_view)
     return rows * (depth * (PARAMETER_BYTES + GRADIENT_BYTES + CULL_BYTES) + GRADIENT_BYTES)
+
+
+def lanes_bytes(largest_view: int) -> int:
+    """Bytes that the lanes take on a device with memory of its own, beside arena and residents: staging; lists of slots and
+    positions, int64, of the steps under way (per row of a view one list each, and two each for loads and for sends); what
+    Adam and catching up need for the rows that they take at once (`clm.optim.device`), on two streams."""
+    lists = largest_view * 8 * (STEPS_UNDER_WAY + 2 + 2)
+    return staging_bytes(largest_view) + lists + 2 * min(largest_view * DEVICE_ROW_WORK, DEVICE_WORK)
 
 
 def parse_bytes(text: str) -> int:

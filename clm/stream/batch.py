@@ -28,12 +28,23 @@ class StepState:
     computed: Outcome[Event] = field(default_factory=Outcome)
     released: Outcome[Event] = field(default_factory=Outcome)  # gradients have left the slots that the step gives up
     updated: Outcome[None] = field(default_factory=Outcome)
-    routed: Route | None = None
+    crossed: tuple[int, int, int] | None = (
+        None  # rows loaded, brought back and sent back over the bus, once it is routed
+    )
+    _route: Route | None = None
 
     @property
     def route(self) -> Route:
-        assert self.routed is not None, "a step is routed when it is loaded"
-        return self.routed
+        assert self._route is not None, "a step is routed when it is loaded, until it is over"
+        return self._route
+
+    def begin(self, route: Route) -> None:
+        self._route, self.crossed = route, route.crossing
+
+    def end(self) -> None:
+        """Nothing works for the step any more: its index lists leave the device."""
+        self._route = None
+        self.updated.succeed(None)
 
     def outcomes(self) -> tuple[Outcome, ...]:
         return self.loaded, self.computed, self.released, self.updated
@@ -93,13 +104,13 @@ class Batch:
         return replace(self, plan=plan)
 
     def _crossed(self, sent: int) -> tuple[int, int, int]:
-        routes = [step.routed for step in self.steps if step.routed is not None]
-        back = [step.routed for step in self.steps[:sent] if step.routed is not None]
+        begun = [step.crossed for step in self.steps if step.crossed is not None]
+        ended = [step.crossed for step in self.steps[:sent] if step.crossed is not None]
         loaded, brought_back, sent_back = self.counted
         return (
-            loaded + sum(route.gathered for route in routes),
-            brought_back + sum(len(route.early.partial) + len(route.late.partial) for route in routes),
-            sent_back + sum(route.collected for route in back),
+            loaded + sum(rows for rows, _, _ in begun),
+            brought_back + sum(rows for _, rows, _ in begun),
+            sent_back + sum(rows for _, _, rows in ended),
         )
 
     def moved(self, tiers: Tiers) -> Traffic:

@@ -11,8 +11,10 @@ from collections.abc import Callable
 import numpy as np
 
 from clm.kernels import rows as row_kernels
+from clm.plan.budget import STEPS_UNDER_WAY
 from clm.stream.batch import Batch
 from clm.stream.device import Rows, Stream, gradient_floats, packed_gradients, packed_rows, row_floats
+from clm.stream.handover import after
 from clm.stream.route import Arrivals, route_step
 from clm.stream.staging import Ring
 from clm.stream.tiers import Tiers
@@ -40,8 +42,11 @@ class Fetch:
     def run(self, batch: Batch, i: int) -> None:
         """Have all rows of step i in their slots before the batch's `loaded` event of that step."""
         stream, steps = self.stream, batch.steps
+        if i >= STEPS_UNDER_WAY:
+            after(steps[i - STEPS_UNDER_WAY].updated, "the index lists of few steps are on the device at a time")
         with batch.host_span("load", "route", i):
-            route = steps[i].routed = route_step(batch.plan.steps[i], self._tiers)
+            route = route_step(batch.plan.steps[i], self._tiers)
+        steps[i].begin(route)
         for arrivals, earlier, why in (
             (route.early, i - 2, "the slots of early rows were released two steps ago"),
             (route.late, i - 1, "the slots of late rows are released by the previous step"),

@@ -142,7 +142,8 @@ class Lanes:
         batch = self._batch
         for step in batch.steps[i:]:
             step.computed.fail(CancelledError())
-            step.released.fail(CancelledError())  # loads of later steps wait for it
+            step.released.fail(CancelledError())  # loads of later steps wait for these two
+            step.updated.fail(CancelledError())
         for lane in self._host.values():  # each after those that hand work over to it
             after(lane.at_rest(), "the host's lanes have done what earlier steps gave them")
         for step in batch.steps[:i]:

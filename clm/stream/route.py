@@ -43,14 +43,11 @@ class Route:
     partial_slots: Indices
 
     @property
-    def gathered(self) -> int:
-        """Rows that come from the host."""
-        return len(self.early.rows) + len(self.late.rows)
-
-    @property
-    def collected(self) -> int:
-        """Gradient rows that go to the host."""
-        return len(self.final) + len(self.partial)
+    def crossing(self) -> tuple[int, int, int]:
+        """Rows that come from the host, gradient rows that come back from there, gradient rows that go there."""
+        parts = self.early, self.late
+        loaded, brought_back = sum(len(part.rows) for part in parts), sum(len(part.partial) for part in parts)
+        return loaded, brought_back, len(self.final) + len(self.partial)
 
 
 def route_step(step: Step, tiers: Tiers) -> Route:

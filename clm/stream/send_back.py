@@ -62,7 +62,7 @@ class SendBack:
         for part in self._gradients.pieces(len(route.partial)):
             self._park(batch, i, route.partial[part], route.partial_slots[part])
         step.released.succeed(self.stream.record())
-        self._once_arrived(batch, i, lambda: step.updated.succeed(None))
+        self._once_arrived(batch, i, step.end)
 
     def park(self, batch: Batch, i: int, rows: np.ndarray, slots: np.ndarray) -> None:
         """While no lane works: take the gradients of rows [n] at arena slots [n] along to the host, before step i."""

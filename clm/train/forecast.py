@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +22,9 @@ from clm.plan.budget import (
     arena_bytes,
     format_bytes,
     format_rows,
+    lanes_bytes,
     parse_bytes,
     size_flag,
-    staging_bytes,
     store_bytes,
     store_row_bytes,
 )
@@ -67,7 +68,7 @@ class Forecast:
     gaussians: int
     scale: float  # Gaussians per row of the plans
     largest_view: int  # Gaussians
-    beside_arena: int  # device bytes that the largest view in one piece takes besides: temporaries and staging
+    beside_arena: int  # device bytes that the largest view in one piece takes besides: temporaries, lanes
     budgets: Budgets
     placement: Placement | None
     whole_views: bool  # False: placed as if the largest views were rendered in pieces; `clm train` would refuse them
@@ -147,7 +148,17 @@ def find_budgets(config: Config, machine: Machine | None, gpu_memory_stated: boo
 def _beside_arena(scene: Scene, config: Config, largest: int) -> int:
     """Device bytes beside arena and residents on a GPU, as a training session counts them before it has measured any."""
     pixels = max(view.camera.width * view.camera.height for view in scene.views)
-    return Temporaries().temporary_bytes(largest, pixels, config.sh_degree) + staging_bytes(largest)
+    return Temporaries().temporary_bytes(largest, pixels, config.sh_degree) + lanes_bytes(largest)
+
+
+def whole_views_up_to(forecast: Forecast) -> int:
+    """How many Gaussians leave a GPU room for the largest view in one piece, if views see the same share of the scene."""
+
+    def needed(gaussians: int) -> int:
+        largest = math.ceil(forecast.largest_view * gaussians / forecast.gaussians)
+        return arena_bytes(largest) + _beside_arena(forecast.scene, forecast.config, largest)
+
+    return bisect_right(range(forecast.gaussians), forecast.budgets.device.bytes, key=needed) - 1
 
 
 def _place(

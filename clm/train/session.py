@@ -21,7 +21,7 @@ from clm.gaussians.store import Store
 from clm.kernels.rows import AdamStep, colour_columns
 from clm.optim.adam import Adam, Betas
 from clm.optim.schedules import learning_rates, sh_degree_at
-from clm.plan.budget import arena_bytes, in_core_bytes, parse_bytes, staging_bytes
+from clm.plan.budget import arena_bytes, in_core_bytes, lanes_bytes, parse_bytes
 from clm.plan.describe import short_plan
 from clm.plan.placement import Placement, Sightings, arena_needs, choose_placement, resident_blocks
 from clm.plan.residency import Plan, rest_of
@@ -244,10 +244,10 @@ class Session:
         return text.splitlines()
 
     def temporaries(self, largest_view: int) -> int:
-        """Device bytes beside arena and residents: the rasteriser's, staging, and what is kept free."""
+        """Device bytes beside arena and residents: the rasteriser's, the lanes', and what is kept free."""
         pixels = max(camera.width * camera.height for camera in self.cameras)
-        staging = 0 if self.device.shares_host_memory else staging_bytes(largest_view)
-        return self.rasterizer.temporary_bytes(largest_view, pixels) + staging + self.reserved
+        lanes = 0 if self.device.shares_host_memory else lanes_bytes(largest_view)
+        return self.rasterizer.temporary_bytes(largest_view, pixels) + lanes + self.reserved
 
     def _restore(self, path: Path) -> None:
         state, self.store = load_checkpoint(path)

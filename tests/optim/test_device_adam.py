@@ -197,7 +197,7 @@ def test_fetched_rows_go_to_their_slots_and_the_store_stays_as_it_is(index_type:
 def test_results_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for chunk in (7, 1 << 15):
-        monkeypatch.setattr(device, "CHUNK_ROWS", chunk)
+        monkeypatch.setattr(device, "DEVICE_ROWS", chunk)
         twins = Twins(100, 10, 7)
         entries = [twins.step(step, np.random.default_rng(step).random(100) < 0.5)[0] for step in range(1, 6)]
         results.append([*(getattr(twins.tensors, name) for name in STATE), *entries, *twins.fetched(9)[0]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import colour_columns
 from clm.optim.adam import Adam, Betas
+from clm.plan.budget import STEPS_UNDER_WAY
 from clm.plan.residency import Traffic, make_plan, rest_of
 from clm.plan.visibility import visible_rows, visible_sets
 from clm.render.cpu import CpuRasterizer
@@ -55,6 +57,7 @@ INTERRUPTION_WAITS = (
     "rows under way to the arena are there before it is replaced",
     "what was begun of the view is over before the arena is replaced",
 )
+SPARING = "the index lists of few steps are on the device at a time"
 CLOSING = "arena and staging may go when no stream works with them any more"
 
 
@@ -249,7 +252,7 @@ def dawdling(monkeypatch: pytest.MonkeyPatch, device: FakeDevice, load_pause: fl
 
     monkeypatch.setattr(row_kernels, "adam", late(row_kernels.adam))
     monkeypatch.setattr(Fetch, "run", slow_load)
-    for module in (lanes_module, send_back_module):
+    for module in (lanes_module, fetch_module, send_back_module):
         monkeypatch.setattr(module, "after", lambda outcome, why: outcome.result() if device.heed(why) else [])
     return at_rest
 
@@ -258,14 +261,14 @@ def test_every_wait_of_the_lanes_is_met(monkeypatch: pytest.MonkeyPatch) -> None
     device = FakeDevice("eager")
     dawdling(monkeypatch, device)
     run_batches(tight(), every_other, device, batches=2)
-    assert device.reasons == {*WAITS, CLOSING}
+    assert device.reasons == {*WAITS, SPARING, CLOSING}
     run_batches(2 * largest_view(), every_other, device, interrupted=interruptions())
-    assert device.reasons == {*WAITS, *INTERRUPTION_WAITS, CLOSING}
+    assert device.reasons == {*WAITS, *INTERRUPTION_WAITS, SPARING, CLOSING}
     modules = (lanes_module, fetch_module, send_back_module)
     source = "".join(Path(str(module.__file__)).read_text() for module in modules)
     waits = len(re.findall(r"stream\.wait\(|\.synchronize\(|\bafter\(", source))
-    assert waits == len(WAITS) + len(INTERRUPTION_WAITS), (
-        "one call waits for early or for late rows, and one when the lanes are closed"
+    assert waits == len(WAITS) + len(INTERRUPTION_WAITS) + 1, (
+        "one call waits for early or for late rows, one spares memory, and one is made when the lanes are closed"
     )
 
 
@@ -292,6 +295,26 @@ def test_without_any_one_wait_the_model_is_wrong(
             except (Exception, AssertionError):
                 return
     pytest.fail(f"nothing notices that no one waits until {why}")
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_few_steps_have_their_index_lists_on_the_device_at_a_time(monkeypatch: pytest.MonkeyPatch, waits: bool) -> None:
+    lists: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    class Counting(FakeDevice):
+        def indices(self, lists_of_step: list[np.ndarray]) -> list[np.ndarray]:
+            nonlocal most
+            there = [ids.copy() for ids in super().indices(lists_of_step)]
+            lists.append(weakref.ref(there[0]))  # the slots of the view
+            most = max(most, sum(ref() is not None for ref in lists))
+            return there
+
+    device = Counting("eager", ignored=() if waits else (SPARING,))
+    dawdling(monkeypatch, device)
+    run_batches(scene().rows, nothing, device, batches=3)
+    assert len(lists) == 3 * VIEWS
+    assert (most <= STEPS_UNDER_WAY) == waits, most
 
 
 INTERRUPTED = ((0, 3), (2, 0), (2, 2), (4, 5))  # batch and view

@@ -25,7 +25,7 @@ from clm.gaussians.init import rows_from_ply, rows_from_points  # noqa: E402
 from clm.gaussians.layout import LOG_SCALES, QUATS  # noqa: E402
 from clm.gaussians.ply import write_ply  # noqa: E402
 from clm.gaussians.store import Store  # noqa: E402
-from clm.plan.budget import RESIDENT_ROW_BYTES, arena_bytes, staging_bytes  # noqa: E402
+from clm.plan.budget import RESIDENT_ROW_BYTES, arena_bytes, lanes_bytes  # noqa: E402
 from clm.render.gsplat import GsplatRasterizer  # noqa: E402
 from clm.render.temporaries import Temporaries  # noqa: E402
 from clm.stream import cuda  # noqa: E402
@@ -55,7 +55,7 @@ GROWING |= {"grow_screen_gradient": 1e-4, "init_opacity": 0.3}
 
 def part_of(rows: int) -> str:
     """A budget in which 40% of so many rows can stay on the device, if every view sees them all."""
-    beside = Temporaries().temporary_bytes(rows, PIXELS) + staging_bytes(rows) + arena_bytes(rows)
+    beside = Temporaries().temporary_bytes(rows, PIXELS) + lanes_bytes(rows) + arena_bytes(rows)
     return str(beside + rows * RESIDENT_ROW_BYTES * 4 // 10)
 
 
