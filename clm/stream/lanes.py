@@ -54,7 +54,7 @@ class Lanes:
         self._under_way: Batch | None = None
         self._unpublished: deque[Batch] = deque()
         self._publishing = Lock()
-        self._spans: list[Span] = []  # of what was published since the last batch ended
+        self._spans: deque[Span] = deque()  # of what was published since the last batch ended
 
     @property
     def _batch(self) -> Batch:
@@ -114,8 +114,9 @@ class Lanes:
         batch = self._batch
         for step in batch.steps:
             after(step.updated, "the next batch reads the rows that this one updates")
-        ended, spans = time.perf_counter(), [*self._spans, *batch.spans()]
-        self._spans = []
+        ended, spans = time.perf_counter(), batch.spans()
+        while self._spans:
+            spans.append(self._spans.popleft())
         return batch.moved(self.tiers), lane_seconds(spans, batch.began, ended), spans
 
     def end(self) -> None:
