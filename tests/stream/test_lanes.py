@@ -30,6 +30,7 @@ from clm.stream import send_back as send_back_module
 from clm.stream.cpu import CpuDevice
 from clm.stream.device import Device, Staging, packed_rows, row_floats
 from clm.stream.fetch import Fetch
+from clm.stream.handover import after
 from clm.stream.lanes import Lanes
 from clm.stream.parking import GradientBuffer, ParkedGradients
 from clm.stream.tiers import Tiers
@@ -299,22 +300,40 @@ def test_without_any_one_wait_the_model_is_wrong(
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_few_steps_have_their_index_lists_on_the_device_at_a_time(monkeypatch: pytest.MonkeyPatch, waits: bool) -> None:
+    """Views of the same rows: all but the first have nothing to load, so nothing but this wait holds the load lane back."""
     lists: list[weakref.ref[np.ndarray]] = []
-    most = 0
 
     class Counting(FakeDevice):
         def indices(self, lists_of_step: list[np.ndarray]) -> list[np.ndarray]:
-            nonlocal most
             there = [ids.copy() for ids in super().indices(lists_of_step)]
             lists.append(weakref.ref(there[0]))  # the slots of the view
-            most = max(most, sum(ref() is not None for ref in lists))
             return there
 
-    device = Counting("eager", ignored=() if waits else (SPARING,))
+    def comes_to(allowed: Callable[[int], bool]) -> bool:
+        """Whether so many steps have lists; the lanes get time to make more or to drop some."""
+        time.sleep(0.02)
+        deadline = time.monotonic() + 5
+        while not (there := allowed(sum(ref() is not None for ref in lists))) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return there
+
+    device, store, views = Counting("eager", ignored=() if waits else (SPARING,)), scene(), 3 * STEPS_UNDER_WAY
     dawdling(monkeypatch, device)
-    run_batches(scene().rows, nothing, device, batches=3)
-    assert len(lists) == 3 * VIEWS
-    assert (most <= STEPS_UNDER_WAY) == waits, most
+    rows = visible_rows(store.entries, store.bounds, CAMERAS[0], block_rows=BLOCK)
+    lanes = Lanes(Tiers(device, store, nothing(store), 4000))
+    try:
+        steps = Adam(np.full((6, 3), 1e-3), Betas.for_batch(views))
+        lanes.begin(make_plan(list(range(views)), [rows] * views, 4000), steps.at(1, views), 3)
+        for i in range(views):
+            left = views - i
+            assert comes_to(lambda held, left=left: held <= STEPS_UNDER_WAY if waits else held == left)
+            lanes.compute(i, lambda slots: None)
+            lanes.send_back(i)
+            after(lanes._batch.steps[i].updated, "its lists are gone")
+        lanes.finish()
+        assert comes_to(lambda held: held == 0)
+    finally:
+        lanes.close()
 
 
 INTERRUPTED = ((0, 3), (2, 0), (2, 2), (4, 5))  # batch and view
