@@ -1,6 +1,7 @@
 """The tasks of one batch on a machine: what each step of a plan costs, and who waits for whom.
 
 The rules are those of the executor (`clm/stream/lanes.py`), per step i of a batch; rows move in pieces:
+  route(i)      host    once step i-4 is over
   gather(i)     host    after the piece before, once an earlier one has left the staging buffer; then a copy over the bus
   early rows    device  placed once send back(i-2) has released their slots; late rows: send back(i-1)
   compute(i)    device  after the rows of step i and compute(i-1)
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clm.gaussians.layout import CHUNK_ROWS
-from clm.plan.budget import CULL_BYTES, staging_depth
+from clm.plan.budget import CULL_BYTES, STEPS_UNDER_WAY, staging_depth
 from clm.plan.machine import Machine, adam_bytes, fetch_bytes, gradient_bytes, row_bytes
 from clm.plan.residency import Step
 from clm.plan.tasks import Graph, Task
@@ -167,7 +168,8 @@ class BatchTasks:
 
     def load(self, i: int, step: StepCounts) -> int:
         """Gather, copy, place; returns what compute waits for."""
-        handed = placed = self.add("load", "load", "route", i, "host", 0.0)
+        over = (self.updated[i - STEPS_UNDER_WAY],) if i >= STEPS_UNDER_WAY else ()
+        handed = placed = self.add("load", "load", "route", i, "host", 0.0, *over)
         for part, earlier in zip(step.loads, (i - 2, i - 1), strict=True):
             pieces = _pieces(part.rows)
             for _ in range(pieces):

@@ -4,6 +4,7 @@ The plan says what each lane does; the lanes only carry it out. Three host threa
 part and hand the rest to three streams of the device (load, compute, send back). Rows and gradients pass through staging in
 pieces. Who waits for whom, per step i:
 
+  route(i)       host    waits until step i-4 is over: index lists of few steps are on the device
   gather(i)      host    waits until an earlier piece has left the staging buffer whose turn it is
   early rows(i)  stream  wait until send back i-2 has released their slots: they were free before step i-1 computed
   late rows(i)   stream  wait until send back i-1 has released their slots

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clm.plan.budget import GRADIENT_BYTES, PARAMETER_BYTES
+from clm.plan.budget import GRADIENT_BYTES, PARAMETER_BYTES, STEPS_UNDER_WAY
 from clm.plan.machine import Machine
 from clm.plan.residency import Plan, make_plan
 from clm.plan.simulate import WORKERS, Span, Timeline, bus_bytes, simulate
@@ -125,6 +125,10 @@ def test_every_step_keeps_the_rules_of_the_executor(drawn, machine, blocks) -> N
             assert all(before - tiny <= span.start and span.end <= render[i].start + tiny for span in arrivals)
             assert i == 0 or render[i].start >= render[i - 1].end - tiny
             gathers, copies = gathers + loads[0], copies + loads[1]
+            if i >= STEPS_UNDER_WAY:
+                assert all(span.start >= updated[i - STEPS_UNDER_WAY] - tiny for span in loads[0]), (
+                    "few steps are routed"
+                )
             if i >= 2 and places:
                 assert min(span.start for span in places) >= released[i - 2] - tiny, "early slots"
             if i >= 1 and step.load_early < len(step.load_rows):
@@ -168,7 +172,11 @@ def test_when_nothing_overlaps_the_time_is_the_sum() -> None:
     update = 1000 * (2 * (240 + 480 + 12) + 256 + 16) / 1e9
     assert timeline.seconds == pytest.approx(load + compute + back + update)
     assert timeline.exposed == pytest.approx(load + back + update)
-    assert timeline.lanes["update"] == pytest.approx(update + 1000 * 80 / 1e9), "the last batch's entries are written"
+    publish = 1000 * 80 / 1e9
+    assert timeline.lanes["update"] == pytest.approx(update + publish), "the last batch's entries are written"
+    assert timeline.hidden_fraction == pytest.approx(publish / (load + back + update + publish)), (
+        "and nothing else hides"
+    )
 
 
 def test_loads_of_the_next_view_hide_behind_compute() -> None:
