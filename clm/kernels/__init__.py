@@ -74,16 +74,10 @@ def get_threads() -> int:
 
 
 def pointer(array: np.ndarray | None, dtype: type, *shape: int | None) -> ctypes.c_void_p:
-    """Address of a C-contiguous array after checking dtype and shape (None = any length); None gives NULL.
-
-    Called some thirty times per batch, so it avoids what is slow: `array.ctypes`, comparing dtypes with types."""
+    """Address of a C-contiguous array after checking dtype and shape (None = any length); None gives NULL."""
     if array is None:
         return ctypes.c_void_p(None)
-    have = array.shape
-    ok = array.dtype == np.dtype(dtype) and array.flags.c_contiguous and len(have) == len(shape)
-    if ok:
-        for want, length in zip(shape, have, strict=True):
-            ok = ok and (want is None or want == length)
-    if not ok:
-        raise TypeError(f"kernel argument: want {np.dtype(dtype)} {shape}, got {array.dtype} {have}")
-    return ctypes.c_void_p(array.__array_interface__["data"][0])
+    ok = array.dtype == dtype and array.flags.c_contiguous and array.ndim == len(shape)
+    if not ok or any(want is not None and have != want for have, want in zip(array.shape, shape, strict=True)):
+        raise TypeError(f"kernel argument: want {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}")
+    return ctypes.c_void_p(array.ctypes.data)

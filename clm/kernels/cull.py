@@ -71,14 +71,14 @@ def cull(
         extra,
         pointer(classes, np.uint8, None, None),
     )
-    blocks_seen, cameras_seeing = np.nonzero(classes)
-    pair_class, pairs = classes[blocks_seen, cameras_seeing], len(blocks_seen)
-    pair_block, pair_camera = blocks_seen.astype(np.int32), cameras_seeing.astype(np.int32)
-    starts = np.flatnonzero(pair_block[1:] != pair_block[:-1]) + 1
-    runs = np.concatenate([[0], starts, [pairs]]) if pairs else np.zeros(1, np.int64)
-    bits = np.empty((pairs, -(-block_rows // 64)), np.uint64)
-    counts = np.empty(pairs, np.int64)
-    run_list = (pointer(runs, np.int64, None), len(runs) - 1)
+    pairs = np.flatnonzero(classes)
+    pair_class = classes.reshape(-1)[pairs]
+    pair_block, pair_camera = ((part.astype(np.int32)) for part in np.divmod(pairs, count))
+    starts = np.flatnonzero(np.diff(pair_block, prepend=-1))
+    runs = np.append(starts, len(pairs)).astype(np.int64)
+    bits = np.empty((len(pairs), -(-block_rows // 64)), np.uint64)
+    counts = np.empty(len(pairs), np.int64)
+    run_list = (pointer(runs, np.int64, None), len(starts))
     block_list, class_list = pointer(pair_block, np.int32, None), pointer(pair_class, np.uint8, None)
     bit_words, count_list = pointer(bits, np.uint64, None, None), pointer(counts, np.int64, None)
     library.clm_cull_rows(
@@ -107,8 +107,8 @@ def cull(
         pointer(offsets, np.int64, None),
         pointer(ids, np.int32, None),
     )
-    ends = np.cumsum(np.bincount(pair_camera, weights=counts, minlength=count)).astype(np.int64).tolist()
-    return [ids[first:last] for first, last in zip([0, *ends], ends, strict=False)]
+    sizes = np.bincount(pair_camera, weights=counts, minlength=count).astype(np.int64)
+    return np.split(ids, np.cumsum(sizes)[:-1])
 
 
 def _offsets(pair_camera: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, int]:

@@ -74,7 +74,7 @@ def _addresses(sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     for rows in sets:
         if rows.dtype != np.int32 or rows.ndim != 1 or not rows.flags.c_contiguous:
             raise TypeError(f"row set: want contiguous int32 [n], got {rows.dtype} {rows.shape}")
-    addresses = np.array([rows.__array_interface__["data"][0] for rows in sets], np.uint64)
+    addresses = np.array([rows.ctypes.data for rows in sets], np.uint64)
     return addresses, np.array([len(rows) for rows in sets], np.int64)
 
 
@@ -90,7 +90,7 @@ def residency(sets: Sequence[np.ndarray], capacity: int, block_rows: int) -> Res
     lists, flags = np.empty((6, total + 1), np.int32), np.empty((2, total), bool)
     counts, totals = np.zeros((len(sets), 3), np.int64), np.zeros(3, np.int64)
     outputs = [*lists, *flags, counts, totals]
-    out = ResidencyArrays(*(array.__array_interface__["data"][0] for array in outputs))
+    out = ResidencyArrays(*(array.ctypes.data for array in outputs))
     _run(
         _library().clm_plan_residency(
             pointer(addresses, np.uint64, None),

@@ -107,9 +107,7 @@ def _gradients(place: GradientRows, columns: int) -> tuple[ctypes.c_void_p, ctyp
 
 
 def _arena_gradients(place: GradientRows | None) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
-    if place is None:
-        return ctypes.c_void_p(None), ctypes.c_void_p(None)
-    return pointer(place.grad_geometry, f32, None, GRAD_GEOMETRY), pointer(place.grad_colour, f32, None, COLOUR)
+    return (pointer(None, f32), pointer(None, f32)) if place is None else _gradients(place, COLOUR)[:2]
 
 
 def fetch(
