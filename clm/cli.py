@@ -9,41 +9,67 @@ from __future__ import annotations
 import errno
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from clm.config import COUNTS, field_type, fields
+from clm.config import COUNTS, SECTIONS, field_type, fields, presets
 from clm.errors import ClmError
+from clm.usage import ParserError, in_one_sentence
 
 app = typer.Typer(
     name="clm",
     help="Train 3D Gaussian Splatting scenes that do not fit in GPU memory.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")]
+
+def _choices(metavar: str | None) -> Callable[[str], list[str]] | None:
+    """Shell completion of an option whose metavar lists its values: `auto|none|host`."""
+    values = [value for value in (metavar or "").split("|") if value == value.lower()]
+    return (lambda incomplete: [v for v in values if v.startswith(incomplete)]) if len(values) > 1 else None
+
+
+def _complete_preset(incomplete: str) -> list[tuple[str, str]]:
+    return [(name, purpose) for name, purpose in presets().items() if name.startswith(incomplete)]
+
+
+_PRESETS = "A named set of options. " + " ".join(f"[bold]{name}[/bold]: {text}" for name, text in presets().items())
+Preset = Annotated[str | None, typer.Option(help=_PRESETS, metavar="NAME", autocompletion=_complete_preset)]
+ConfigFile = Annotated[Path | None, typer.Option(help="YAML file of options.", metavar="FILE")]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Device = Annotated[str, typer.Option("--gpu-memory", help="Device budget for the arena.")]
 
 
 def _config_options(only: tuple[str, ...] = ()) -> list[inspect.Parameter]:
     """One option per flag of Config (or of `only` some); its help is the field's help, its default is left to the
     configuration."""
-    options = []
+    options, section = [], ""
     for f in fields():
+        section = SECTIONS.get(f.name, section)
         flag, want = f.metadata["flag"], str if f.name in COUNTS else field_type(f.name)
         if flag is None or (only and f.name not in only):
             continue
         name = "--" + f.name.replace("_", "-")
-        default = str(f.default) if f.default is not None else False
+        usual = "SIZE" if f.name.endswith("_memory") else {int: "N", bool: ""}.get(want, "TEXT")
+        metavar = f.metadata["metavar"] or usual
+        shown = f.default is not None and want is not bool
+        default = rf" [dim]\[default: {f.default}][/dim]" if shown else ""
         annotation = Annotated[
             want | None,
-            typer.Option(name, help=f.metadata["help"], metavar=f.metadata["metavar"], show_default=default),
+            typer.Option(
+                name,
+                help=f.metadata["help"] + default,
+                metavar=metavar,
+                show_default=False,
+                rich_help_panel=section,
+                autocompletion=_choices(metavar),
+            ),
         ]
         options.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     return options
@@ -54,11 +80,11 @@ def train(
         Path, typer.Argument(metavar="DATA", help="COLMAP scene: images/ and sparse/0 (or sparse/, or flat).")
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run directory (default: runs/NAME).")] = None,
-    preset: Annotated[str | None, typer.Option(help="A named set of options from configs/.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON lines on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
     **flags: Any,
 ) -> None:
     """Train a scene; out of core when it does not fit the device budget."""
@@ -80,8 +106,8 @@ def plan(
     machine: Annotated[
         str, typer.Option(metavar="FILE|NAME|this", help="Rates to predict with: a YAML file, or measured here.")
     ] = "this",
-    preset: Annotated[str | None, typer.Option(help="A named set of options from configs/.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     **flags: Any,
 ) -> None:
@@ -196,13 +222,19 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")  # accepted before or after the command
     try:
-        app()
+        words = sys.argv[1:]
+        code = app(words or ["--help"], prog_name="clm", standalone_mode=False)
+        if code:
+            sys.exit(code)
+    except ParserError as error:
+        typer.echo(f"error: {in_one_sentence(error, words)}", err=True)
+        sys.exit(2)
     except ClmError as error:
         if debug:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except Exception as error:
         if debug:

@@ -64,7 +64,7 @@ class Config:
     max_gaussians: int | None = _option(None, "Never grow beyond this many Gaussians (18M, 950k).", metavar="N")
     image_cache: str = _option("4GiB", "Bytes of decoded photos kept in memory.", flag=None)
     # Scene
-    images: str | None = _option(None, "Image folder, if it is not DATA/images.")
+    images: str | None = _option(None, "Image folder, if it is not DATA/images.", metavar="DIR")
     masks: str | None = _option(None, "Folder of masks (NAME.png, black = ignore).", metavar="DIR")
     model: int | None = _option(None, "Which COLMAP model (sparse/N); default: the one with most images.")
     downscale: str = _option("auto", "Shrink photos by this factor.", metavar="auto|1|2|4|8")
@@ -106,6 +106,16 @@ class Config:
     reset_opacity: float = _option(0.01, "Opacity ceiling at a reset.", flag=None)
     # Files
     keep_checkpoints: int = _option(2, "Older checkpoints are deleted once this many newer ones exist.", flag=None)
+
+
+# The first field of each section above that has flags: the panels of `clm train --help`.
+SECTIONS = {
+    "iterations": "Run",
+    "offload": "Placement",
+    "images": "Scene",
+    "sh_degree": "Model",
+    "sh_interval": "Schedule",
+}
 
 
 def fields() -> tuple[dataclasses.Field[Any], ...]:
@@ -150,6 +160,12 @@ def preset_folders() -> list[Path]:
     return [here / "configs", here.parent / "configs"]
 
 
+def presets() -> dict[str, str]:
+    """Name and purpose of every preset; the purpose is the comment on the first line of its file."""
+    files = sorted((p for folder in preset_folders() for p in folder.glob("*.yaml")), key=lambda p: p.stem)
+    return {p.stem: p.read_text().partition("\n")[0].lstrip("# ").rstrip() for p in files}
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
@@ -167,11 +183,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _preset(name: str) -> dict[str, Any]:
-    known = sorted({p.stem for folder in preset_folders() for p in folder.glob("*.yaml")})
     for folder in preset_folders():
         if (folder / f"{name}.yaml").exists():
             return _read_yaml(folder / f"{name}.yaml")
-    raise ClmError(f"No preset `{name}`.", f"Known presets: {', '.join(known)}.")
+    raise ClmError(f"No preset `{name}`.", f"Known presets: {', '.join(presets())}.")
 
 
 def load_config(flags: dict[str, Any], *, preset: str | None = None, file: Path | None = None) -> Config:

@@ -1,0 +1,115 @@
+"""What a person types and what the parser answers: help, presets, completion, and one sentence for every slip."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clm.config import SECTIONS, Config, fields, presets
+from tests.demo_run import REPOSITORY, clm, environment
+
+
+def start(*arguments: str, where: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    """`python -m clm ARGUMENTS` with the package that lies in `where`."""
+    environ, command = {**environment(), "PYTHONPATH": str(where)}, [sys.executable, "-m", "clm", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ, cwd=where)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("trian data", "No such command: trian. Did you mean `clm train`?"),
+        ("frobnicate", "No such command: frobnicate. See `clm --help`."),
+        ("--versoin", "`clm` has no option --versoin. Did you mean --version?"),
+        ("train data --itrations 3", "`clm train` has no option --itrations. Did you mean --iterations?"),
+        ("train data --zzz", "`clm train` has no option --zzz. See `clm train --help`."),
+        ("train data --means-lr 1e-4", "write `means_lr: VALUE` into FILE.yaml and pass `--config FILE.yaml`."),
+        ("export run out.ply --shh 1", "`clm export` has no option --shh. Did you mean --sh?"),
+        ("train", "`clm train` needs DATA: COLMAP scene"),
+        ("render run", "`clm render` needs --output: folder to write to."),
+        ("train data --iterations many", "--iterations is `many`: it must be a whole number."),
+        ("train data --iterations=", "--iterations is ``: it must be a whole number."),
+        ("train data --iterations", "--iterations needs a value. See `clm train --help`."),
+        ("export run out.ply --sh 7", "--sh is `7`: it must be "),
+        ("info one two", "two"),
+    ],
+)
+def test_a_slip_in_typing_gets_one_sentence_that_says_what_to_type(typed: str, said: str) -> None:
+    result = clm(*typed.split(" "))
+    lines = result.stderr.splitlines()
+    assert result.returncode == 2 and result.stdout == ""
+    assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0], result.stderr
+
+
+def test_python_m_clm_is_clm_and_without_a_word_it_shows_the_help() -> None:
+    bare = start()
+    assert bare.returncode == 0 and "Usage: clm" in bare.stdout and "train" in bare.stdout
+
+
+def test_help_of_train_lists_presets_with_their_purpose_and_groups_options_by_section(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    shown = clm("train", "--help").stdout
+    words = " ".join(re.sub("[│─╭╮╰╯]", " ", shown).split())
+    assert len(presets()) >= 3
+    for name, purpose in presets().items():
+        assert purpose.endswith(".") and f"{name}: {purpose}" in words
+    headings = [line.strip("╭─╮ ") for line in shown.splitlines() if line.startswith("╭─")]
+    assert headings == ["Arguments", "Options", *SECTIONS.values()]
+    for f in fields():
+        if f.metadata["flag"] is not None:
+            assert f"--{f.name.replace('_', '-')} " in shown
+
+
+def test_sections_are_those_that_the_configuration_is_written_in() -> None:
+    """Each `# Heading` of Config that is followed by options with flags names a panel, which begins at its first field."""
+    source = (REPOSITORY / "clm" / "config.py").read_text()
+    headings = re.findall(r"\n    # (\w+).*\n    (\w+):", source[source.index("class Config:") :])
+    names = [f.name for f in fields()]
+    starts = [names.index(first) for _, first in headings] + [len(names)]
+    flags = [f.metadata["flag"] is not None for f in fields()]
+    with_flags = {f: h for (h, f), a, b in zip(headings, starts, starts[1:], strict=False) if any(flags[a:b])}
+    assert starts[0] == 0 and with_flags == SECTIONS
+
+
+def test_an_installed_package_finds_its_presets(tmp_path: Path) -> None:
+    """The tree that CMakeLists.txt installs: configs/ inside the package, no checkout around it."""
+    lines = (REPOSITORY / "CMakeLists.txt").read_text()
+    installed = re.search(r"install\(DIRECTORY \S*/(\w+) DESTINATION (\w+)\)", lines)
+    assert installed is not None
+    shutil.copytree(REPOSITORY / "clm", tmp_path / "clm", ignore=shutil.ignore_patterns("src", "__pycache__", "*.so"))
+    shutil.copytree(REPOSITORY / installed[1], tmp_path / installed[2] / installed[1])
+    refused = start("train", "nowhere", "--preset", "quik", where=tmp_path)
+    assert refused.returncode == 2 and all(name in refused.stderr for name in presets()), refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("clm tr", {"train"}),
+        ("clm train data --preset q", {"quick"}),
+        ("clm train data --offload ", {"auto", "none", "host"}),
+        ("clm train data --moments b", {"bf16"}),
+        ("clm train data --max-ga", {"--max-gaussians"}),
+    ],
+)
+def test_the_shell_completes_commands_options_presets_and_choices(
+    monkeypatch: pytest.MonkeyPatch, line: str, offered: set[str]
+) -> None:
+    words = {"_CLM_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    for name, value in words.items():
+        monkeypatch.setenv(name, value)
+    assert set(clm().stdout.split()) == offered
+
+
+def test_a_metavar_with_bars_lists_values_and_the_default_is_one_of_them() -> None:
+    for f in fields():
+        metavar = f.metadata["metavar"] or ""
+        if "|" in metavar:
+            assert str(getattr(Config(), f.name)) in metavar.split("|"), f.name
