@@ -2,7 +2,9 @@
 
 Copies between host and device run beside the computation because they have streams of their own and because staging is
 page-locked where it lies (registered: exactly as large as it is, while torch's own pinned memory rounds up to powers of
-two). Nothing here waits for the device but `numpy`, `indices` (for its own small copy) and `start_clock` (while it is idle).
+two). Where a system refuses that (WSL2, some containers) staging is pinned memory, and where it refuses both, ordinary
+memory: slower, never wrong. Nothing here waits for the device but `numpy`, `indices` (for its own small copy) and
+`start_clock` (while it is idle), and the host sleeps while it waits for an event: the kernels need its cores.
 
 torch's allocator keeps freed memory for the stream that was current when it was allocated, and hands it out again at once.
 Hence two rules: there is one stream per name, so that a pool is never left behind by a stream that nobody uses any more;
@@ -12,6 +14,7 @@ All of `torch.cuda` that is used comes through `cuda`, so that tests can run the
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import time
@@ -68,17 +71,17 @@ class CudaStream:
         )
 
     def record(self) -> CudaEvent:
-        event = self._device.cuda.Event(enable_timing=True)
+        event = self._device.event()
         event.record(self._stream)
         return CudaEvent(self._device, event)
 
 
 class CudaStaging(Staging):
-    """Host memory as torch sees it beside the numpy view: copies from registered memory do not wait."""
+    """Host memory as torch sees it beside the numpy view: copies from page-locked memory do not wait."""
 
-    def __init__(self, host: np.ndarray, device: Tensor):
+    def __init__(self, host: np.ndarray, device: Tensor, host_tensor: Tensor | None = None):
         super().__init__(host, device)
-        self.host_tensor = torch.from_numpy(host)
+        self.host_tensor = torch.from_numpy(host) if host_tensor is None else host_tensor
 
 
 class CudaResidents:
@@ -159,8 +162,10 @@ class CudaDevice:
     shares_host_memory = False
     bf16 = torch.bfloat16
 
-    def __init__(self, cuda: Any = torch.cuda, where: str = "cuda"):
-        self.cuda, self.where = cuda, torch.device(where)
+    def __init__(self, cuda: Any = torch.cuda, where: str = "cuda", say: Callable[[str], None] = lambda text: None):
+        """say: hears once what is slower than it should be here."""
+        self.cuda, self.where, self._say = cuda, torch.device(where), say
+        self._lock_pages: Callable[[int], CudaStaging | None] = self._registered
         self._streams: dict[str, CudaStream] = {}
         self._index_stream = self.stream("indices")
         self.start_clock()
@@ -172,9 +177,13 @@ class CudaDevice:
             self._streams[name] = CudaStream(self)
         return self._streams[name]
 
+    def event(self) -> Any:
+        """blocking: who waits for it sleeps. CUDA's default is to spin, which takes a core from Adam and gathering."""
+        return self.cuda.Event(enable_timing=True, blocking=True)
+
     def start_clock(self) -> None:
         """Event times are single-precision milliseconds since this event, so it is set anew for every batch."""
-        self._origin = self.cuda.Event(enable_timing=True)
+        self._origin = self.event()
         self._origin.record()
         self._origin.synchronize()  # the device is idle: this moment is the host's, too
         self._began = time.perf_counter()
@@ -201,20 +210,48 @@ class CudaDevice:
         return Arena(slots, lambda rows, columns: self.empty((rows, columns), torch.float32, "arena"))
 
     def staging(self, floats: int) -> CudaStaging:
-        host = _own_pages(floats)
-        staging = CudaStaging(host, self.empty((floats,), torch.float32, "staging"))
-        if floats:
-            self._register(host)
-            weakref.finalize(staging, self.cuda.cudart().cudaHostUnregister, host.ctypes.data)
+        """Registered memory; from the first refusal on pinned memory, and from its first one on ordinary memory."""
+        if not floats:
+            return CudaStaging(np.empty(0, np.float32), self.empty((0,), torch.float32, "staging"))
+        staging = self._lock_pages(floats)
+        if staging is None and self._lock_pages == self._registered:
+            self._lock_pages = self._pinned
+            staging = self._pinned(floats)
+        if staging is None:
+            self._lock_pages = self._pageable
+            self._say(
+                "CUDA may not page-lock host memory here, so copies wait for the device and nothing overlaps them. "
+                "Raise the limit of locked memory (`ulimit -l`), or the container's, for full speed."
+            )
+            staging = self._pageable(floats)
         return staging
 
-    def _register(self, host: np.ndarray) -> None:
-        code = self.cuda.cudart().cudaHostRegister(host.ctypes.data, host.nbytes, 0)
-        if int(code) != 0:
-            raise ResourceError(
-                f"CUDA cannot page-lock {host.nbytes:,} bytes of host memory (error {int(code)}).",
-                "Raise the limit of locked memory (`ulimit -l`), or use a smaller --batch-size.",
-            )
+    def _registered(self, floats: int) -> CudaStaging | None:
+        host = _own_pages(floats)
+        staging = CudaStaging(
+            host, self.empty((floats,), torch.float32, "staging")
+        )  # may raise: before pages are locked
+        if int(self.cuda.cudart().cudaHostRegister(host.ctypes.data, host.nbytes, 0)) != 0:
+            self._forget_error()
+            return None
+        weakref.finalize(staging, self.cuda.cudart().cudaHostUnregister, host.ctypes.data)
+        return staging
+
+    def _pinned(self, floats: int) -> CudaStaging | None:
+        try:
+            host = torch.empty(floats, pin_memory=True)
+        except RuntimeError:
+            return None
+        return CudaStaging(host.numpy(), self.empty((floats,), torch.float32, "staging"), host)
+
+    def _pageable(self, floats: int) -> CudaStaging:
+        return CudaStaging(_own_pages(floats), self.empty((floats,), torch.float32, "staging"))
+
+    def _forget_error(self) -> None:
+        """A refused call stays this thread's last error, and the next kernel would report it as its own: one is launched for
+        that."""
+        with contextlib.suppress(RuntimeError):
+            torch.ones(1, device=self.where)
 
     def residents(self, store: Store, rows: np.ndarray) -> CudaResidents:
         return CudaResidents(self, store, rows)
@@ -223,7 +260,8 @@ class CudaDevice:
         """All lists in one small copy, on a stream of its own: the host waits for nothing else, and any stream may use them
         when this returns. They must be kept until the work that uses them is done."""
         flat = torch.from_numpy(np.concatenate(lists, dtype=np.int32))
-        flat = flat.pin_memory() if self.where.type == "cuda" else flat
+        with contextlib.suppress(RuntimeError):  # from pageable memory the copy is as right, only slower
+            flat = flat.pin_memory() if self.where.type == "cuda" else flat
         # index_copy_ and index_fill_ insist on int64: widened on the device, half the bytes cross the bus.
         there = self._index_stream.run(lambda: flat.to(self.where, non_blocking=True).long())
         self._index_stream.record().synchronize("index lists are on the device before any stream uses them")

@@ -50,4 +50,4 @@ def _open_cuda(antialiased: bool, absgrad: bool, say: Callable[[str], None]) -> 
     from clm.render.gsplat import GsplatRasterizer
     from clm.stream.cuda import CudaDevice
 
-    return CudaDevice(), GsplatRasterizer(antialiased, absgrad, say=say)
+    return CudaDevice(say=say), GsplatRasterizer(antialiased, absgrad, say=say)

@@ -15,7 +15,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from clm.errors import ResourceError  # noqa: E402
 from clm.stream.cuda import CudaDevice  # noqa: E402
 from tests.stream.test_lanes import (  # noqa: E402
     assert_same,
@@ -32,8 +31,8 @@ from tests.stream.test_lanes import (  # noqa: E402
 
 
 class Event:
-    def __init__(self, enable_timing: bool):
-        assert enable_timing
+    def __init__(self, enable_timing: bool, blocking: bool):
+        assert enable_timing and blocking, "the host sleeps while it waits"
         self.at: float | None = None
 
     def record(self, stream: Any = None) -> None:
@@ -61,11 +60,13 @@ class Runtime:
 
     def __init__(self) -> None:
         self.registered: dict[int, int] = {}
-        self.code = 0
+        self.asked = self.code = 0
 
     def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
         assert address not in self.registered
-        self.registered[address] = size
+        self.asked += 1
+        if self.code == 0:
+            self.registered[address] = size
         return self.code
 
     def cudaHostUnregister(self, address: int) -> int:
@@ -175,8 +176,36 @@ def test_an_image_arrives_contiguous_whatever_its_strides() -> None:
     assert got.flags.c_contiguous and np.array_equal(got, image.numpy())
 
 
-def test_memory_that_cannot_be_registered_is_refused_in_one_sentence() -> None:
-    there = device()
-    there.cuda.runtime.code = 2
-    with pytest.raises(ResourceError, match=r"cannot page-lock 4,000 bytes .*ulimit -l"):
-        there.staging(1000)
+def refusing_device(monkeypatch: pytest.MonkeyPatch, also_pinned: bool) -> tuple[CudaDevice, list[str]]:
+    """A device that may not register memory, and what it says; pinned memory is memory here."""
+    said: list[str] = []
+    there = CudaDevice(Cuda(), "cpu", said.append)
+    there.cuda.runtime.code = 801  # cudaErrorNotSupported, as under WSL2
+    real = torch.empty
+
+    def empty(*shape: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        if pin_memory and also_pinned:
+            raise RuntimeError("CUDA error: operation not permitted")
+        return real(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    return there, said
+
+
+@pytest.mark.parametrize("also_pinned", [False, True])
+def test_memory_that_may_not_be_page_locked_ends_no_run_and_is_said_once_where_copies_wait(
+    everything_resident, monkeypatch: pytest.MonkeyPatch, also_pinned: bool
+) -> None:
+    there, said = refusing_device(monkeypatch, also_pinned)
+    store, _, _ = run_batches(2 * largest_view(), nothing, there)
+    assert_same(store, everything_resident)
+    assert len(said) == (1 if also_pinned else 0) and all("ulimit -l" in text for text in said)
+    assert there.cuda.runtime.asked == 1, "what was refused once is not tried for every buffer"
+
+
+def test_no_refused_call_is_left_for_the_next_kernel_to_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    there, _ = refusing_device(monkeypatch, False)
+    launched = []
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: launched.append(device))
+    there.staging(1000)
+    assert launched == [there.where]
