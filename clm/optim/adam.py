@@ -44,17 +44,21 @@ class Tables:
 class Adam:
     """Tables for steps 1..steps. Invariant: `at(t)` never depends on which rows were touched, only on the schedule."""
 
-    def __init__(self, rates: np.ndarray, betas: Betas):
-        """rates: learning rate of each column group at steps 0..steps (index 0 unused) [6, steps + 1] f64."""
+    def __init__(self, rates: np.ndarray, betas: Betas, decayed: float = 0.0):
+        """rates: learning rate of each column group at steps 0..steps (index 0 unused) [6, steps + 1] f64.
+
+        decayed: so many steps of these betas the moments had decayed by before index 0; bias corrections count them. It
+        may be a fraction (steps of other betas), or -1 where no row is ever stamped with index 0."""
         if rates.shape[0] != len(GROUPS):
             raise ValueError(f"want one learning-rate row per group {GROUPS}, got {rates.shape}")
         self.betas = betas
         self.rates = np.asarray(rates, np.float64)
         self.steps = rates.shape[1] - 1
         k = np.arange(self.steps + 1, dtype=np.float64)
+        age = np.maximum(k + decayed, 0.0)
         with np.errstate(under="ignore"):
-            bias2 = np.sqrt(1.0 - betas.beta2**k)
-            correction = np.divide(bias2, 1.0 - betas.beta1**k, out=np.zeros_like(k), where=k > 0)
+            bias2 = np.sqrt(1.0 - betas.beta2**age)
+            correction = np.divide(bias2, 1.0 - betas.beta1**age, out=np.zeros_like(k), where=age > 0)
             ratio = betas.beta1 / betas.beta2**0.5
             self._ratio_power = ratio**k
             self._beta1_power = (betas.beta1**k).astype(np.float32)
@@ -62,7 +66,7 @@ class Adam:
         self._weighted = self.rates * correction  # [6, steps + 1] lr_k c_k
         self._drift = self._tabulate(ratio)
         # eps as it acts on the first missed step s + 1, expressed at the moments of step s.
-        first_missed = np.sqrt(1.0 - betas.beta2 ** (k + 1)) / betas.beta2**0.5
+        first_missed = np.sqrt(1.0 - betas.beta2 ** (age + 1)) / betas.beta2**0.5
         self._eps_drift = (betas.eps * first_missed).astype(np.float32)
         self._eps_step = betas.eps * bias2
         tables = ("drift", "ratio_power", "beta1_power", "beta2_power", "eps_drift")

@@ -8,9 +8,10 @@ from clm.optim.adam import Betas
 
 
 def dense_adam(
-    p: np.ndarray, m: np.ndarray, v: np.ndarray, g: np.ndarray, rate: np.ndarray | float, step: int, betas: Betas
+    p: np.ndarray, m: np.ndarray, v: np.ndarray, g: np.ndarray, rate: np.ndarray | float, step: float, betas: Betas
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One step of Adam (Kingma & Ba 2015, algorithm 1) on every entry; `step` counts from 1. Returns new (p, m, v)."""
+    """One step of Adam (Kingma & Ba 2015, algorithm 1) on every entry; `step` counts from 1, and is a fraction after steps
+    of other betas. Returns new (p, m, v)."""
     m = betas.beta1 * m + (1.0 - betas.beta1) * g
     v = betas.beta2 * v + (1.0 - betas.beta2) * g * g
     m_hat = m / (1.0 - betas.beta1**step)

@@ -1,31 +1,90 @@
-"""Learning rates per column group and step (gsplat simple_trainer's values, RASTER.md), scaled for the batch size."""
+"""Learning rates, betas and SH degree as functions of the training image (gsplat simple_trainer's values, RASTER.md).
+
+A run is a sequence of legs. Within a leg batch size, run length and rates are fixed, so its optimizer steps can be
+tabulated; a run that is resumed with others settles every row under the old tables and begins a new leg where it stands.
+The moments stay as they are then: their bias corrections follow the decay that each of them really went through, and the
+variance of the old batches is forgotten within a thousand images. Invariant: legs cover the images of a run without a gap.
+"""
 
 from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from clm.config import Config
 from clm.gaussians.layout import GROUPS
+from clm.optim.adam import Adam, Betas
 
 
-def total_steps(config: Config) -> int:
-    """Optimizer steps of the whole run: one per batch, the last one possibly smaller."""
-    return -(-config.iterations // config.batch_size)
+@dataclass(frozen=True)
+class Leg:
+    """A stretch of a run under one schedule, from image `first_image` to image `iterations`."""
 
+    batch_size: int
+    iterations: int
+    rates: tuple[float, ...]  # [6] at image 0 and batch size 1, in the order of `layout.GROUPS`
+    means_final: float  # fraction of the rate of means that is left at image `iterations`
+    first_image: int = 0
+    first_step: int = 0  # optimizer steps of the run before this leg
+    decayed_images: int = (
+        0  # by so many images the moments had decayed before this leg; a smaller last batch counts whole
+    )
 
-def learning_rates(config: Config, scene_scale: float) -> np.ndarray:
-    """[6, steps + 2] f64, rows in the order of `layout.GROUPS`; index 0 is unused, the last one lies beyond the end of
-    the run (rows are caught up to the end by "the step after").
+    @staticmethod
+    def of(config: Config, scene_scale: float) -> Leg:
+        """The first leg of a run. The rate of means scales with the scene."""
+        rates = [float(getattr(config, f"{group}_lr")) for group in GROUPS]
+        rates[0] *= scene_scale
+        return Leg(config.batch_size, config.iterations, tuple(rates), config.means_lr_final)
 
-    Means decay exponentially to `means_lr_final` of their start over the run and scale with the scene; the others are
-    constant. Everything is multiplied by sqrt(batch size) (Grendel's rule; betas and eps follow in `Betas.for_batch`).
-    """
-    steps = total_steps(config)
-    constant = np.array([getattr(config, f"{group}_lr") for group in GROUPS])
-    rates = np.repeat(constant[:, None], steps + 2, axis=1)
-    progress = np.clip(np.arange(steps + 2) * config.batch_size / config.iterations, 0.0, 1.0)
-    rates[0] *= scene_scale * config.means_lr_final**progress
-    return rates * config.batch_size**0.5
+    @staticmethod
+    def from_state(state: dict[str, Any]) -> Leg:
+        """From `dataclasses.asdict` of a leg that went through JSON."""
+        return Leg(**{**state, "rates": tuple(state["rates"])})
+
+    def followed_by(self, next_one: Leg, image: int, step: int) -> Leg:
+        """The leg that a run at `image`, after `step` steps, goes on with, when `next_one` is what its configuration says:
+        this one if the schedule is the same."""
+        begun = {"first_image": self.first_image, "first_step": self.first_step, "decayed_images": self.decayed_images}
+        if dataclasses.replace(next_one, **begun) == self:
+            return self
+        decayed = self.decayed_images + (step - self.first_step) * self.batch_size
+        return dataclasses.replace(next_one, first_image=image, first_step=step, decayed_images=decayed)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the leg: one per batch, the last one possibly smaller."""
+        return max(0, -(-(self.iterations - self.first_image) // self.batch_size))
+
+    @property
+    def settled(self) -> int:
+        """Index in the leg's tables at which it begins, which is the stamp of rows settled there: 0 in a run's first leg;
+        later 1, because a stamp of 0 says that a row never had a gradient."""
+        return int(self.first_step > 0)
+
+    def index(self, step: int) -> int:
+        """Where the leg's tables hold the state after `step` steps of the run."""
+        return self.settled + step - self.first_step
+
+    def learning_rates(self) -> np.ndarray:
+        """[6, settled + steps + 2] f64, by index; the last one lies beyond the end of the leg (rows are caught up to the
+        end by "the step after").
+
+        Means decay exponentially over the images of the run, the others are constant. Everything is multiplied by
+        sqrt(batch size) (Grendel's rule; betas and eps follow in `Betas.for_batch`).
+        """
+        images = self.first_image + (np.arange(self.settled + self.steps + 2) - self.settled) * self.batch_size
+        rates = np.repeat(np.array(self.rates)[:, None], len(images), axis=1)
+        rates[0] *= self.means_final ** np.clip(images / self.iterations, 0.0, 1.0)
+        return rates * self.batch_size**0.5
+
+    def adam(self) -> Adam:
+        """Tables of the leg's optimizer steps."""
+        before = self.decayed_images / self.batch_size - self.settled
+        return Adam(self.learning_rates(), Betas.for_batch(self.batch_size), before)
 
 
 def sh_degree_at(config: Config, iteration: int) -> int:

@@ -75,9 +75,8 @@ def rebuild(session: Session, before: int) -> None:
     config, store, now = session.config, session.store, session.progress.iteration
     session.plans.drop()
     session.lanes.publish_entries()
-    next_step = session.adam.at(session.progress.step + 1)
     session.tiers.write_back()
-    row_kernels.settle(store, next_step, 0, store.rows)
+    row_kernels.settle(store, session.next_step(), 0, store.rows)
     if densify_due(config, before, now):
         limits = thresholds(config, session.scene.scale, now)
         result = densify(store, limits, row_limit(session), [config.seed, 3, now], partial(admits, session))

@@ -76,7 +76,7 @@ def train_batch(session: Session) -> None:
     progress.next_order = None
     lanes.begin(planned.plan, session.training_step(count), colour_columns(degree))  # fetch
     if first + count < config.iterations and not rebuild_due(config, first, first + count):
-        session.plans.request(first + count, session.adam.reach(progress.step + 1), after=lanes.first_view)
+        session.plans.request(first + count, session.next_reach(), after=lanes.first_view)
 
     losses = compute_views(session, planned.plan, degree)  # render, send back, update
 

@@ -54,9 +54,9 @@ def _cfg_args(config: Config, scene: Scene, run: Path) -> Namespace:
 def save_ply(session: Session) -> Path:
     """The Gaussians as they are now, streamed to `point_cloud/iteration_N/point_cloud.ply` (georef.json beside it)."""
     folder = session.run / "point_cloud" / f"iteration_{session.progress.iteration}"
-    adam = session.adam.at(session.progress.step + 1)
     session.tiers.write_back()
-    write_ply(folder / "point_cloud.ply", session.store.exact_chunks(adam), antialiased=session.config.antialias)
+    rows = session.store.exact_chunks(session.next_step())
+    write_ply(folder / "point_cloud.ply", rows, antialiased=session.config.antialias)
     if session.scene.offset.any():
         write_georef(folder / "georef.json", session.scene.offset)
     return folder / "point_cloud.ply"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +19,9 @@ from clm.errors import ClmError, ResourceError
 from clm.gaussians.blocks import block_order
 from clm.gaussians.init import rows_from_ply, rows_from_points, rows_random
 from clm.gaussians.store import Store
+from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep, colour_columns
-from clm.optim.adam import Adam, Betas
-from clm.optim.schedules import learning_rates, sh_degree_at
+from clm.optim.schedules import Leg, sh_degree_at
 from clm.plan.budget import arena_bytes, in_core_bytes, lanes_bytes, parse_bytes
 from clm.plan.describe import short_plan
 from clm.plan.placement import Placement, Sightings, arena_needs, choose_placement, resident_blocks
@@ -57,10 +58,17 @@ _FREE_KEYS = (
 class Progress:
     """Where the run is. `next_order`: views of the next batch in their decided order, when it was planned ahead."""
 
+    leg: Leg  # of the schedule
     iteration: int = 0
     step: int = 0  # optimizer steps done
     new_rows_since_sort: int = 0
     next_order: list[int] | None = None
+
+    @staticmethod
+    def from_state(state: dict[str, Any], first_leg: Leg) -> Progress:
+        """From a checkpoint. first_leg: of its configuration, for checkpoints from before there were legs."""
+        leg = Leg.from_state(state["leg"]) if "leg" in state else first_leg
+        return Progress(**{**state, "leg": leg})
 
 
 class Session:
@@ -75,12 +83,12 @@ class Session:
         )
         self.cameras = [view.camera for view in scene.views]
         self.background = parse_background(config.background)
-        self.adam = Adam(learning_rates(config, scene.scale), Betas.for_batch(config.batch_size))
-        self.progress, self.totals = Progress(), Totals()
+        self.progress, self.totals = Progress(Leg.of(config, scene.scale)), Totals()
         if resume is None:
             self.store = initial_store(scene, config, emit)
         else:
             self._restore(resume)
+        self.adam = self.progress.leg.adam()
         self.refresh_store()
         self.images = ImageCache(scene, parse_bytes(config.image_cache))
         self.plans = PlanAhead(self._plan)
@@ -101,7 +109,7 @@ class Session:
 
     def refresh_store(self) -> None:
         """Cull entries and bounds of all rows, as of the step reached."""
-        self.store.refresh(self.adam.at(self.progress.step + 1))
+        self.store.refresh(self.next_step())
 
     def move_in(self) -> None:
         """Placement is decided anew after rows were added, removed or sorted, or outgrew the arena; tiers and lanes follow.
@@ -145,9 +153,21 @@ class Session:
     def batch_size(self, first: int) -> int:
         return min(self.config.batch_size, self.config.iterations - first)
 
+    def next_step(self) -> AdamStep:
+        """Constants of the next optimizer step, for what needs rows as they are now: caught up to the step before it."""
+        return self.adam.at(self._next_index)
+
     def training_step(self, count: int) -> AdamStep:
         """The next optimizer step, over `count` views. Everything else fetches exact colours, whatever `colour_bus` is."""
-        return self.adam.at(self.progress.step + 1, count, bf16_colours=self.config.colour_bus == "bf16")
+        return self.adam.at(self._next_index, count, bf16_colours=self.config.colour_bus == "bf16")
+
+    def next_reach(self) -> tuple[float, float]:
+        """How far the next optimizer step can move a mean and a log-scale (`Adam.reach`)."""
+        return self.adam.reach(self._next_index)
+
+    @property
+    def _next_index(self) -> int:
+        return self.progress.leg.index(self.progress.step) + 1
 
     def image_background(self, image: int) -> tuple[float, float, float]:
         """Background of the `image`-th training image."""
@@ -160,7 +180,7 @@ class Session:
         """Renders any camera from the Gaussians as they are now."""
         self.lanes.publish_entries()
         degree = sh_degree_at(self.config, self.progress.iteration)
-        background, adam = self.background or (0.0, 0.0, 0.0), self.adam.at(self.progress.step + 1)
+        background, adam = self.background or (0.0, 0.0, 0.0), self.next_step()
         return partial(render_view, self.tiers, adam, self.rasterizer, sh_degree=degree, background=background)
 
     def save(self) -> None:
@@ -254,12 +274,25 @@ class Session:
         saved = from_dict(state["config"], str(path))
         for text in config_changes(saved, self.config):
             self.emit(Message(text, "warning"))
-        self.progress = Progress(**state["progress"])
+        self.scene = dataclasses.replace(self.scene, scale=state["scene_scale"])  # lengths stay what they were
+        self.progress = Progress.from_state(state["progress"], Leg.of(saved, self.scene.scale))
         self.totals = Totals.from_state(state["totals"])
-        if self.progress.iteration > self.config.iterations:
+        done = self.progress.iteration
+        if done > self.config.iterations:
             raise ClmError(
-                f"{path} is already at image {self.progress.iteration}, beyond --iterations {self.config.iterations}."
+                f"{path} is already at image {done}, beyond --iterations {self.config.iterations}.",
+                f"Pass `--iterations {done}` to end there, or more.",
             )
+        self._begin_leg()
+
+    def _begin_leg(self) -> None:
+        """Go on under the present schedule: where it is not that of the checkpoint, every row is settled under the old one
+        and a new leg begins."""
+        progress, old = self.progress, self.progress.leg
+        progress.leg = old.followed_by(Leg.of(self.config, self.scene.scale), progress.iteration, progress.step)
+        if progress.leg is not old:
+            row_kernels.settle(self.store, old.adam().at(old.index(progress.step) + 1), 0, self.store.rows)
+            self.store.stamp[self.store.stamp > 0] = progress.leg.settled
 
 
 def config_changes(saved: Config, now: Config) -> list[str]:

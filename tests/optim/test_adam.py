@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clm import kernels
+from clm.config import load_config
 from clm.gaussians.layout import GRAD_DRAWN, GROUPS, LOG_SCALES, MEANS
 from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
 from clm.optim.adam import Adam, Betas
 from clm.optim.reference import closed_form_drift, dense_adam
+from clm.optim.schedules import Leg
 from clm.stream.parking import GradientBuffer
 
 BETAS = Betas.for_batch(1)
@@ -201,3 +205,34 @@ def test_adam_is_bitwise_equal_for_any_thread_count(threads: int, moments: str) 
     finally:
         kernels.set_threads(before)
     np.testing.assert_array_equal(one, many)
+
+
+@BOTH
+def test_deferred_adam_equals_dense_adam_across_a_change_of_batch_size_and_rates(moments: str) -> None:
+    """Rows are settled at the end of a leg and go on under the next one's tables; dense Adam just changes its betas."""
+    config = load_config({"iterations": 61, "batch_size": 4})
+    first = Leg.of(config, 30.0)
+    then = Leg.of(dataclasses.replace(config, iterations=140, batch_size=9), 30.0)
+    second = first.followed_by(then, 61, first.steps)
+    rows, rng = 40, np.random.default_rng(2)
+    store = random_store(rows, moments=moments)
+    p = np.concatenate([store.geometry[:, :11], store.colour], axis=1).astype(np.float64)
+    m, v, step, decayed = np.zeros_like(p), np.zeros_like(p), 0, 0
+    for leg in (first, second):
+        adam, betas = leg.adam(), Betas.for_batch(leg.batch_size)
+        for _ in range(leg.steps):
+            step, decayed, mask = step + 1, decayed + leg.batch_size, rng.random(rows) < 0.3
+            gradient = (rng.normal(size=(rows, 59)) * 1e-3 * mask[:, None]).astype(np.float32)
+            buffer = GradientBuffer(rows)
+            buffer.grad_geometry[:] = 0
+            buffer.grad_geometry[:, :11], buffer.grad_colour[:] = gradient[:, :11], gradient[:, 11:]
+            buffer.grad_geometry[:, GRAD_DRAWN] = mask
+            ids, entries = np.arange(rows, dtype=np.int32), np.empty((rows, 4), np.float32)
+            row_kernels.adam(store, adam.at(leg.index(step)), ids, buffer, None, 48, store.statistics, entries)
+            rates = adam.rates[COLUMN_GROUP, leg.index(step)]
+            age = decayed / leg.batch_size  # in steps of the present betas
+            p, m, v = dense_adam(p, m, v, gradient.astype(np.float64), rates, age, betas)
+        row_kernels.settle(store, adam.at(leg.index(step) + 1), 0, rows)
+        store.stamp[store.stamp > 0] = second.settled
+    exact = np.concatenate([store.geometry[:, :11], store.colour], axis=1)
+    assert np.abs(exact - p).max() < (2e-5 if moments == "f32" else 2e-2)
