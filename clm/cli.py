@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +45,18 @@ ConfigFile = Annotated[Path | None, typer.Option(help="YAML file of options.", m
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Device = Annotated[str, typer.Option("--gpu-memory", help="Device budget for the arena.")]
+
+
+@contextmanager
+def _console(quiet: bool) -> Iterator[Any]:
+    """Who is told what happens while a command works (a person, on stderr), or nobody."""
+    from clm.train.console import Console
+
+    console = Console()
+    try:
+        yield (lambda event: None) if quiet else console
+    finally:
+        console.close()
 
 
 def _config_options(only: tuple[str, ...] = ()) -> list[inspect.Parameter]:
@@ -148,15 +161,18 @@ def render(
     ] = False,
     background: Annotated[str, typer.Option(help="black, white, or r,g,b in 0..1.")] = "black",
     gpu_memory: Device = "8GiB",
+    quiet: Quiet = False,
 ) -> None:
     """Render a run or a PLY without loading the whole model on the device."""
     from clm.commands.render import render_model
 
-    count = render_model(
-        model, output, cameras, path=path, frames=frames, video=video, depth=depth, background=background,
-        gpu_memory=gpu_memory,
-    )  # fmt: skip
-    typer.echo(f"{count} images in {output}")
+    with _console(quiet) as emit:
+        count = render_model(
+            model, output, cameras, path=path, frames=frames, video=video, depth=depth, background=background,
+            gpu_memory=gpu_memory, emit=emit,
+        )  # fmt: skip
+    if not quiet:
+        typer.echo(f"{count} images in {output}")
 
 
 @app.command("eval")
@@ -164,14 +180,16 @@ def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     split: Annotated[str, typer.Option(metavar="test|train", help="Which views.")] = "test",
     gpu_memory: Device = "8GiB",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the keys of metrics.json.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure PSNR and SSIM of a run from its PLY."""
-    from clm.commands.evaluate import evaluate_run
+    from clm.commands.evaluate import evaluate_run, format_figures
 
-    result = evaluate_run(run, split, gpu_memory)
-    for message in result["messages"]:
-        typer.echo(f"warning: {message}", err=True)
-    typer.echo(f"{split}: PSNR {result['psnr']:.2f} dB, SSIM {result['ssim']:.4f} over {len(result['per_view'])} views")
+    with _console(quiet) as emit:
+        figures = evaluate_run(run, split, gpu_memory, emit)
+    if as_json or not quiet:
+        typer.echo(format_figures(figures, split, as_json))
 
 
 @app.command()
@@ -179,11 +197,15 @@ def export(
     model: Annotated[Path, typer.Argument(metavar="RUN|PLY", help="A run directory or a PLY of any tool.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.ply", help="The file to write.")],
     sh: Annotated[int, typer.Option(min=0, max=3, help="Highest SH degree to keep.")] = 3,
+    quiet: Quiet = False,
 ) -> None:
     """Write a model as a PLY that every viewer opens."""
     from clm.commands.export import export_model
 
-    typer.echo(f"{export_model(model, out, sh):,} Gaussians in {out}")
+    with _console(quiet) as emit:
+        count = export_model(model, out, sh, emit)
+    if not quiet:
+        typer.echo(f"{count:,} Gaussians in {out}")
 
 
 @app.command()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,27 +17,26 @@ from clm.errors import ClmError
 from clm.files import atomic_write
 from clm.gaussians.model import ModelFile, open_model
 from clm.plan.budget import SLOT_BYTES, parse_bytes
+from clm.progress import counted, pending
 from clm.render import Render
 from clm.scene import camera_from_json, ellipse_path, interp_path
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
 from clm.train.device import open_device
 from clm.train.evaluate import flat_name, save_png, to_uint8
+from clm.train.events import Emit, Message, reporter
 
 Named = list[tuple[str, Camera]]
 
 
-def warn(text: str) -> None:
-    """A sentence for the user, beside what the command prints."""
-    print(text, file=sys.stderr)
-
-
 def model_renderer(
-    model: ModelFile, background: tuple[float, float, float], device_budget: int
+    model: ModelFile, background: tuple[float, float, float], device_budget: int, emit: Emit
 ) -> Callable[..., Render]:
     """Renders any camera from a model on the host; the device holds only the rows of one view."""
-    store = model.store()
-    device, rasterizer = open_device("auto", antialiased=model.rows.antialiased, say=warn)
+    store = model.store(reporter(emit))
+    for text in model.rows.messages:
+        emit(Message(text, "warning"))
+    device, rasterizer = open_device("auto", antialiased=model.rows.antialiased, say=lambda text: emit(Message(text)))
     # What the rasteriser needs grows with the view, as the arena does.
     beside = (rasterizer.temporary_bytes(1 << 20, 0) - rasterizer.temporary_bytes(0, 0)) >> 20
     slots = device_budget // (SLOT_BYTES + beside)
@@ -130,6 +128,7 @@ def render_model(
     depth: bool,
     background: str,
     gpu_memory: str,
+    emit: Emit = lambda event: None,
 ) -> int:
     """Write one PNG per camera to `output`; returns how many."""
     opened = open_model(model)
@@ -140,14 +139,15 @@ def render_model(
         raise ClmError(
             "A video needs pictures of one size, these cameras have several.", "Use --path interp or ellipse."
         )
-    render = model_renderer(opened, parse_background(background) or (0.0, 0.0, 0.0), parse_bytes(gpu_memory))
-    stems = []
-    for name, camera in named:
+    render = model_renderer(opened, parse_background(background) or (0.0, 0.0, 0.0), parse_bytes(gpu_memory), emit)
+    stems, report = [], reporter(emit)
+    for name, camera in counted(named, "rendering", len(named), "images", report):
         image = render(camera, depth=depth)
         stems.append(flat_name(name))
         save_png(output / f"{stems[-1]}.png", to_uint8(image.rgb))
         if depth:
             save_depth(output, stems[-1], image.depth)
     if video:
-        write_video(output, stems)
+        with pending("encoding the video", report):
+            write_video(output, stems)
     return len(stems)

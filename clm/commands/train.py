@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -11,7 +11,7 @@ from typing import Any
 
 from clm.config import Config, load_config
 from clm.errors import ClmError
-from clm.train.events import Emit, Message
+from clm.train.events import Emit, Message, reporter
 
 
 class StopRequest:
@@ -56,12 +56,19 @@ def open_scene(data: Path, config: Config, **overrides: Any):
     return load_scene(data, **{**options, **overrides})
 
 
-def _consumers(run: Path, resume: bool, as_json: bool, quiet: bool) -> tuple[Emit, Any]:
+def _consumers(run: Path, resume: bool, as_json: bool, quiet: bool) -> tuple[Emit, Callable[[], None]]:
+    """Who is told what happens, and what to call when nothing more will."""
+    from clm.train.bars import sparse
     from clm.train.console import Console, EventLog, fan_out, json_lines
 
-    log = EventLog(run / "events.jsonl", append=resume)
-    shown = [] if quiet else [json_lines if as_json else Console()]
-    return fan_out(log, *shown), log
+    log, console = EventLog(run / "events.jsonl", append=resume), Console()
+
+    def close() -> None:
+        console.close()
+        log.close()
+
+    shown = [] if quiet else [sparse(json_lines) if as_json else console]
+    return fan_out(log, *shown), close
 
 
 def data_change(run: Path, data: Path) -> str | None:
@@ -91,7 +98,6 @@ def run_training(
     """Train; returns False when stopped by a signal (state saved, and how to resume was said)."""
     config = load_config(flags, preset=preset, file=file)
     run = output or Path("runs") / data.resolve().name
-    scene = open_scene(data, config)
 
     from clm.train.checkpoint import checkpoints, latest_checkpoint
     from clm.train.loop import train
@@ -100,9 +106,10 @@ def run_training(
     if not resume and checkpoints(run / "checkpoints"):
         raise ClmError(f"{run} already holds a run.", "Pass --resume to go on with it, or another folder with -o.")
     other_data = data_change(run, data) if resume else None
-    emit, log = _consumers(run, resume, as_json, quiet)
+    emit, close = _consumers(run, resume, as_json, quiet)
     stop = StopRequest()
     try:
+        scene = open_scene(data, config, report=reporter(emit))
         for message in scene.messages:
             emit(Message(message))
         if other_data:
@@ -116,5 +123,5 @@ def run_training(
         else:
             emit(Message(f"Stopped and saved. Go on with the same command and --resume (-o {run})."))
     finally:
-        log.close()
+        close()
     return finished

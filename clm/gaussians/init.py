@@ -24,6 +24,7 @@ from clm.gaussians.layout import (
 )
 from clm.gaussians.ply import open_ply
 from clm.kernels.knn import nearest_squared
+from clm.progress import Report, counted, rows_of, unseen
 
 NEIGHBOURS = 3
 _READ_ROWS = 1 << 16
@@ -111,8 +112,10 @@ def rows_random(
     return rows_from_points(points, colors, seed, opacity)
 
 
-def rows_from_ply(path: Path | str, report: Callable[[str], None] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """All rows of a Gaussian PLY: (geometry [N, 12], colour [N, 48]); `report` receives what reading had to change.
+def rows_from_ply(
+    path: Path | str, say: Callable[[str], None] | None = None, report: Report = unseen
+) -> tuple[np.ndarray, np.ndarray]:
+    """All rows of a Gaussian PLY: (geometry [N, 12], colour [N, 48]); `say` receives what reading had to change.
 
     Memory: the rows and one chunk. Rows that are not finite are left out, so N may be less than the file's count.
     """
@@ -120,12 +123,15 @@ def rows_from_ply(path: Path | str, report: Callable[[str], None] | None = None)
     geometry = np.empty((source.count, GEOMETRY_COLUMNS), np.float32)
     colour = np.empty((source.count, COLOUR_COLUMNS), np.float32)
     rows = 0
-    for chunk_geometry, chunk_colour in source.chunks(_READ_ROWS):
+    chunks = counted(
+        source.chunks(_READ_ROWS), f"loading {source.path.name}", source.count, "Gaussians", report, rows_of
+    )
+    for chunk_geometry, chunk_colour in chunks:
         end = rows + len(chunk_geometry)
         geometry[rows:end], colour[rows:end] = chunk_geometry, chunk_colour
         rows = end
-    for message in source.messages if report else ():
-        report(message)  # type: ignore[misc]
+    for message in source.messages if say else ():
+        say(message)  # type: ignore[misc]
     if rows == 0:
         raise ClmError(f"{path} holds no usable Gaussian.", "Start from another file, or without one.")
     return geometry[:rows], colour[:rows]

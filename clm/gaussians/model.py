@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from clm.errors import ClmError
 from clm.gaussians.layout import CHUNK_ROWS
 from clm.gaussians.ply import PlyRows, open_ply
 from clm.gaussians.store import Store
+from clm.progress import Report, counted, rows_of, unseen
 
 
 @dataclass(frozen=True)
@@ -19,11 +23,15 @@ class ModelFile:
     rows: PlyRows
     run: Path | None
 
-    def store(self) -> Store:
+    def store(self, report: Report = unseen) -> Store:
         """All rows in host memory, without moments, culling bounds ready."""
-        store = Store.from_chunks(self.rows.count, self.rows.chunks(CHUNK_ROWS), moments=None)
+        store = Store.from_chunks(self.rows.count, self.chunks(f"loading {self.ply.name}", report), moments=None)
         store.refresh(None)
         return store
+
+    def chunks(self, what: str, report: Report) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows as `PlyRows.chunks` gives them, reported as `what`."""
+        return counted(self.rows.chunks(CHUNK_ROWS), what, self.rows.count, "Gaussians", report, rows_of)
 
 
 def newest_ply(run: Path) -> Path:

@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 
 from clm.errors import ClmError
+from clm.progress import Report, pending, unseen
 from clm.scene.binary import check_binary_model
 from clm.scene.undistort import SourceCamera, source_camera
 
 _PLACES = ("sparse", "colmap/sparse", ".")
+_REPORTED_POINTS = 20_000
+_LARGE_MODEL = 256 << 20  # bytes that take seconds to read; pycolmap holds the GIL meanwhile
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +45,15 @@ class Model:
     messages: tuple[str, ...]
 
 
-def read_model(path: Path | str, *, model: int | None = None) -> Model:
+def read_model(path: Path | str, *, model: int | None = None, report: Report = unseen) -> Model:
     """The COLMAP model of a scene folder; with several (sparse/0, sparse/1, ...) the one with most images, or `model`.
 
     Raises ClmError where there is none, or where a file of it is damaged (naming the file).
     """
     folder, messages = _find_model(Path(path), model)
-    reconstruction = _reconstruct(folder)
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    with pending(f"reading the COLMAP model in {folder}", report, long=size > _LARGE_MODEL):
+        reconstruction = _reconstruct(folder)
     images, skipped = _images(reconstruction)
     if not images:
         raise ClmError(
@@ -56,7 +61,7 @@ def read_model(path: Path | str, *, model: int | None = None) -> Model:
         )
     if skipped:
         messages.append(f"{len(skipped)} images have no finite pose (first: {skipped[0]}). Training without them.")
-    points, colors = _points(reconstruction)
+    points, colors = _points(reconstruction, report)
     finite = np.isfinite(points).all(axis=1)
     if not finite.all():
         messages.append(f"{(~finite).sum()} of {len(points)} points are not finite and were dropped.")
@@ -190,13 +195,17 @@ def _images(reconstruction: Any) -> tuple[tuple[ModelImage, ...], list[str]]:
     return tuple(images), skipped
 
 
-def _points(reconstruction: Any) -> tuple[np.ndarray, np.ndarray]:
+def _points(reconstruction: Any, report: Report = unseen) -> tuple[np.ndarray, np.ndarray]:
     """[P, 3] f64 and [P, 3] u8, by ascending point id."""
     count = reconstruction.num_points3D()
     ids = np.empty(count, np.uint64)
     points = np.empty((count, 3))
     colors = np.empty((count, 3), np.uint8)
     for i, (point_id, point) in enumerate(reconstruction.points3D.items()):
+        if i % _REPORTED_POINTS == 0:
+            report("reading points", i, count, "points")
         ids[i], points[i], colors[i] = point_id, point.xyz, point.color
+    if count:
+        report("reading points", count, count, "points")
     order = np.argsort(ids)
     return points[order], colors[order]

@@ -16,6 +16,7 @@ import numpy as np
 
 from clm.camera import Camera
 from clm.errors import ClmError
+from clm.progress import Report, counted, unseen
 from clm.scene.colmap import Model, ModelImage, read_model
 from clm.scene.decode import CorruptImage, image_size
 from clm.scene.georef import find_offset, shifted_pose
@@ -65,6 +66,7 @@ def load_scene(
     masks: Path | str | None = None,
     strict: bool = False,
     require_images: bool = True,
+    report: Report = unseen,
 ) -> Scene:
     """Load a folder with a COLMAP model and its photos.
 
@@ -76,11 +78,11 @@ def load_scene(
     path = Path(path)
     if str(downscale) not in ("auto", "1", "2", "4", "8"):
         raise ClmError(f"downscale is {downscale}.", "Use auto, 1, 2, 4 or 8.")
-    colmap = read_model(path, model=model)
+    colmap = read_model(path, model=model, report=report)
     messages = list(colmap.messages)
     files: list[_File] = [_File(image, image.camera, None) for image in colmap.images]
     if require_images:
-        files = _match_photos(colmap, _image_folder(path, images), strict, messages)
+        files = _match_photos(colmap, _image_folder(path, images), strict, messages, report)
     trainings = _plan(files, downscale, max_size, messages)
     mask_paths = _match_masks(files, _folder(path, masks), messages) if masks is not None else [None] * len(files)
 
@@ -138,10 +140,11 @@ def _image_folder(path: Path, images: Path | str | None) -> Path:
     return path / "images"
 
 
-def _match_photos(colmap: Model, folder: Path, strict: bool, messages: list[str]) -> list[_File]:
+def _match_photos(colmap: Model, folder: Path, strict: bool, messages: list[str], report: Report) -> list[_File]:
     """The registered images that exist and whose header can be read, with cameras for the sizes on disk."""
     with ThreadPoolExecutor(8) as pool:  # headers: latency of the file system, not work
-        sizes = list(pool.map(_size_or_error, [folder / image.name for image in colmap.images]))
+        read = pool.map(_size_or_error, [folder / image.name for image in colmap.images])
+        sizes = list(counted(read, "checking photos", len(colmap.images), "photos", report))
     total, files = len(sizes), []
     missing = [image.name for image, size in zip(colmap.images, sizes, strict=True) if size is None]
     if len(missing) * 2 > total:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from clm.plan.budget import format_bytes
+from clm.train.bars import PLAIN_EVERY, WorkBar, clock
 from clm.train.events import (
     BatchDone,
     CheckpointSaved,
@@ -20,9 +21,8 @@ from clm.train.events import (
     Message,
     OpacityReset,
     Started,
+    Working,
 )
-
-_PLAIN_EVERY = 10.0  # seconds between progress lines when stdout is not a terminal
 
 
 def fan_out(*consumers: Emit) -> Emit:
@@ -47,6 +47,8 @@ class EventLog:
         self._early: list[str] = []
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Working):
+            return
         self._early.append(json.dumps({**event.record(), "time": round(time.time(), 3)}) + "\n")
         if self._file is None and isinstance(event, Started):
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +74,8 @@ class Console:
     def __init__(self, stream: IO[str] | None = None):
         self._stream = stream or sys.stderr
         self._bar: Any = None
+        self._work = WorkBar(self._stream, self._say)
+        self._refused: list[int] = []  # Gaussians that one densification wanted and the budget did not admit
         self._loss = self._psnr = None
         self._began, self._start_iteration, self._last_line = time.perf_counter(), 0, 0.0
         self._total = 0
@@ -86,18 +90,34 @@ class Console:
         elif isinstance(event, Evaluated):
             self._psnr = event.psnr
             self._say(f"image {event.iteration}: {event.split} PSNR {event.psnr:.2f} dB, SSIM {event.ssim:.4f}")
-        elif isinstance(event, Densified) and event.refused:
-            self._say(f"image {event.iteration}: {event.refused:,} Gaussians more were wanted than the budget admits")
+        elif isinstance(event, Densified):
+            self._refusal(event)
         elif isinstance(event, CheckpointSaved):
             self._say(f"saved {event.path}")
         elif isinstance(event, Finished):
             self._finish(event)
-        elif not isinstance(event, Densified | OpacityReset):
+        elif isinstance(event, Working):
+            self._work(event, position=int(self._bar is not None))
+        elif not isinstance(event, OpacityReset):
             raise TypeError(f"unknown event {event}")
 
-    def _say(self, text: str) -> None:
+    def close(self) -> None:
+        """Take bars away; what is said next has its own line."""
+        self._work.close()
         if self._bar is not None:
-            self._bar.write(text, file=self._stream)
+            self._bar.close()
+            self._bar = None
+
+    def _refusal(self, event: Densified) -> None:
+        """Growth beyond the budget is said when it is refused first, and summed up at the end."""
+        if event.refused and not self._refused:
+            self._say(f"image {event.iteration}: {event.refused:,} Gaussians more were wanted than the budget admits")
+        self._refused += [event.refused] * bool(event.refused)
+
+    def _say(self, text: str) -> None:
+        bar = self._bar if self._bar is not None else self._work.bar
+        if bar is not None:
+            bar.write(text, file=self._stream)  # above all bars
         else:
             print(text, file=self._stream, flush=True)
 
@@ -128,25 +148,20 @@ class Console:
             self._bar.update(event.iteration - self._bar.n)
             return
         now = time.perf_counter()
-        if now - self._last_line < _PLAIN_EVERY and event.iteration < self._total:
+        if now - self._last_line < PLAIN_EVERY and event.iteration < self._total:
             return
         self._last_line = now
         rate = (event.iteration - self._start_iteration) / max(now - self._began, 1e-9)
         eta = (self._total - event.iteration) / max(rate, 1e-9)
         told = ", ".join(f"{key} {value}" for key, value in facts.items())
-        self._say(f"{event.iteration}/{self._total} images, {rate:.1f} img/s, ETA {_clock(eta)}, {told}")
+        self._say(f"{event.iteration}/{self._total} images, {rate:.1f} img/s, ETA {clock(eta)}, {told}")
 
     def _finish(self, event: Finished) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self.close()
+        if len(self._refused) > 1:
+            self._say(
+                f"growth was refused {len(self._refused)} times, of up to {max(self._refused):,} Gaussians at once: "
+                "--gpu-memory, --host-memory and --max-gaussians set the budget"
+            )
         state = "stopped" if event.interrupted else "done"
-        self._say(
-            f"{state} at image {event.iteration} after {_clock(event.seconds)}, {event.num_gaussians:,} Gaussians"
-        )
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+        self._say(f"{state} at image {event.iteration} after {clock(event.seconds)}, {event.num_gaussians:,} Gaussians")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from PIL import Image
 from clm.camera import Camera
 from clm.errors import ClmError, ResourceError
 from clm.files import atomic_write, write_json
+from clm.progress import counted
 from clm.render import Render, metrics
 from clm.scene import CorruptImage, ImageCache, Scene
-from clm.train.events import Emit, Evaluated, Message
+from clm.train.events import Emit, Evaluated, Message, reporter
 from clm.train.session import Session
 
 _TRAIN_SAMPLE = 8  # training views measured for comparison with the held-out ones
@@ -41,7 +42,7 @@ def measure_views(
     render: Callable[[Camera], Render],
     scene: Scene,
     images: ImageCache,
-    views: Iterable[int],
+    views: Sequence[int] | np.ndarray,
     emit: Emit,
     folder: Path | None = None,
     skip: tuple[type[ClmError], ...] = (CorruptImage,),
@@ -51,7 +52,7 @@ def measure_views(
     A view that raises one of `skip` is left out with a warning; other errors pass.
     """
     per_view: dict[str, dict[str, float]] = {}
-    for index in views:
+    for index in counted(views, "evaluating", len(views), "views", reporter(emit)):
         view = scene.views[index]
         try:
             photo, mask = images.get(index), images.mask(index)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from clm.progress import Report
+
 
 @dataclass(frozen=True)
 class Event:
@@ -88,6 +90,17 @@ class CheckpointSaved(Event):
 
 
 @dataclass(frozen=True)
+class Working(Event):
+    """Work beside training steps that may take seconds: `done` of `total`, in `unit`, as `clm.progress` says. These come by
+    the thousand and are not kept in `events.jsonl`."""
+
+    what: str
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True)
 class Finished(Event):
     """The run ended; `interrupted` says it was stopped before its last image."""
 
@@ -98,3 +111,8 @@ class Finished(Event):
 
 
 Emit = Callable[[Event], None]
+
+
+def reporter(emit: Emit) -> Report:
+    """Reports of work under way as events."""
+    return lambda what, done, total, unit: emit(Working(what, done, total, unit))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from clm.config import Config, to_dict
 from clm.files import atomic_write, write_json
 from clm.gaussians.ply import write_ply
+from clm.kernels.rows import AdamStep
 from clm.plan.budget import format_bytes
+from clm.progress import counted, rows_of
 from clm.scene import Scene, cameras_json, write_georef
 from clm.train.evaluate import evaluate
 from clm.train.events import Message
@@ -34,7 +38,8 @@ def start_run(session: Session) -> None:
         write_georef(run / "georef.json", scene.offset)
     if session.progress.iteration == 0:
         session.tiers.write_back()
-        write_ply(run / "input.ply", session.store.exact_chunks(None), antialiased=config.antialias)
+        chunks = exact_rows(session, None, "writing input.ply")
+        write_ply(run / "input.ply", chunks, antialiased=config.antialias)
 
 
 def _cfg_args(config: Config, scene: Scene, run: Path) -> Namespace:
@@ -51,12 +56,18 @@ def _cfg_args(config: Config, scene: Scene, run: Path) -> Namespace:
     )
 
 
+def exact_rows(session: Session, step: AdamStep | None, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`Store.exact_chunks`, reported as `what`."""
+    store = session.store
+    return counted(store.exact_chunks(step), what, store.rows, "Gaussians", session.report, rows_of)
+
+
 def save_ply(session: Session) -> Path:
     """The Gaussians as they are now, streamed to `point_cloud/iteration_N/point_cloud.ply` (georef.json beside it)."""
     folder = session.run / "point_cloud" / f"iteration_{session.progress.iteration}"
     session.tiers.write_back()
-    rows = session.store.exact_chunks(session.next_step())
-    write_ply(folder / "point_cloud.ply", rows, antialiased=session.config.antialias)
+    chunks = exact_rows(session, session.next_step(), "exporting point_cloud.ply")
+    write_ply(folder / "point_cloud.ply", chunks, antialiased=session.config.antialias)
     if session.scene.offset.any():
         write_georef(folder / "georef.json", session.scene.offset)
     return folder / "point_cloud.ply"

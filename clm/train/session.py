@@ -27,6 +27,7 @@ from clm.plan.describe import short_plan
 from clm.plan.placement import Placement, Sightings, arena_needs, choose_placement, resident_blocks
 from clm.plan.residency import Plan, rest_of
 from clm.plan.visibility import visible_sets
+from clm.progress import Report, counted, pending, unseen
 from clm.render import Render
 from clm.scene import ImageCache, Scene
 from clm.stream.lanes import Lanes
@@ -36,7 +37,7 @@ from clm.stream.view import render_view
 from clm.train.batches import Margin, PlanAhead, Planned, batch_views, plan_batch
 from clm.train.checkpoint import load_checkpoint, save_checkpoint
 from clm.train.device import open_device
-from clm.train.events import CheckpointSaved, Emit, Message
+from clm.train.events import CheckpointSaved, Emit, Message, reporter
 from clm.train.report import Totals
 
 RANDOM_ROWS = 100_000  # initial Gaussians when the model has no points (INRIA, gsplat)
@@ -77,7 +78,7 @@ class Session:
 
     def __init__(self, scene: Scene, config: Config, run: Path, emit: Emit, resume: Path | None = None):
         kernels.set_threads(config.threads or os.cpu_count() or 1)
-        self.scene, self.config, self.run, self.emit = scene, config, run, emit
+        self.scene, self.config, self.run, self.emit, self.report = scene, config, run, emit, reporter(emit)
         self.device, self.rasterizer = open_device(
             config.device, antialiased=config.antialias, absgrad=config.absgrad, say=lambda text: emit(Message(text))
         )
@@ -231,7 +232,7 @@ class Session:
     def _place(self) -> tuple[Placement, np.ndarray]:
         """Where rows go, and which blocks are resident [blocks] bool."""
         store, config = self.store, self.config
-        seen = sightings(store, self.cameras)
+        seen = sightings(store, self.cameras, self.report)
         usual = seen.usual_union(config.batch_size)
         needed, usual = arena_needs(store.rows, seen.largest_view, usual, config.batch_size, store.block_rows)
         budgets = device_budget(config), host_budget(config, store.bytes)
@@ -313,11 +314,13 @@ def config_changes(saved: Config, now: Config) -> list[str]:
 
 def initial_store(scene: Scene, config: Config, emit: Emit) -> Store:
     """Rows from a PLY, from the COLMAP points, or random inside the cameras' bounds; sorted into blocks."""
+    report = reporter(emit)
     if config.init_ply:
-        geometry, colour = rows_from_ply(config.init_ply)
+        geometry, colour = rows_from_ply(config.init_ply, report=report)
         geometry[:, :3] -= scene.offset.astype(np.float32) if len(geometry) and _far(geometry) else np.float32(0)
     elif len(scene.points):
-        geometry, colour = rows_from_points(scene.points, scene.point_colors, config.seed, config.init_opacity)
+        with pending(f"nearest neighbours of {len(scene.points):,} points", report):
+            geometry, colour = rows_from_points(scene.points, scene.point_colors, config.seed, config.init_opacity)
     else:
         emit(Message("The model has no points: starting from random Gaussians inside the cameras' bounds.", "warning"))
         positions = np.array([view.camera.position for view in scene.views])
@@ -332,9 +335,10 @@ def initial_store(scene: Scene, config: Config, emit: Emit) -> Store:
         )
         keep = np.random.default_rng([config.seed, 2]).permutation(len(geometry))[: config.max_gaussians]
         geometry, colour = geometry[np.sort(keep)], colour[np.sort(keep)]
-    store = Store.from_rows(geometry, colour, moments=config.moments)
-    store.refresh(None)
-    store.take(block_order(store.entries))
+    with pending(f"sorting {len(geometry):,} Gaussians into blocks", report):
+        store = Store.from_rows(geometry, colour, moments=config.moments)
+        store.refresh(None)
+        store.take(block_order(store.entries))
     return store
 
 
@@ -350,9 +354,10 @@ def all_visible_sets(store: Store, cameras: list[Camera], at_once: int = 64) -> 
         yield from visible_sets(store.entries, store.bounds, group, block_rows=store.block_rows)
 
 
-def sightings(store: Store, cameras: list[Camera]) -> Sightings:
+def sightings(store: Store, cameras: list[Camera], report: Report = unseen) -> Sightings:
     """What `cameras` see of the store."""
-    return Sightings.of(all_visible_sets(store, cameras), store.rows, store.block_rows)
+    sets = counted(all_visible_sets(store, cameras), "finding what views see", len(cameras), "views", report)
+    return Sightings.of(sets, store.rows, store.block_rows)
 
 
 def device_budget(config: Config) -> int:
