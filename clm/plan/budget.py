@@ -19,8 +19,7 @@ SLOT_BYTES = PARAMETER_BYTES + GRADIENT_BYTES
 
 STEPS_UNDER_WAY = 4  # of one batch: routed, and not over
 DEVICE_ROWS = 1 << 15  # resident rows that one call of Adam or catching up takes at once
-DEVICE_ROW_WORK = 2048  # bytes of temporaries for each of them, at most
-DEVICE_WORK = DEVICE_ROWS * DEVICE_ROW_WORK
+DEVICE_ROW_WORK = 1792  # bytes of temporaries for each of them, at most
 
 OFFLOADS = ("auto", "none", "host")
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -78,9 +77,15 @@ def staging_bytes(largest_view: int, shared_memory: bool = False) -> int:
 def lanes_bytes(largest_view: int) -> int:
     """Bytes that the lanes take on a device with memory of its own, beside arena and residents: staging; lists of slots and
     positions, int64, of the steps under way (per row of a view one list each, and two each for loads and for sends); what
-    Adam and catching up need for the rows that they take at once (`clm.optim.device`), on two streams."""
+    Adam and catching up need for the rows that they take at once, on two streams."""
     lists = largest_view * 8 * (STEPS_UNDER_WAY + 2 + 2)
-    return staging_bytes(largest_view) + lists + 2 * min(largest_view * DEVICE_ROW_WORK, DEVICE_WORK)
+    return staging_bytes(largest_view) + lists + 2 * device_work_bytes(largest_view)
+
+
+def device_work_bytes(rows: int) -> int:
+    """Bytes of the workspace of Adam, or of catching up, for resident rows (`clm.optim.device`), which takes so many at
+    once; each of its 40 or so temporaries begins at a multiple of 16."""
+    return min(rows, DEVICE_ROWS) * DEVICE_ROW_WORK + 1024
 
 
 def parse_bytes(text: str) -> int:

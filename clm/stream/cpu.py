@@ -71,7 +71,7 @@ class CpuDevice:
         buffer = row_array(1, floats).reshape(-1)
         return Staging(buffer, buffer)
 
-    def residents(self, store: Store, rows: np.ndarray) -> CpuResidents:
+    def residents(self, store: Store, rows: np.ndarray, at_once: int) -> CpuResidents:
         return CpuResidents(store)
 
     def indices(self, lists: list[np.ndarray]) -> list[np.ndarray]:

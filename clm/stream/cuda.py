@@ -31,8 +31,8 @@ from clm.errors import OutOfDeviceMemory, ResourceError
 from clm.gaussians.layout import CHUNK_ROWS
 from clm.gaussians.store import Store
 from clm.kernels.rows import AdamStep
-from clm.optim.device import DeviceAdam, DeviceStep, adam_rows, fetch_rows
-from clm.plan.budget import format_bytes
+from clm.optim.device import DeviceAdam, DeviceStep, Workspace, adam_rows, fetch_rows
+from clm.plan.budget import device_work_bytes, format_bytes
 from clm.stream.device import Arena, Event, Gradients, Rows, Staging
 
 T = TypeVar("T")
@@ -85,7 +85,9 @@ class CudaStaging(Staging):
 
 
 class CudaResidents:
-    """Rows on the device with moments, stamps and statistics, [n, ..]; `rows` are their ids in the store, ascending."""
+    """Rows on the device with moments, stamps and statistics, [n, ..]; `rows` are their ids in the store, ascending.
+
+    All memory that catching up and Adam ever need is taken here, so a step never runs out of it half-way."""
 
     geometry: Tensor
     colour: Tensor
@@ -96,7 +98,7 @@ class CudaResidents:
     stamp: Tensor
     statistics: Tensor
 
-    def __init__(self, device: CudaDevice, store: Store, rows: np.ndarray):
+    def __init__(self, device: CudaDevice, store: Store, rows: np.ndarray, at_once: int):
         self._device, self._store, self._rows = device, store, rows
         self._adam: DeviceAdam | None = None
         self._steps: dict[tuple[int, float, bool], DeviceStep] = {}
@@ -107,6 +109,8 @@ class CudaResidents:
             for there, at in self._runs():
                 here[there].copy_(_widened(values[at]))  # returns when it has arrived: any stream may read it
             setattr(self, name, here)
+        # Two, because rows are caught up on one stream while others are updated on another.
+        self._fetching, self._updating = (device.workspace(min(at_once, len(rows))) for _ in range(2))
 
     def _runs(self) -> Iterator[tuple[slice, slice]]:
         """(positions, ids in the store) of runs of consecutive rows, CHUNK_ROWS at most: no row is picked out by itself."""
@@ -126,14 +130,14 @@ class CudaResidents:
         return self._steps[key]
 
     def fetch(self, step: AdamStep, positions: Tensor, slots: Tensor, arena: Arena, columns: int) -> None:
-        fetch_rows(self, self._at(step), positions, arena.geometry, arena.colour, columns, slots)
+        fetch_rows(self, self._at(step), positions, arena.geometry, arena.colour, columns, slots, self._fetching)
         _zero_gradients(arena, slots, columns)
 
     def adam(
         self, step: AdamStep, positions: Tensor, slots: Tensor, arena: Arena, columns: int, entries: Staging
     ) -> None:
         fresh = entries.device[: 4 * len(positions)].view(-1, 4)
-        adam_rows(self, self._at(step), positions, arena, slots, columns, self.statistics, fresh)
+        adam_rows(self, self._at(step), positions, arena, slots, columns, self.statistics, fresh, self._updating)
 
     def write_back(self) -> None:
         for name in self._store.names:
@@ -197,12 +201,17 @@ class CudaDevice:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> Tensor:
         """Device memory for `what`; ResourceError where there is not enough."""
+        size = math.prod(shape) * dtype.itemsize
+        return self._taken(lambda: torch.empty(shape, dtype=dtype, device=self.where), size, what)
+
+    @staticmethod
+    def _taken(take: Callable[[], T], size: int, what: str) -> T:
         try:
-            return torch.empty(shape, dtype=dtype, device=self.where)
+            return take()
         except torch.OutOfMemoryError:
-            size = format_bytes(math.prod(shape) * dtype.itemsize)
+            pass
         raise ResourceError(
-            f"The device has no room left for {size} of {what}.",
+            f"The device has no room left for {format_bytes(size)} of {what}.",
             "Pass a smaller --gpu-memory, or end other programs that use the device.",
         )
 
@@ -253,8 +262,11 @@ class CudaDevice:
         with contextlib.suppress(RuntimeError):
             torch.ones(1, device=self.where)
 
-    def residents(self, store: Store, rows: np.ndarray) -> CudaResidents:
-        return CudaResidents(self, store, rows)
+    def residents(self, store: Store, rows: np.ndarray, at_once: int) -> CudaResidents:
+        return CudaResidents(self, store, rows, at_once)
+
+    def workspace(self, rows: int) -> Workspace:
+        return self._taken(lambda: Workspace(rows, self.where), device_work_bytes(rows), "workspace")
 
     def indices(self, lists: list[np.ndarray]) -> list[Tensor]:
         """All lists in one small copy, on a stream of its own: the host waits for nothing else, and any stream may use them

@@ -174,9 +174,9 @@ class Device(Protocol):
 
     def arena(self, slots: int) -> Arena: ...
     def staging(self, floats: int) -> Staging: ...
-    def residents(self, store: Store, rows: np.ndarray) -> ResidentRows:
+    def residents(self, store: Store, rows: np.ndarray, at_once: int) -> ResidentRows:
         """Copy store rows [n] (ids, ascending) to the device; position i holds rows[i] (position = id where memory is
-        shared with the host)."""
+        shared with the host). at_once: rows that workspaces are made for; more are worked on in turn."""
 
     def indices(self, lists: list[np.ndarray]) -> list[Indices]:
         """Ids and slots, on the device (the one operation that is called outside a stream)."""

@@ -19,7 +19,16 @@ Choice = slice | np.ndarray  # picks some of a list of rows
 class Tiers:
     """The store [N rows], which of its blocks are resident [blocks] bool, and the arena."""
 
-    def __init__(self, device: Device, store: Store, resident_blocks: np.ndarray, arena_slots: int):
+    def __init__(
+        self,
+        device: Device,
+        store: Store,
+        resident_blocks: np.ndarray,
+        arena_slots: int,
+        largest_view: int | None = None,
+    ):
+        """largest_view: rows that resident rows are worked on at a time (more are taken in turn), as the budget counts them;
+        None: as many as the arena has slots."""
         if len(resident_blocks) != store.blocks:
             raise ValueError(f"{len(resident_blocks)} flags for {store.blocks} blocks")
         self.device, self.store, self.resident_blocks = device, store, resident_blocks
@@ -29,7 +38,8 @@ class Tiers:
         self.resident_row_bytes = resident_row_bytes(store.moments or "f32", device.shares_host_memory)
         if resident_blocks.any():
             rows = np.flatnonzero(self.resident_mask).astype(np.int32)
-            self.residents, self.resident_rows = device.residents(store, rows), len(rows)
+            at_once = arena_slots if largest_view is None else largest_view
+            self.residents, self.resident_rows = device.residents(store, rows, at_once), len(rows)
         # A block's first position minus its first row: positions of its rows are their ids plus this.
         before = np.cumsum(resident_blocks) - resident_blocks
         self._shift = ((before - np.arange(len(resident_blocks))) * store.block_rows).astype(np.int32)

@@ -132,7 +132,7 @@ class Session:
             self.emit(Message(self.placement.reason))
 
     def _open_lanes(self, blocks: np.ndarray, arena_slots: int) -> None:
-        self.tiers = Tiers(self.device, self.store, blocks, arena_slots)
+        self.tiers = Tiers(self.device, self.store, blocks, arena_slots, self.largest_view)
         self.lanes = Lanes(self.tiers)
 
     def shrink_arena(self, plan: Plan, i: int) -> Plan | None:
@@ -233,6 +233,7 @@ class Session:
         """Where rows go, and which blocks are resident [blocks] bool."""
         store, config = self.store, self.config
         seen = sightings(store, self.cameras, self.report)
+        self.largest_view = seen.largest_view
         usual = seen.usual_union(config.batch_size)
         needed, usual = arena_needs(store.rows, seen.largest_view, usual, config.batch_size, store.block_rows)
         budgets = device_budget(config), host_budget(config, store.bytes)

@@ -230,6 +230,21 @@ def test_temporaries_stay_below_64_mib_whatever_the_number_of_rows() -> None:
         assert 16 * 2**20 < counted.peak < 64 * 2**20 and counted.live == 0
 
 
+@pytest.mark.parametrize("index_type", [torch.int32, torch.int64])
+@pytest.mark.parametrize("rows", [1, 100, 1 << 15, 40_000])
+def test_with_a_workspace_nothing_is_allocated_so_no_step_can_run_out_of_memory_half_way(
+    rows: int, index_type: Any
+) -> None:
+    store, _, gradients, ids = large(rows)
+    tables, work = device.DeviceAdam(Adam(schedule(9), BETAS), "cpu"), device.Workspace(rows, "cpu")
+    out, entries, ids = (torch.zeros(rows, 12), torch.zeros(rows, 48)), torch.zeros(rows, 4), ids.to(index_type)
+    with rules.PeakBytes() as counted:
+        step = tables.at(5, 1, True)
+        device.fetch_rows(store, step, ids, *out, 48, ids, work)
+        device.adam_rows(store, step, ids, gradients, ids, 48, store.statistics, entries, work)
+    assert counted.peak == 0 and (store.stamp == 5).all()
+
+
 def test_nothing_waits_for_the_device() -> None:
     store, _, gradients, ids = large(100)
     tables, out = device.DeviceAdam(Adam(schedule(9), BETAS), "cpu"), (torch.zeros(100, 12), torch.zeros(100, 48))

@@ -96,9 +96,9 @@ class FakeTensorDevice(CudaDevice):
         with self.mode:
             return super().staging(floats)
 
-    def residents(self, store: Store, rows: np.ndarray) -> CudaResidents:
+    def residents(self, store: Store, rows: np.ndarray, at_once: int) -> CudaResidents:
         with self.mode:
-            return super().residents(store, rows)
+            return super().residents(store, rows, at_once)
 
     def indices(self, lists: list[np.ndarray]) -> list[Tensor]:
         with self.mode:

@@ -180,7 +180,7 @@ class FakeDevice(CpuDevice):
     def staging(self, floats: int) -> Staging:
         return Staging(_nothing_yet(1, floats).reshape(-1), _nothing_yet(1, floats).reshape(-1))
 
-    def residents(self, store: Store, rows: np.ndarray) -> FakeResidents:
+    def residents(self, store: Store, rows: np.ndarray, at_once: int) -> FakeResidents:
         return FakeResidents(self, store, rows)
 
     def place(self, rows: Rows, slots: np.ndarray, arena: Arena, columns: int) -> None:

@@ -15,7 +15,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from clm.stream.cuda import CudaDevice  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
+
+from clm.stream.cuda import CudaDevice, CudaResidents  # noqa: E402
 from tests.stream.test_lanes import (  # noqa: E402
     assert_same,
     every_other,
@@ -141,13 +144,52 @@ def test_resident_rows_are_updated_as_on_the_host_up_to_rounding(
 def test_resident_colours_are_exact_for_evaluation_and_rounded_for_the_batch_of_the_same_step() -> None:
     store, adam, _ = run_batches(4000, nothing, batches=2)
     there = device()
-    residents, arena, ids = there.residents(store, np.arange(100, dtype=np.int32)), there.arena(100), torch.arange(100)
+    residents, arena, ids = (
+        there.residents(store, np.arange(100, dtype=np.int32), 40),
+        there.arena(100),
+        torch.arange(100),
+    )
     colours = []
     for bf16_colours in (False, True, False):
         residents.fetch(adam.at(3, 1, bf16_colours), ids, ids, arena, 27)
         colours.append(arena.colour[:, :27].clone())
     assert torch.equal(colours[1], colours[0].bfloat16().float())
     assert torch.equal(colours[2], colours[0]) and not torch.equal(colours[1], colours[0])
+
+
+class NoMemoryLeft(TorchDispatchMode):
+    """Whatever allocates fails as on a device whose memory is full."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        there = {
+            each.untyped_storage()._cdata for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)
+        }
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, torch.Tensor) and made.untyped_storage()._cdata not in there:
+                raise torch.OutOfMemoryError(f"CUDA out of memory, in {func}.")
+        return result
+
+
+@pytest.mark.parametrize("resident", [every_other, everything])
+def test_adam_of_resident_rows_goes_on_where_the_device_has_no_memory_left(
+    monkeypatch: pytest.MonkeyPatch, resident
+) -> None:
+    """It could not be repeated: some rows would have moved already."""
+    undisturbed, _, _ = run_batches(tight(), resident, device())
+    for operation in ("adam", "fetch"):
+        real, at_work = getattr(CudaResidents, operation), []
+
+        def without_memory(self: CudaResidents, *arguments: Any, real: Any = real, at_work: Any = at_work) -> None:
+            self._at(arguments[0])  # the tables of the run are there since the first fetch
+            with NoMemoryLeft():
+                real(self, *arguments)
+            at_work.append(self)
+
+        monkeypatch.setattr(CudaResidents, operation, without_memory)
+        store, _, _ = run_batches(tight(), resident, device())
+        assert_same(store, model(undisturbed))
+        assert len(at_work) > 10
 
 
 def test_staging_is_registered_exactly_and_unregistered_when_it_goes() -> None:

@@ -106,7 +106,7 @@ def test_rows_with_bf16_moments_are_widened_and_narrowed_on_the_way() -> None:
     with fake_cuda() as device:
         store = scene()
         halves = type(store).from_rows(store.geometry[:600], store.colour[:600], moments="bf16")
-        residents = device.residents(halves, np.arange(500, dtype=np.int32))
+        residents = device.residents(halves, np.arange(500, dtype=np.int32), 100)
         assert residents.m_colour.device == device.where and residents.m_colour.dtype == torch.float32
         with device.mode:
             residents.write_back()
