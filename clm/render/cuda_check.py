@@ -13,12 +13,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from clm.errors import ClmError
 
-GSPLAT_VERSION = "1.5.3"  # its conventions are those of the CPU kernels (another release clamps alpha elsewhere)
+GSPLAT_VERSION = "1.5.3"  # the tested one; its conventions are those of the CPU kernels
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,15 @@ def check_cuda() -> CudaFacts:
             f"torch {torch_version} (CUDA {torch_cuda}) finds no CUDA device.",
             "Check that nvidia-smi lists one and CUDA_VISIBLE_DEVICES does not hide it, or pass --device cpu.",
         )
-    version = _version("gsplat")
-    if version is None or version.split("+")[0] != GSPLAT_VERSION:  # compiled wheels add +pt.. and +cu..
-        what = "gsplat is not installed." if version is None else f"gsplat {version} is installed."
-        raise ClmError(what, f"Run `pip install gsplat=={GSPLAT_VERSION}`, or pass --device cpu.")
+    version = _version("gsplat")  # of another release, `gsplat_ops.load_ops` looks whether it fits
+    if version is None:
+        raise ClmError("gsplat is not installed.", f"Run `pip install gsplat=={GSPLAT_VERSION}`, or pass --device cpu.")
     if _version("packaging") is None:
         raise ClmError("gsplat needs the package `packaging`, which is not installed.", "Run `pip install packaging`.")
     if _comes_compiled():
         return CudaFacts(*found, torch_version, torch_cuda, None, None, version, True)
     nvcc, nvcc_cuda = _check_compilers(torch_cuda)
+    _check_ninja()
     return CudaFacts(*found, torch_version, torch_cuda, nvcc, nvcc_cuda, version, _is_cached())
 
 
@@ -84,6 +85,24 @@ def _check_compilers(torch_cuda: str) -> tuple[str, str]:
             "Install g++ or set CXX, or pass --device cpu.",
         )
     return nvcc, nvcc_cuda
+
+
+def _check_ninja() -> None:
+    """ClmError without ninja: torch runs it on every start, also where the kernels were compiled before."""
+    if ninja_folder() is None:
+        raise ClmError(
+            "torch loads gsplat's kernels through ninja, which was not found "
+            f"(searched: PATH, {Path(sys.executable).parent}).",
+            "Run `pip install ninja`, or pass --device cpu.",
+        )
+
+
+def ninja_folder() -> str | None:
+    """The folder that PATH lacks to find ninja: empty where it is found, that of the interpreter, or None."""
+    beside = str(Path(sys.executable).parent)  # not resolved: a virtual environment's own folder
+    if shutil.which("ninja"):
+        return ""
+    return beside if shutil.which("ninja", path=beside) else None
 
 
 def _torch_versions() -> tuple[str, str | None]:

@@ -9,6 +9,7 @@ Invariant: the image does not depend on `tile`, because a Gaussian's rectangle c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ ALPHA_MIN = 1.0 / 255.0
 ALPHA_MAX = 0.999
 TRANSMITTANCE_MIN = 1e-4
 BLUR = 0.3  # px^2, added to the diagonal of every projected covariance
+EXTENT = 3.33  # standard deviations, at most
 
 
 @dataclass
@@ -75,6 +77,57 @@ def _jacobians(means_camera: Tensor, camera: Camera) -> Tensor:
     return torch.stack(rows, -1).reshape(-1, 2, 3)
 
 
+class Footprints(NamedTuple):
+    """Gaussians on the screen, before anything is culled; of rows out of range the values mean nothing."""
+
+    means2d: Tensor  # [N, 2] px
+    conics: Tensor  # [N, 3] inverse covariance (xx, xy, yy), 1/px^2
+    depths: Tensor  # [N] camera z
+    compensations: Tensor  # [N] sqrt of the determinants' ratio without and with the blur: what antialiasing multiplies
+    variances: Tensor  # [N, 2] px^2, blur included
+    valid: Tensor  # [N] bool: in range, and a covariance that can be inverted
+
+
+def footprints(
+    means: Tensor, quats: Tensor, scales: Tensor, camera: Camera, near: float = 0.01, far: float = 1e10
+) -> Footprints:
+    """Means [N, 3], quaternions [N, 4] of any norm, standard deviations [N, 3] -> screen space, pixels."""
+    world_to_camera = torch.as_tensor(camera.world_to_camera, dtype=means.dtype)
+    rotation, translation = world_to_camera[:3, :3], world_to_camera[:3, 3]
+    means_camera = means @ rotation.T + translation
+    z = means_camera[:, 2]
+    in_range = (z >= near) & (z <= far)
+    # Rows out of range would put infinities into the graph; their place is taken by a harmless point.
+    safe = torch.where(in_range[:, None], means_camera, torch.ones_like(means_camera))
+    half = _jacobians(safe, camera) @ rotation @ (rotation_matrices(quats) * scales[:, None, :])  # [N, 2, 3]
+    cov = half @ half.transpose(1, 2)
+    a0, b, c0 = cov[:, 0, 0], cov[:, 0, 1], cov[:, 1, 1]
+    a, c = a0 + BLUR, c0 + BLUR
+    det = a * c - b * b
+    ratio = (a0 * c0 - b * b) / det
+    positive = ratio > 0
+    compensations = torch.where(positive, torch.where(positive, ratio, torch.ones_like(ratio)).sqrt(), 0.0)
+    x, y, zs = safe.unbind(-1)
+    means2d = torch.stack([camera.fx * x / zs + camera.cx, camera.fy * y / zs + camera.cy], -1)
+    conics = torch.stack([c / det, -b / det, a / det], -1)
+    valid = in_range & (det > 0) & torch.isfinite(det)
+    return Footprints(means2d, conics, z, compensations, torch.stack([a, c], -1), valid)
+
+
+@torch.no_grad()
+def screen_radii(f: Footprints, opacities: Tensor | None, camera: Camera, radius_clip: float = 0.0) -> Tensor:
+    """Radii [N, 2] i64 px; 0 for rows that are culled. Opacities [N] are compensated ones; None: no cull by opacity."""
+    extent = torch.full_like(f.depths, EXTENT)
+    drawn = f.valid
+    if opacities is not None:
+        extent = torch.sqrt(2 * torch.log((255 * opacities).clamp(min=1.0))).clamp(max=EXTENT)
+        drawn = drawn & (opacities >= ALPHA_MIN)
+    radii = torch.ceil(extent[:, None] * f.variances.sqrt())
+    size = torch.tensor([camera.width, camera.height], dtype=radii.dtype)
+    drawn = drawn & ((f.means2d + radii > 0) & (f.means2d - radii < size)).all(-1) & ~(radii <= radius_clip).all(-1)
+    return torch.where(drawn[:, None], radii.clamp(max=1e9), 0.0).long()
+
+
 def project(
     geometry: Tensor,
     colour: Tensor,
@@ -86,46 +139,26 @@ def project(
     radius_clip: float = 0.0,
 ) -> Projection:
     """Raw rows geometry [N, 12] and colour [N, 48] (log scales, logit opacities, SH) -> screen space, pixels."""
-    dtype = geometry.dtype
-    world_to_camera = torch.as_tensor(camera.world_to_camera, dtype=dtype)
-    rotation, translation = world_to_camera[:3, :3], world_to_camera[:3, 3]
     means = geometry[:, 0:3]
-    means_camera = means @ rotation.T + translation
-    z = means_camera[:, 2]
-    in_range = (z >= near) & (z <= far)
-    # Rows out of range would put infinities into the graph; their place is taken by a harmless point.
-    safe = torch.where(in_range[:, None], means_camera, torch.ones_like(means_camera))
-    scaled = rotation_matrices(geometry[:, 3:7]) * torch.exp(geometry[:, 7:10])[:, None, :]
-    half = _jacobians(safe, camera) @ rotation @ scaled  # [N, 2, 3]
-    cov = half @ half.transpose(1, 2)
-    a0, b, c0 = cov[:, 0, 0], cov[:, 0, 1], cov[:, 1, 1]
-    a, c = a0 + BLUR, c0 + BLUR
-    det = a * c - b * b
+    f = footprints(means, geometry[:, 3:7], torch.exp(geometry[:, 7:10]), camera, near, far)
     opacities = torch.sigmoid(geometry[:, 10])
     if antialiased:
-        ratio = (a0 * c0 - b * b) / det
-        positive = ratio > 0
-        opacities = opacities * torch.where(positive, torch.where(positive, ratio, torch.ones_like(ratio)).sqrt(), 0.0)
-    x, y, zs = safe.unbind(-1)
-    means2d = torch.stack([camera.fx * x / zs + camera.cx, camera.fy * y / zs + camera.cy], -1)
-    with torch.no_grad():
-        extent = torch.sqrt(2 * torch.log((255 * opacities).clamp(min=1.0))).clamp(max=3.33)
-        radii = torch.ceil(extent[:, None] * torch.stack([a, c], -1).sqrt())
-        size = torch.tensor([camera.width, camera.height], dtype=dtype)
-        inside = ((means2d + radii > 0) & (means2d - radii < size)).all(-1)
-        drawn = in_range & inside & (opacities >= ALPHA_MIN) & (det > 0) & torch.isfinite(det)
-        drawn &= ~(radii <= radius_clip).all(-1)
-        radii = torch.where(drawn[:, None], radii.clamp(max=1e9), 0.0).long()
-    centre = torch.as_tensor(camera.position, dtype=dtype)
+        opacities = opacities * f.compensations
+    radii = screen_radii(f, opacities, camera, radius_clip)
+    centre = torch.as_tensor(camera.position, dtype=geometry.dtype)
     directions = torch.nn.functional.normalize(means - centre, dim=-1)
     coefficients = colour[:, : 3 * (sh_degree + 1) ** 2].reshape(len(colour), -1, 3)
     colours = (sh_basis(directions, sh_degree)[:, :, None] * coefficients).sum(1) + 0.5
-    conics = torch.stack([c / det, -b / det, a / det], -1)
-    return Projection(means2d, conics, opacities, colours.clamp(min=0), z, radii, torch.zeros_like(means2d))
+    return Projection(
+        f.means2d, f.conics, opacities, colours.clamp(min=0), f.depths, radii, torch.zeros_like(f.means2d)
+    )
 
 
-def _blend(p: Projection, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour [P, 3], summed depth [P] and final transmittance [P] of pixels [P, 2] under depth-ordered rows `ids`."""
+def blend(
+    p: Projection, ids: Tensor, pixels: Tensor, alpha_max: float = ALPHA_MAX
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Colour [P, C], summed depth [P], final transmittance [P] of pixels [P, 2] under depth-ordered rows `ids` [n]; and
+    the weight of each row [P, n]."""
     means = p.means2d[ids]
     delta = pixels[:, None, :] - means[None]  # [P, n, 2]
     if delta.requires_grad:
@@ -137,7 +170,7 @@ def _blend(p: Projection, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, 
     conics = p.conics[ids]
     dx, dy = delta.unbind(-1)
     sigma = 0.5 * (conics[:, 0] * dx * dx + conics[:, 2] * dy * dy) + conics[:, 1] * dx * dy
-    alpha = (p.opacities[ids] * torch.exp(-sigma)).clamp(max=ALPHA_MAX)
+    alpha = (p.opacities[ids] * torch.exp(-sigma)).clamp(max=alpha_max)
     alpha = torch.where((sigma >= 0) & (alpha >= ALPHA_MIN), alpha, 0.0)
     after = torch.cumprod(1 - alpha, 1)
     # The product only falls, so the Gaussian that would cross the limit and all behind it are excluded together.
@@ -146,10 +179,12 @@ def _blend(p: Projection, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, 
     after = torch.cumprod(1 - alpha, 1)
     before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], 1)
     weights = alpha * before
-    return weights @ p.colours[ids], weights @ p.depths[ids], after[:, -1]
+    return weights @ p.colours[ids], weights @ p.depths[ids], after[:, -1], weights
 
 
-def composite(p: Projection, camera: Camera, background: Tensor, tile: int = 16) -> tuple[Tensor, Tensor, Tensor]:
+def composite(
+    p: Projection, camera: Camera, background: Tensor, tile: int = 16, alpha_max: float = ALPHA_MAX
+) -> tuple[Tensor, Tensor, Tensor]:
     """Blend front to back: rgb [3, H, W], alpha [H, W], expected depth [H, W]."""
     dtype, height, width = p.means2d.dtype, camera.height, camera.width
     order = torch.argsort(p.depths.detach(), stable=True)
@@ -166,7 +201,7 @@ def composite(p: Projection, camera: Camera, background: Tensor, tile: int = 16)
             ys, xs = torch.meshgrid(torch.arange(y0, y0 + h), torch.arange(x0, x0 + w), indexing="ij")
             pixels = torch.stack([xs, ys], -1).reshape(-1, 2).to(dtype) + 0.5
             if len(ids):
-                rgb, depth, transmittance = _blend(p, ids, pixels)
+                rgb, depth, transmittance, _ = blend(p, ids, pixels, alpha_max)
             else:
                 rgb, depth = torch.zeros(len(pixels), 3, dtype=dtype), torch.zeros(len(pixels), dtype=dtype)
                 transmittance = torch.ones(len(pixels), dtype=dtype)

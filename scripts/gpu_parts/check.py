@@ -119,12 +119,12 @@ def use_doubles() -> None:
 
     from clm.render.gsplat import GsplatRasterizer
     from clm.stream.cuda import CudaDevice
-    from tests.render import gsplat_double
+    from tests.render import gsplat_stub
     from tests.stream.test_cuda import Cuda
 
     torch.set_num_threads(1)
     Store.__init__.__kwdefaults__["block_rows"] = 32  # so that few rows have blocks to choose from
-    gsplat_double.install(pytest.MonkeyPatch())
+    gsplat_stub.install(pytest.MonkeyPatch())
     real = session_module.open_device
 
     def open_device(choice: str, *, antialiased: bool = False, absgrad: bool = False, say: Any = None) -> Any:

@@ -1,10 +1,10 @@
-"""The CUDA backend over a double of gsplat made of the twin: what is proven is everything around gsplat's kernels."""
+"""The CUDA backend and gsplat's own Python over a stub of its kernels: what is proven is everything above the kernels."""
 
 from __future__ import annotations
 
 import gc
-import inspect
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,24 @@ gsplat = pytest.importorskip("gsplat", reason="gsplat is not installed")
 from clm.render import torch_loss  # noqa: E402
 from clm.render.gsplat import GsplatRasterizer  # noqa: E402
 from tests.device_rules import NoWaiting  # noqa: E402
-from tests.render import gsplat_double  # noqa: E402
+from tests.render import gsplat_stub  # noqa: E402
 
 ROWS, SLOTS = 300, 420
 BACKGROUND = np.array([0.2, 0.5, 0.8], np.float32)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """The stub's tensors are small: a second thread would only be waited for."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
-    gsplat_double.install(monkeypatch)
+    gsplat_stub.install(monkeypatch)
 
 
 def arena_of(geometry: np.ndarray, colour: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -127,27 +136,18 @@ def test_near_and_far_reach_gsplat() -> None:
     assert device.drawn == drawn[0] < drawn[1]
 
 
-@pytest.mark.parametrize("absgrad", [False, True])
-def test_the_call_fits_the_real_signatures_and_names_every_convention(
-    monkeypatch: pytest.MonkeyPatch, absgrad: bool
-) -> None:
-    calls: dict[str, dict[str, Any]] = {}
+def test_conventions_that_are_not_defaults_reach_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
 
-    def record(*args: Any, **kwargs: Any) -> Any:
-        calls["rasterization"] = dict(inspect.signature(gsplat.rasterization).bind(*args, **kwargs).arguments)
-        return gsplat_double.rasterization(*args, **kwargs)
+    def record(*args: Any) -> Any:
+        calls.append(args)
+        return gsplat_stub.FUNCTIONS[gsplat_stub.PROJECTION](*args)
 
-    gsplat_double.install(monkeypatch, record)
-    GsplatRasterizer(absgrad=absgrad, radius_clip=0.5).forward(
+    gsplat_stub.install(monkeypatch, **{gsplat_stub.PROJECTION: record})
+    GsplatRasterizer(near=0.02, far=1e3, antialiased=True, radius_clip=0.5).forward(
         *tensors(arena_of(*random_rows(ROWS))), look_at_origin(), 2, (0, 0, 0), depth=True
     )
-    call = calls["rasterization"]
-    expected = {
-        "near_plane": 0.01, "far_plane": 1e10, "eps2d": 0.3, "radius_clip": 0.5, "packed": True, "absgrad": absgrad,
-        "render_mode": "RGB+ED", "rasterize_mode": "classic", "width": 72, "height": 50,
-    }  # fmt: skip
-    assert {name: call[name] for name in expected} == expected
-    assert "sh_degree" not in call and call["colors"].shape == (ROWS, 3)
+    assert calls[0][7:15] == (72, 50, 0.3, 0.02, 1e3, 0.5, True, gsplat_stub.CameraModelType.PINHOLE)
 
 
 @pytest.mark.parametrize("depth", [False, True])
@@ -224,57 +224,44 @@ def test_each_backward_has_a_forward_and_depth_gradients_have_a_depth() -> None:
 def test_a_view_whose_backward_never_came_is_freed_before_the_next_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     former: list[Any] = []
 
-    def watch(*args: Any, **kwargs: Any) -> Any:
+    def watch(*args: Any) -> Any:
         gc.collect()
         assert not any(reference() is not None for reference in former)
-        former[:] = [weakref.ref(argument) for argument in args[:5]]
-        return gsplat_double.rasterization(*args, **kwargs)
+        former[:] = [weakref.ref(argument) for argument in args[:5] if argument is not None]
+        return gsplat_stub.FUNCTIONS[gsplat_stub.PROJECTION](*args)
 
-    gsplat_double.install(monkeypatch, watch)
+    gsplat_stub.install(monkeypatch, **{gsplat_stub.PROJECTION: watch})
     arena, rasterizer = tensors(arena_of(*random_rows(20))), GsplatRasterizer()
     renders = [rasterizer.forward(*arena, look_at_origin(), 0, BACKGROUND) for _ in range(2)]
     assert torch.equal(renders[0].rgb, renders[1].rgb)
 
 
 class FullDevice:
-    """The double on a device that has no memory left: at the next forward or backward, once."""
+    """The stub on a device that has no memory left: at the next call of one kernel, once."""
 
-    def __init__(self, error: Exception):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception):
         self.error, self.fail, self.inputs = error, "", []
+        gsplat_stub.install(monkeypatch, self.wrapped)
 
-    def raise_once(self, when: str) -> None:
-        if self.fail == when:
-            self.fail = ""
-            raise self.error
+    def wrapped(self, function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            self.inputs += [weakref.ref(argument) for argument in args if isinstance(argument, torch.Tensor)]
+            if self.fail == function.__name__:
+                self.fail = ""
+                raise self.error
+            return function(*args)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        device = self
-        self.inputs = [weakref.ref(argument) for argument in args if isinstance(argument, torch.Tensor)]
-        self.raise_once("forward")
-
-        class Gate(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, image: Any) -> Any:
-                return image.clone()
-
-            @staticmethod
-            def backward(ctx: Any, v_image: Any) -> Any:
-                device.raise_once("backward")
-                return v_image
-
-        image, alpha, info = gsplat_double.rasterization(*args, **kwargs)
-        return Gate.apply(image), alpha, info
+        return call
 
 
-@pytest.mark.parametrize("when", ["forward", "backward"])
+@pytest.mark.parametrize("when", [name for name in gsplat_stub.FUNCTIONS if "fused" not in name])
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory")]
 )
 def test_running_out_of_memory_adds_nothing_holds_nothing_and_the_view_can_be_repeated(
     monkeypatch: pytest.MonkeyPatch, when: str, error: Exception
 ) -> None:
-    full = FullDevice(error)
-    gsplat_double.install(monkeypatch, full)
+    full = FullDevice(monkeypatch, error)
     arena, camera, rasterizer = tensors(arena_of(*random_rows(ROWS))), look_at_origin(), GsplatRasterizer()
     gradients, v_rgb = tensors(gradient_rows()), torch.ones(3, 50, 72)
 
@@ -293,22 +280,20 @@ def test_running_out_of_memory_adds_nothing_holds_nothing_and_the_view_can_be_re
     assert not any(reference() is not None for reference in full.inputs), "memory of the failed view is still held"
     view()
     once = [g.clone() for g in gradients]
-    gsplat_double.install(monkeypatch)
+    gsplat_stub.install(monkeypatch)
     gradients, rasterizer = tensors(gradient_rows()), GsplatRasterizer()
     view()
     assert all(torch.equal(a, b) for a, b in zip(once, gradients, strict=True)) and once[0][:, 11].any()
 
 
 def test_other_errors_pass_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = FullDevice(RuntimeError("device-side assert"))
-    gsplat_double.install(monkeypatch, full)
-    full.fail = "forward"
+    FullDevice(monkeypatch, RuntimeError("device-side assert")).fail = gsplat_stub.PIXELS
     with pytest.raises(RuntimeError, match="device-side assert"):
         GsplatRasterizer().forward(*tensors(arena_of(*random_rows(5))), look_at_origin(), 0, BACKGROUND)
 
 
 def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    gsplat_double.install(monkeypatch, NoWaiting.exempt(gsplat_double.rasterization))
+    gsplat_stub.install(monkeypatch, NoWaiting.exempt)
     arena, camera = tensors(arena_of(*random_rows(ROWS))), look_at_origin()
     photo, mask = torch.zeros(50, 72, 3, dtype=torch.uint8), torch.ones(50, 72, dtype=torch.bool)
     rasterizer, gradients = GsplatRasterizer(absgrad=True), tensors(gradient_rows())

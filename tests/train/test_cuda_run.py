@@ -1,4 +1,4 @@
-"""Whole training runs on the CUDA device without CUDA: its operations on CPU tensors, gsplat's double for the rasteriser.
+"""Whole training runs on the CUDA device without CUDA: its operations on CPU tensors, gsplat's Python over a stub of its kernels.
 
 What is proven is the way through scene, plan, lanes, torch operations, densification, evaluation and files; the order of
 work between streams is proven with the fake device, and what only a GPU can show is shown by `scripts/gpu_check.py`.
@@ -43,7 +43,7 @@ from tests.demo_run import (  # noqa: E402
     small_config,
     write_survey_scene,
 )
-from tests.render import gsplat_double  # noqa: E402
+from tests.render import gsplat_stub  # noqa: E402
 from tests.stream.test_cuda import device as cuda_double  # noqa: E402
 
 ROWS, PIXELS = 400, 40 * 30
@@ -71,8 +71,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def use_cuda_double(patch: pytest.MonkeyPatch, rasterization: Callable[..., Any] = gsplat_double.rasterization) -> None:
-    gsplat_double.install(patch, rasterization)
+def use_cuda_double(patch: pytest.MonkeyPatch, **replaced: Callable[..., Any]) -> None:
+    gsplat_stub.install(patch, **replaced)
 
     def open_device(choice: str, *, antialiased: bool, absgrad: bool, say: Any) -> Any:
         return cuda_double(), GsplatRasterizer(antialiased, absgrad, say=say)
@@ -199,16 +199,16 @@ def test_a_run_that_grows_ends_with_the_cpus_loss_and_a_whole_run_directory(
     assert files[0] == files[1]
 
 
-def no_memory_at(calls: set[int]) -> Callable[..., Any]:
-    """gsplat's double, for which the device has no memory at these calls (from 1)."""
+def no_memory_at(calls: set[int]) -> dict[str, Callable[..., Any]]:
+    """The stub's projection, for which the device has no memory at these calls (from 1)."""
     count = itertools.count(1)
 
-    def rasterization(*args: Any, **kwargs: Any) -> Any:
+    def projection(*args: Any) -> Any:
         if next(count) in calls:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
-        return gsplat_double.rasterization(*args, **kwargs)
+        return gsplat_stub.FUNCTIONS[gsplat_stub.PROJECTION](*args)
 
-    return rasterization
+    return {gsplat_stub.PROJECTION: projection}
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -232,7 +232,7 @@ def test_a_view_without_memory_is_repeated_in_a_smaller_arena_after_the_old_one_
         return made
 
     monkeypatch.setattr(cuda.CudaDevice, "arena", arena)
-    gsplat_double.install(monkeypatch, no_memory_at({3, 13, 14}))
+    gsplat_stub.install(monkeypatch, **no_memory_at({3, 13, 14}))
     events = run_demo(tmp_path / "run", offload=offload, gpu_memory=gpu_memory, **options)
     warnings = [event.text for event in of_type(events, Message) if "out of device memory" in event.text]
     assert len(warnings) == 3 and len(arenas) == 4
@@ -268,7 +268,7 @@ def survey(folder: Path) -> Path:
 def test_where_no_smaller_arena_holds_the_view_the_state_is_saved(
     ply: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_cuda_double(monkeypatch, no_memory_at(set(range(6, 100))))
+    use_cuda_double(monkeypatch, **no_memory_at(set(range(6, 100))))
     with pytest.raises(OutOfDeviceMemory, match=r"while drawing a view of .*--gpu-memory"):
         run_demo(tmp_path / "run", offload="none", init_ply=ply, **STILL)
     assert checkpoints(tmp_path / "run" / "checkpoints")
@@ -280,11 +280,11 @@ def test_a_loss_that_is_not_finite_stops_saves_and_names_step_and_image(
 ) -> None:
     count = itertools.count(1)
 
-    def rasterization(*args: Any, **kwargs: Any) -> Any:
-        image, alpha, info = gsplat_double.rasterization(*args, **kwargs)
-        return (image * math.nan if next(count) == 10 else image), alpha, info
+    def pixels(*args: Any) -> Any:
+        image, alpha, last = gsplat_stub.FUNCTIONS[gsplat_stub.PIXELS](*args)
+        return (image * math.nan if next(count) == 10 else image), alpha, last
 
-    use_cuda_double(monkeypatch, rasterization)
+    use_cuda_double(monkeypatch, **{gsplat_stub.PIXELS: pixels})
     offload, gpu_memory = PLACEMENTS[placement]
     options = {**STILL, "init_ply": ply, "offload": offload, "gpu_memory": gpu_memory}
     with pytest.raises(ClmError, match=r"loss is nan at step 3, image view_\d\d\.jpg"):
