@@ -7,7 +7,7 @@ device; memory beyond the store is a few bytes per row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from clm.gaussians.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS
 from clm.gaussians.store import Store
 
 SPLIT_SHRINK = 1.6  # children of a split are this much smaller (gsplat)
+_PIECE_ROWS = 1 << 14
 _RESORT_FRACTION = 0.05  # new rows at the tail before blocks are cut anew
 
 
@@ -61,8 +62,25 @@ def choose_growth(store: Store, thresholds: Thresholds, max_new: int) -> tuple[n
     if refused:
         strongest = np.argsort(-gradient[candidates], kind="stable")[: max(max_new, 0)]
         candidates = np.sort(candidates[strongest])
-    small = store.geometry[candidates, LOG_SCALES].max(axis=1, initial=-np.inf) <= np.log(thresholds.split_scale)
+    small, limit = np.empty(len(candidates), bool), np.log(thresholds.split_scale)
+    for piece in _pieces(len(candidates)):
+        small[piece] = store.geometry[candidates[piece], LOG_SCALES].max(axis=1, initial=-np.inf) <= limit
     return candidates[small], candidates[~small], refused
+
+
+def _pieces(count: int) -> Iterator[slice]:
+    """Parts of a list of rows that are copied one at a time, so that growing takes little beside what it adds."""
+    for first in range(0, count, _PIECE_ROWS):
+        yield slice(first, min(first + _PIECE_ROWS, count))
+
+
+def append_grown(store: Store, clones: np.ndarray, splits: np.ndarray, rng: np.random.Generator) -> None:
+    """Copies of the rows `clones` and children of the rows `splits`, at the store's tail."""
+    store.reserve(store.rows + len(clones) + 2 * len(splits))
+    for piece in _pieces(len(clones)):
+        store.append(store.geometry[clones[piece]], store.colour[clones[piece]])
+    for piece in _pieces(len(splits)):
+        store.append(*split_rows(store.geometry[splits[piece]], store.colour[splits[piece]], rng))
 
 
 def split_rows(geometry: np.ndarray, colour: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +97,8 @@ def prune_mask(geometry: np.ndarray, thresholds: Thresholds) -> np.ndarray:
     limit = np.log(thresholds.prune_opacity / (1.0 - thresholds.prune_opacity))
     mask = geometry[:, LOGIT_OPACITIES] < limit
     if thresholds.prune_scale is not None:
-        mask |= geometry[:, LOG_SCALES].max(axis=1) > np.log(thresholds.prune_scale)
+        for piece in _pieces(len(geometry)):
+            mask[piece] |= geometry[piece, LOG_SCALES].max(axis=1) > np.log(thresholds.prune_scale)
     return mask
 
 
@@ -99,8 +118,7 @@ def densify(
     allowed, refused = max_rows - before, 0
     while True:
         clones, splits, refused = choose_growth(store, thresholds, allowed)
-        store.append(store.geometry[clones], store.colour[clones])
-        store.append(*split_rows(store.geometry[splits], store.colour[splits], np.random.default_rng(seed)))
+        append_grown(store, clones, splits, np.random.default_rng(seed))
         drop = prune_mask(store.geometry, thresholds)
         pruned = int(drop.sum())
         drop[splits] = True

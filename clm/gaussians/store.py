@@ -9,6 +9,7 @@ Moments are f32 or bf16 (uint16, the upper half of the f32): only the row kernel
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,7 +17,8 @@ import numpy as np
 from clm.gaussians.layout import BLOCK_ROWS, CHUNK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS
 from clm.kernels import rows as row_kernels
 from clm.kernels.cull import block_bounds
-from clm.kernels.memory import row_array
+from clm.kernels.memory import RowPages
+from clm.kernels.permute import permute_rows
 from clm.kernels.rows import AdamStep, StoreView
 
 _PARAMETERS = {"geometry": GEOMETRY_COLUMNS, "colour": COLOUR_COLUMNS}
@@ -26,6 +28,7 @@ _MOMENTS = {
     "m_colour": COLOUR_COLUMNS,
     "v_colour": COLOUR_COLUMNS,
 }
+_MOVED_ROWS = 1 << 13  # at a time: 1.5 MB of the widest array
 MOMENT_TYPES: dict[str, type] = {"f32": np.float32, "bf16": np.uint16}
 
 
@@ -35,18 +38,18 @@ class Store:
 
     def __init__(self, capacity: int, *, moments: str | None = "f32", block_rows: int = BLOCK_ROWS):
         """moments: how both Adam moments are stored, a key of MOMENT_TYPES; None: not at all."""
-        self.rows = 0
+        self._rows = self._written = 0  # rows from `_written` on were never live: their arrays are zero
         self.moments = moments
         self.block_rows = block_rows
         self.bounds = np.zeros((0, 8), np.float32)
-        self._arrays: dict[str, np.ndarray] = {
-            name: row_array(capacity, width, zeroed=True) for name, width in {**_PARAMETERS, "entries": 4}.items()
-        }
+        self._pages = {name: RowPages(capacity, width) for name, width in {**_PARAMETERS, "entries": 4}.items()}
         if moments is not None:
             for name, width in _MOMENTS.items():
-                self._arrays[name] = row_array(capacity, width, MOMENT_TYPES[moments], zeroed=True)
-            self._arrays["stamp"] = np.zeros(capacity, np.int32)
-            self._arrays["statistics"] = row_array(capacity, 2, zeroed=True)
+                self._pages[name] = RowPages(capacity, width, MOMENT_TYPES[moments])
+            self._pages["stamp"] = RowPages(capacity, 1, np.int32)
+            self._pages["statistics"] = RowPages(capacity, 2)
+        self._arrays: dict[str, np.ndarray] = {}
+        self._name_arrays()
         self._row_bytes = sum(a.itemsize * math.prod(a.shape[1:]) for a in self._arrays.values())
         self._view: StoreView | None = None
 
@@ -70,6 +73,14 @@ class Store:
         if name in arrays:
             return arrays[name][: self.rows]
         raise AttributeError(name)
+
+    @property
+    def rows(self) -> int:
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: int) -> None:
+        self._rows, self._written = rows, max(self._written, rows)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -98,21 +109,49 @@ class Store:
             self._view = StoreView(moment_bytes=item, **addresses)
         return self._view
 
+    def reserve(self, rows: int) -> None:
+        """Room for so many rows. Arrays taken from the store before are of no use afterwards."""
+        if rows <= self.capacity:
+            return
+        capacity = max(rows, self.capacity + self.capacity // 2)
+        self._view = None
+        self._arrays.clear()
+        for pages in self._pages.values():
+            pages.grow(capacity)
+        self._name_arrays()
+
     def append(self, geometry: np.ndarray, colour: np.ndarray) -> None:
         """Add rows at the tail with zero moments, stamps and statistics (as the in-core reference does for new rows)."""
-        first, self.rows = self.rows, self.rows + len(geometry)
-        self._reserve(self.rows)
+        first, written = self.rows, self._written
+        self.reserve(first + len(geometry))
+        self.rows = first + len(geometry)
         self._arrays["geometry"][first : self.rows] = geometry
         self._arrays["colour"][first : self.rows] = colour
         for name in self._arrays.keys() - _PARAMETERS.keys():
-            self._arrays[name][first : self.rows] = 0
+            self._arrays[name][first : min(self.rows, written)] = 0  # zeros behind that take no memory yet
 
     def take(self, order: np.ndarray) -> None:
-        """Keep rows `order` [K] (ids, in the new order); K may be smaller than N. One array is copied at a time."""
-        for name, array in self._arrays.items():
-            array[: len(order)] = array[order] if len(order) else 0
-            self._arrays[name] = array
+        """Keep rows `order` [K] (ids, in the new order): fewer rows in ascending order, or all rows in any order.
+
+        In place: besides the store this takes 4.2 bytes per row. ValueError for any other `order`."""
+        if len(order) == self.rows:
+            permute_rows([array[: self.rows] for array in self._arrays.values()], order)
+            return
+        if len(order) and (np.diff(order).min(initial=1) < 1 or order[0] < 0 or order[-1] >= self.rows):
+            raise ValueError("rows to keep must be in the store, and ascend unless all of them are kept")
+        moved = bisect_left(range(len(order)), 1, key=lambda i: order[i] - i)  # those before are where they belong
+        for array in self._arrays.values():
+            for first in range(moved, len(order), _MOVED_ROWS):
+                # Rows only move towards the front, so what a piece overwrites was read by it or before.
+                piece = order[first : first + _MOVED_ROWS]
+                array[first : first + len(piece)] = array[piece]
         self.rows = len(order)
+        self.release()
+
+    def release(self) -> None:
+        """Memory of rows that are no longer live goes back to the system."""
+        for pages in self._pages.values():
+            pages.release(self.rows)
 
     def refresh(self, step: AdamStep | None) -> None:
         """Recompute all cull entries and block bounds (after densification, loading, or a change of schedule)."""
@@ -135,15 +174,7 @@ class Store:
             row_kernels.fetch(self, step, ids, geometry, colour, COLOUR_COLUMNS)
             yield geometry, colour
 
-    def _reserve(self, rows: int) -> None:
-        if rows <= self.capacity:
-            return
-        capacity = max(rows, self.capacity + self.capacity // 2)
-        self._view = None
-        for name, array in self._arrays.items():
-            if array.ndim == 2:
-                grown = row_array(capacity, array.shape[1], array.dtype, zeroed=True)
-            else:
-                grown = np.zeros(capacity, array.dtype)
-            grown[: len(array)] = array
-            self._arrays[name] = grown
+    def _name_arrays(self) -> None:
+        self._arrays.update((name, pages.array) for name, pages in self._pages.items())
+        if "stamp" in self._arrays:
+            self._arrays["stamp"] = self._arrays["stamp"].reshape(-1)

@@ -16,7 +16,7 @@ import numpy as np
 
 from clm.errors import ClmError
 
-_ABI = 4
+_ABI = 5
 
 
 def _cpu_flags() -> set[str]:

@@ -34,6 +34,8 @@ def _library() -> ctypes.CDLL:
     library.clm_raster_read.argtypes = [c_void_p, c_void_p, c_void_p]
     library.clm_raster_pairs.argtypes = [c_void_p]
     library.clm_raster_pairs.restype = c_int64
+    library.clm_raster_bytes.argtypes = [c_void_p]
+    library.clm_raster_bytes.restype = c_int64
     library.clm_raster_seconds.argtypes = [c_void_p, c_void_p]
     return library
 
@@ -146,6 +148,11 @@ class RasterWorkspace:
     def pairs(self) -> int:
         """(tile, Gaussian) pairs of the last forward."""
         return int(self._library.clm_raster_pairs(self._handle))
+
+    @property
+    def bytes(self) -> int:
+        """Host memory of the workspace: about 120 bytes per row and 60 per (tile, Gaussian) pair of the largest view."""
+        return int(self._library.clm_raster_bytes(self._handle))
 
     def seconds(self) -> dict[str, float]:
         """Seconds of the last call of each stage."""

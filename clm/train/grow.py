@@ -11,9 +11,8 @@ from clm.gaussians.densify import Thresholds, densify, reset_opacity, resort, wa
 from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
 from clm.plan.budget import slots_for, store_row_bytes
-from clm.plan.visibility import visible_sets
 from clm.train.events import Densified, OpacityReset
-from clm.train.session import Session, device_budget, host_budget
+from clm.train.session import Session, all_visible_sets, device_budget, host_budget
 
 _ARENA_FILL = 0.9  # views may grow to this share of the arena: rows also move and swell until the end of the run
 
@@ -65,8 +64,7 @@ def admits(session: Session, store: Store, drop: np.ndarray) -> bool:
     if store.rows <= slots_for(budget - session.temporaries(store.rows)):
         return True
     session.refresh_store()
-    sets = visible_sets(store.entries, store.bounds, session.cameras, block_rows=store.block_rows)
-    largest = max(len(rows) - int(drop[rows].sum()) for rows in sets)
+    largest = max(len(rows) - int(drop[rows].sum()) for rows in all_visible_sets(store, session.cameras))
     return largest <= int(slots_for(budget - session.temporaries(largest)) * _ARENA_FILL)
 
 

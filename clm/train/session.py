@@ -20,6 +20,7 @@ from clm.gaussians.blocks import block_order
 from clm.gaussians.init import rows_from_ply, rows_from_points, rows_random
 from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
+from clm.kernels.memory import return_freed_memory
 from clm.kernels.rows import AdamStep, colour_columns
 from clm.optim.schedules import Leg, sh_degree_at
 from clm.plan.budget import arena_bytes, in_core_bytes, lanes_bytes, parse_bytes
@@ -41,6 +42,7 @@ from clm.train.events import CheckpointSaved, Emit, Message, reporter
 from clm.train.report import Totals
 
 RANDOM_ROWS = 100_000  # initial Gaussians when the model has no points (INRIA, gsplat)
+SETS_BYTES = 32 << 20  # of visible sets that are looked at one by one
 _SHAPE_KEYS = ("sh_degree", "moments")  # a resumed run must agree on these
 _FREE_KEYS = (
     "gpu_memory",
@@ -78,6 +80,7 @@ class Session:
 
     def __init__(self, scene: Scene, config: Config, run: Path, emit: Emit, resume: Path | None = None):
         kernels.set_threads(config.threads or os.cpu_count() or 1)
+        return_freed_memory()
         self.scene, self.config, self.run, self.emit, self.report = scene, config, run, emit, reporter(emit)
         self.device, self.rasterizer = open_device(
             config.device, antialiased=config.antialias, absgrad=config.absgrad, say=lambda text: emit(Message(text))
@@ -348,8 +351,9 @@ def _far(geometry: np.ndarray) -> bool:
     return bool(np.abs(geometry[:, :3]).max() > 1e5)
 
 
-def all_visible_sets(store: Store, cameras: list[Camera], at_once: int = 64) -> Iterator[np.ndarray]:
-    """The visible set of each camera, [M] i32; those of `at_once` views are held at a time."""
+def all_visible_sets(store: Store, cameras: list[Camera]) -> Iterator[np.ndarray]:
+    """The visible set of each camera, [M] i32; a few at a time are held, of together 32 MiB at most (or one)."""
+    at_once = min(64, max(1, SETS_BYTES // (4 * max(1, store.rows))))
     for first in range(0, len(cameras), at_once):
         group = cameras[first : first + at_once]
         yield from visible_sets(store.entries, store.bounds, group, block_rows=store.block_rows)

@@ -20,6 +20,8 @@ from clm.gaussians.densify import (
 )
 from clm.gaussians.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS
 from clm.gaussians.store import Store
+from clm.kernels.memory import RowPages
+from clm.kernels.permute import permute_rows
 from clm.plan.budget import store_bytes, store_row_bytes
 
 LIMITS = Thresholds(screen_gradient=2e-4, split_scale=0.05, prune_opacity=0.005, prune_scale=None)
@@ -105,6 +107,65 @@ def test_resorting_moves_moments_and_stamps_with_their_rows(moments: str) -> Non
     np.testing.assert_array_equal(store.geometry, before[store.stamp])
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 300), st.integers(0, 100))
+def test_rows_permuted_in_place_are_those_of_a_copy(rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    widths = (np.float32, 48), (np.float32, 12), (np.uint16, 48), (np.uint16, 12), (np.float32, 2), (np.uint8, 7)
+    arrays = [rng.integers(0, 250, (rows, width)).astype(dtype) for dtype, width in widths]
+    arrays.append(rng.integers(0, 9**9, rows).astype(np.int32))
+    order = rng.permutation(rows)
+    if rows > 2:
+        order[: rows // 2] = np.arange(rows)[
+            np.isin(np.arange(rows), order[: rows // 2])
+        ]  # stretches, and rows that stay
+    expected = [array[order] for array in arrays]
+    permute_rows(arrays, order)
+    for array, wanted in zip(arrays, expected, strict=True):
+        np.testing.assert_array_equal(array, wanted)
+
+
+@pytest.mark.parametrize("order", [[0, 0, 1], [1, 2, 1], [0, 1, 3], [0, 1, -1], [2, 1, 1]])
+def test_an_order_that_loses_a_row_is_refused_and_nothing_moves(order: list[int]) -> None:
+    array = np.arange(6, dtype=np.float32).reshape(3, 2)
+    with pytest.raises(ValueError, match="twice"):
+        permute_rows([array], np.array(order))
+    np.testing.assert_array_equal(array, np.arange(6).reshape(3, 2))
+
+
+@pytest.mark.parametrize("order", [[1, 0], [0, 3000], [-1, 5], [4, 4]])
+def test_rows_to_keep_must_ascend_within_the_store(order: list[int]) -> None:
+    with pytest.raises(ValueError, match="ascend"):
+        random_store(3000).take(np.array(order))
+
+
+@BOTH
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.9, 0.9999])
+def test_rows_that_are_kept_stay_what_they_are(moments: str, share: float) -> None:
+    store = random_store(20_000, moments=moments)
+    keep = np.flatnonzero(np.random.default_rng(1).random(20_000) < share)
+    expected = {name: getattr(store, name)[keep] for name in (*store.names, "entries")}
+    store.take(keep)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(getattr(store, name), array)
+    store.append(np.ones((900, 12), np.float32), np.ones((900, 48), np.float32))
+    assert not any(getattr(store, name)[-900:].any() for name in ("v_colour", "m_geometry", "stamp", "statistics"))
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_row_pages_grow_with_their_rows_also_while_an_array_of_them_is_held(held: bool) -> None:
+    pages = RowPages(1000, 48)
+    pages.array[:] = rows = np.arange(48_000).reshape(1000, 48)
+    kept = pages.array if held else None
+    for size in (1500, 40_000):
+        pages.grow(size)
+        np.testing.assert_array_equal(pages.array[:1000], rows)
+        assert pages.array.shape == (size, 48) and not pages.array[1000:].any() and pages.array.ctypes.data % 64 == 0
+    pages.release(1000)
+    np.testing.assert_array_equal(pages.array[:1000], rows)
+    assert kept is None or (kept == rows).all()
+
+
 def test_growth_takes_the_strongest_gradients_when_the_budget_is_short() -> None:
     store = random_store(2000)
     gradient = store.statistics[:, 1] / np.maximum(store.statistics[:, 0], 1)
@@ -161,6 +222,18 @@ def test_children_of_a_split_lie_in_their_parent_and_are_smaller() -> None:
     local = np.einsum("nji,nj->ni", rotations, children[:, MEANS] - parents[:, MEANS]) / np.exp(parents[:, LOG_SCALES])
     assert abs(local.mean()) < 0.02 and abs(local.std() - 1) < 0.02
     np.testing.assert_array_equal(colours[::2], store.colour)
+
+
+def test_children_are_the_same_in_whatever_pieces_rows_are_split() -> None:
+    store, whole = random_store(1000), np.random.default_rng(3)
+    children, colours = split_rows(store.geometry, store.colour, whole)
+    rng, first = np.random.default_rng(3), 0
+    for count in (1, 2, 3, 500, 493, 1):
+        piece = slice(first, first + count)
+        some, some_colours = split_rows(store.geometry[piece], store.colour[piece], rng)
+        np.testing.assert_array_equal(some, children[2 * first : 2 * (first + count)])
+        np.testing.assert_array_equal(some_colours, colours[2 * first : 2 * (first + count)])
+        first += count
 
 
 @BOTH

@@ -87,6 +87,9 @@ CLM_API void clm_raster_read(void* handle, int32_t* radii, float* means2d) {
     }
 }
 
+// Bytes of the workspace that views have used so far; buffers only grow.
+CLM_API int64_t clm_raster_bytes(void* handle) { return static_cast<Workspace*>(handle)->bytes(); }
+
 CLM_API int64_t clm_raster_pairs(void* handle) { return static_cast<Workspace*>(handle)->pairs; }
 
 // Seconds of the last call of each stage: project, sort, lists, forward, backward, project backward.

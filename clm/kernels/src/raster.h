@@ -44,15 +44,19 @@ class Buffer {
             data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
             if (!data_) throw std::bad_alloc();
             capacity_ = room;
+            used_ = 0;
         }
+        if (count > used_) used_ = count;
         return data_;
     }
+    // The part that was ever asked for: what lies behind it was never touched, so it takes no memory.
+    int64_t bytes() const { return used_ * int64_t(sizeof(T)); }
     T* data() const { return data_; }
     T& operator[](int64_t i) const { return data_[i]; }
 
   private:
     T* data_ = nullptr;
-    int64_t capacity_ = 0;
+    int64_t capacity_ = 0, used_ = 0;
 };
 
 // One projected Gaussian. alpha = min(0.999, exp2(l + a dx^2 + b dx dy + c dy^2)) with d = pixel - mean.
@@ -118,6 +122,12 @@ struct Workspace {
     Buffer<BlockState> state;      // [tiles, kBlocks]
     Buffer<float> moments;         // [pairs, kMoments] by row, then tile
     double seconds[kStages] = {};
+
+    int64_t bytes() const {
+        return records.bytes() + radii.bytes() + keyed.bytes() + keyed2.bytes() + tile_rows.bytes() +
+               span_begin.bytes() + spans.bytes() + pair_count.bytes() + pair_begin.bytes() + cursor.bytes() +
+               tile_begin.bytes() + list.bytes() + coverage.bytes() + state.bytes() + moments.bytes();
+    }
 };
 
 void project(Workspace& ws);
