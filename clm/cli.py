@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clm.config import COUNTS, SECTIONS, field_type, fields, presets
+from clm.config import SECTIONS, field_type, fields, presets
 from clm.errors import ClmError
 from clm.usage import ParserError, in_one_sentence
 
@@ -65,7 +65,7 @@ def _config_options(only: tuple[str, ...] = ()) -> list[inspect.Parameter]:
     options, section = [], ""
     for f in fields():
         section = SECTIONS.get(f.name, section)
-        flag, want = f.metadata["flag"], str if f.name in COUNTS else field_type(f.name)
+        flag, want = f.metadata["flag"], str if f.metadata["kind"] == "count" else field_type(f.name)
         if flag is None or (only and f.name not in only):
             continue
         name = "--" + f.name.replace("_", "-")

@@ -90,7 +90,7 @@ def device_work_bytes(rows: int) -> int:
 
 def parse_bytes(text: str) -> int:
     """Bytes of `8GiB`, `8G` (both 2**30), `8GB` (10**9), `512 MiB`, `1.5TiB` or a plain number; ClmError otherwise."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([KMGT]?)(IB|B)?\s*", text.upper())
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?|\.\d+)\s*([KMGT]?)(IB|B)?\s*", text.upper())
     if not match:
         raise ClmError(f"Not a size in bytes: {text!r}.", "Write a number with a unit, for example 8GiB or 500MB.")
     number, unit, kind = match.groups()

@@ -14,7 +14,7 @@ import numpy as np
 
 from clm import kernels
 from clm.camera import Camera
-from clm.config import Config, from_dict, parse_background, to_dict
+from clm.config import Config, config_changes, from_dict, parse_background, to_dict
 from clm.errors import ClmError, ResourceError
 from clm.gaussians.blocks import block_order
 from clm.gaussians.init import rows_from_ply, rows_from_points, rows_random
@@ -43,18 +43,6 @@ from clm.train.report import Totals
 
 RANDOM_ROWS = 100_000  # initial Gaussians when the model has no points (INRIA, gsplat)
 SETS_BYTES = 32 << 20  # of visible sets that are looked at one by one
-_SHAPE_KEYS = ("sh_degree", "moments")  # a resumed run must agree on these
-_FREE_KEYS = (
-    "gpu_memory",
-    "host_memory",
-    "offload",
-    "threads",
-    "image_cache",
-    "eval_every",
-    "save_every",
-    "device",
-    "trace",
-)
 
 
 @dataclass
@@ -298,22 +286,6 @@ class Session:
         if progress.leg is not old:
             row_kernels.settle(self.store, old.adam().at(old.index(progress.step) + 1), 0, self.store.rows)
             self.store.stamp[self.store.stamp > 0] = progress.leg.settled
-
-
-def config_changes(saved: Config, now: Config) -> list[str]:
-    """One line per key that differs between a checkpoint and this call; keys that change the stored arrays are refused."""
-    lines = []
-    for key, old in to_dict(saved).items():
-        new = getattr(now, key)
-        if old == new or key in _FREE_KEYS:
-            continue
-        if key in _SHAPE_KEYS:
-            raise ClmError(
-                f"The checkpoint was trained with {key} {old}, this call says {new}.",
-                f"Pass `--{key.replace('_', '-')} {old}`.",
-            )
-        lines.append(f"resumed with another {key}: {old} -> {new}")
-    return lines
 
 
 def initial_store(scene: Scene, config: Config, emit: Emit) -> Store:
