@@ -215,8 +215,10 @@ def info(
 ) -> None:
     """Say what a run, a PLY or a scene contains."""
     from clm.commands.info import describe, format_description
+    from clm.train.events import reporter
 
-    facts = describe(path)
+    with _console(as_json) as emit:
+        facts = describe(path, reporter(emit))
     typer.echo(format_description(facts, as_json))
 
 

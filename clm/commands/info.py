@@ -1,49 +1,100 @@
-"""`clm info`: what a run, a PLY or a scene contains."""
+"""`clm info`: what a run, a PLY or a scene contains, as facts for programs and in words for people."""
 
 from __future__ import annotations
 
 import json
+import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clm.errors import ClmError
-from clm.gaussians.model import newest_ply
+from clm.gaussians.layout import MEANS
+from clm.gaussians.model import newest_ply, open_model
 from clm.gaussians.ply import ply_header_summary
 from clm.plan.budget import format_bytes
+from clm.progress import Report, unseen
+from clm.train.bars import clock
+
+_READ_BYTES = 512 << 20  # a larger PLY is described from its header alone
+_MANY_VIEWS = 200  # scenes of more cameras are usually flown, and each sees little
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path, report: Report = unseen) -> dict[str, Any]:
     """Facts about a run directory, a .ply file or a COLMAP scene, as one JSON-ready dictionary."""
     if not path.exists():
         raise ClmError(f"No such file or directory: {path}.", "Pass a run directory, a .ply file or a COLMAP scene.")
     if path.is_file():
-        return {"kind": "ply", "path": str(path), **ply_header_summary(path)}
+        return {"kind": "ply", "path": str(path), **ply_header_summary(path), **_values(path, report)}
     if (path / "config.yaml").exists() and (path / "cameras.json").exists():
         return _describe_run(path)
-    return _describe_scene(path)
+    return _describe_scene(path, report)
+
+
+def _values(path: Path, report: Report) -> dict[str, Any]:
+    """What only the rows of a PLY tell: where they are, and how many are of no use. None where it is too large to look."""
+    if path.stat().st_size > _READ_BYTES:
+        return {"bounds": None, "unusable": None}
+    opened = open_model(path)
+    low, high, usable = np.full(3, np.inf), np.full(3, -np.inf), 0
+    for geometry, _ in opened.chunks(f"reading {path.name}", report):
+        means = geometry[:, MEANS]
+        low, high, usable = np.minimum(low, means.min(axis=0)), np.maximum(high, means.max(axis=0)), usable + len(means)
+    bounds = [low.tolist(), high.tolist()] if usable else None
+    return {"bounds": bounds, "unusable": opened.rows.count - usable}
 
 
 def _describe_run(run: Path) -> dict[str, Any]:
     from clm.train.checkpoint import checkpoints
 
-    facts: dict[str, Any] = {"kind": "run", "path": str(run)}
-    facts["checkpoints"] = [p.name for p in checkpoints(run / "checkpoints")]
+    saved = checkpoints(run / "checkpoints")
+    facts: dict[str, Any] = {"kind": "run", "path": str(run), **_plan_of(run)}
+    facts["checkpoints"] = [p.name for p in saved]
     for name in ("metrics", "report"):
-        if (run / f"{name}.json").exists():
-            facts[name] = json.loads((run / f"{name}.json").read_text())
+        if (value := _read_json(run / f"{name}.json")) is not None:
+            facts[name] = value
     try:
         ply = newest_ply(run)
         facts["ply"] = {"path": str(ply), **ply_header_summary(ply)}
     except ClmError:
         facts["ply"] = None  # training has not finished yet
+    reached = [int(p.name.rpartition("_")[2]) for p in saved]
+    if facts["ply"] is not None:
+        reached.append(int(Path(facts["ply"]["path"]).parent.name.rpartition("_")[2]))
+    facts["iteration"] = max(reached, default=0)
     return facts
 
 
-def _describe_scene(data: Path) -> dict[str, Any]:
-    from clm.scene import load_scene
+def _plan_of(run: Path) -> dict[str, Any]:
+    """What the run was asked for: its scene, and how many images it was to be trained on."""
+    import yaml
 
-    scene = load_scene(data, require_images=False)
+    try:
+        values = yaml.safe_load((run / "config.yaml").read_text())
+        return {"data": str(values["data"]), "iterations": int(values["iterations"])}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return {"data": None, "iterations": None}  # damaged; the rest can still be described
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _describe_scene(data: Path, report: Report) -> dict[str, Any]:
+    from clm.scene import load_scene
+    from clm.scene.colmap import read_model
+
+    colmap = read_model(data, report=report)
+    scene = load_scene(data, require_images=False, colmap=colmap)
     sizes = sorted({(v.camera.width, v.camera.height) for v in scene.views})
+    cameras = Counter(f"{i.camera.colmap_model} {i.camera.width}x{i.camera.height}" for i in colmap.images)
+    folder = data / "images"
+    present = sum((folder / view.name).is_file() for view in scene.views) if folder.is_dir() else None
     return {
         "kind": "scene",
         "path": str(data),
@@ -52,6 +103,8 @@ def _describe_scene(data: Path) -> dict[str, Any]:
         "train": len(scene.train),
         "test": len(scene.test),
         "image_sizes": [f"{w}x{h}" for w, h in sizes],
+        "cameras": dict(cameras.most_common()),
+        "photos": present,
         "points": len(scene.points),
         "scene_scale": scene.scale,
         "offset": [float(x) for x in scene.offset],
@@ -59,25 +112,90 @@ def _describe_scene(data: Path) -> dict[str, Any]:
     }
 
 
+# ---- in words ----
+
+
 def format_description(facts: dict[str, Any], as_json: bool) -> str:
-    """Facts as JSON, or as `key: value` lines with the long parts left out."""
+    """Facts as JSON, or as sentences."""
     if as_json:
         return json.dumps(facts, indent=2)
+    title, lines = {"run": _run_in_words, "ply": _ply_in_words, "scene": _scene_in_words}[facts["kind"]](facts)
+    return "\n".join([f"{facts['path']}: {title}", *(f"  {line}" for line in lines)])
+
+
+def _run_in_words(facts: dict[str, Any]) -> tuple[str, list[str]]:
+    reached, wanted, report = facts["iteration"], facts["iterations"], facts.get("report")
+    finished = report is not None and (wanted is None or reached >= wanted)
+    state = f"{reached:,} of {wanted:,} images" if wanted is not None else f"{reached:,} images"
+    lines = [f"finished: {state}" if finished else f"not finished: {state}"]
+    if finished:
+        assert report is not None
+        lines[0] += f" in {clock(report['seconds'])} on {report['device']}, {report['images_per_second']:.1f} images/s"
+        peak, in_core = format_bytes(report["peak"]["device_bytes"]), format_bytes(report["in_core_bytes"])
+        lines.append(f"offload {report['offload']}: device peak {peak}; everything on the device: {in_core}")
+    lines += _quality_in_words(facts.get("metrics"))
+    ply = facts["ply"]
+    if ply is not None:
+        lines.append(f"{_gaussians_in_words(ply)}: {ply['path']}")
+    lines.append(f"checkpoints: {', '.join(facts['checkpoints']) or 'none'}")
+    run = shlex.quote(facts["path"])
+    if finished and ply is not None:
+        lines.append("open that PLY in any Gaussian splatting viewer, or render it: " + f"clm render {run} -o out")
+    elif facts["checkpoints"]:
+        own = shlex.quote(str(Path(facts["path"]) / "config.yaml"))
+        lines.append(f"go on with: clm train {shlex.quote(facts['data'] or 'DATA')} -o {run} --config {own} --resume")
+    else:
+        lines.append("nothing was saved: train again into another folder")
+    return f"a run on {facts['data']}" if facts["data"] else "a run", lines
+
+
+def _quality_in_words(metrics: dict[str, Any] | None) -> list[str]:
+    """One line per split that was measured."""
     lines = []
-    for key, value in facts.items():
-        if key == "metrics":
-            value = _metrics_line(value)
-        elif key == "report":
-            peak = format_bytes(value["peak"]["device_bytes"])
-            value = f"{value['images_per_second']:.1f} images/s, device peak {peak}, offload {value['offload']}"
-        lines.append(f"{key}: {value}")
-    return "\n".join(lines)
+    for split in ("test", "train"):
+        figures = (metrics or {}).get(split)
+        if figures and figures["psnr"] is not None:
+            views = f"over {len(figures['per_view'])} views at image {metrics['iteration']:,}"  # type: ignore[index]
+            lines.append(f"{split} PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.4f} {views}")
+        elif figures:
+            lines.append(f"no {split} view could be measured")
+    return lines
 
 
-def _metrics_line(metrics: dict[str, Any]) -> str:
-    """The figures of the held-out views, or of the training views where none were held out."""
-    split = "test" if metrics["test"] else "train"
-    figures = metrics[split]
-    if figures["psnr"] is None:
-        return f"no {split} view could be measured"
-    return f"{split} PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.4f}"
+def _gaussians_in_words(ply: dict[str, Any]) -> str:
+    antialiased = ", antialiased" if ply["antialiased"] else ""
+    return f"{ply['gaussians']:,} Gaussians, SH degree {ply['sh_degree']}{antialiased}, {format_bytes(ply['bytes'])}"
+
+
+def _ply_in_words(facts: dict[str, Any]) -> tuple[str, list[str]]:
+    lines = [_gaussians_in_words(facts), f"format {facts['format']}"]
+    if facts["bounds"] is not None:
+        low, high = (", ".join(f"{v:.4g}" for v in corner) for corner in facts["bounds"])
+        lines.append(f"centres from ({low}) to ({high})")
+    if facts["unusable"]:
+        lines.append(f"{facts['unusable']:,} Gaussians are not finite or have no rotation: they are left out")
+    elif facts["unusable"] is None:
+        lines.append("its values were not looked at, because the file is large")
+    if facts["extra_properties"]:
+        lines.append(f"properties that are not used: {', '.join(facts['extra_properties'])}")
+    lines += [f"comment: {comment}" for comment in facts["comments"]]
+    return "a Gaussian ply", lines
+
+
+def _scene_in_words(facts: dict[str, Any]) -> tuple[str, list[str]]:
+    views, photos = facts["views"], facts["photos"]
+    cameras = ", ".join(f"{count:,} x {name}" for name, count in facts["cameras"].items())
+    lines = [
+        f"{views:,} views: {facts['train']:,} to train on, {facts['test']:,} held out",
+        f"cameras: {cameras}",
+        f"trained at {', '.join(facts['image_sizes'][:6])}{' ...' if len(facts['image_sizes']) > 6 else ''}",
+        f"{facts['points']:,} points, scene scale {facts['scene_scale']:.4g}",
+    ]
+    if photos is None:
+        lines.append("no folder `images`: name the photos' folder with --images")
+    else:
+        lines.append(f"photos: {photos:,} of {views:,} are in images/" if photos < views else "photos: all are there")
+    lines += facts["messages"]
+    preset = " --preset aerial" if views > _MANY_VIEWS else ""
+    lines.append(f"train it: clm train {shlex.quote(facts['path'])}{preset} (a first look in minutes: --preset quick)")
+    return f"a COLMAP scene, its model in {facts['model']}", lines

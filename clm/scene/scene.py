@@ -66,6 +66,7 @@ def load_scene(
     masks: Path | str | None = None,
     strict: bool = False,
     require_images: bool = True,
+    colmap: Model | None = None,
     report: Report = unseen,
 ) -> Scene:
     """Load a folder with a COLMAP model and its photos.
@@ -73,12 +74,14 @@ def load_scene(
     images, masks: folders, relative to `path` or to the working directory. downscale: "auto" (only the cap applies), 1,
     2, 4, 8. max_size: px, cap of the longer side. test_every: every Nth view by name is held out, 0: none. strict: fail on
     an unreadable photo instead of leaving the view out. require_images=False: the model alone, at the sizes it states.
+    colmap: the model, where it was read before.
     Raises ClmError for anything missing, damaged or contradictory.
     """
     path = Path(path)
     if str(downscale) not in ("auto", "1", "2", "4", "8"):
         raise ClmError(f"downscale is {downscale}.", "Use auto, 1, 2, 4 or 8.")
-    colmap = read_model(path, model=model, report=report)
+    if colmap is None:
+        colmap = read_model(path, model=model, report=report)
     messages = list(colmap.messages)
     files: list[_File] = [_File(image, image.camera, None) for image in colmap.images]
     if require_images:
