@@ -7,6 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
+MAX_SIDE, MAX_PIXELS = 1 << 16, 1 << 28  # beyond, a size is damage, not a picture; 2^28 pixels render in 8 GiB
+MAX_VALUE = 1e18  # of lengths and pixels: its square is still a float32
+NEAR, FAR = 0.01, 1e10  # gsplat's; a scene's own follow its unit (`clm.extent.near_plane`)
+
 
 @dataclass(frozen=True, eq=False)
 class Camera:
@@ -19,6 +23,8 @@ class Camera:
     cx: float  # px, from the left edge of the image
     cy: float  # px, from the top edge
     world_to_camera: np.ndarray = field(repr=False)  # [4, 4] f64, rigid
+    near: float = NEAR  # scene units: nothing nearer or farther is drawn
+    far: float = FAR
 
     @property
     def K(self) -> np.ndarray:
@@ -38,7 +44,8 @@ class Camera:
     def resized(self, width: int, height: int) -> Camera:
         """The same camera for an image resampled to width x height; each axis is scaled by its own exact ratio."""
         sx, sy = width / self.width, height / self.height
-        return Camera(width, height, self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy, self.world_to_camera)
+        intrinsics = (self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy)
+        return Camera(width, height, *intrinsics, self.world_to_camera, self.near, self.far)
 
     @cached_property
     def packed(self) -> np.ndarray:

@@ -131,6 +131,12 @@ class Config:
     downscale: str = _option("auto", "Shrink photos by this factor.", choices=("auto", "1", "2", "4", "8"))
     max_size: int = _option(1600, "Longer side of a training image in pixels, at most.", lo=16, hi=65536)
     test_every: int = _option(8, "Hold out every Nth image (sorted by name) for testing; 0: none.", lo=0, hi=_MANY)
+    near: float | None = _option(
+        None, "Nothing nearer is drawn; default: a hundredth of the scene's unit.", metavar="X", lo=1e-18, hi=1e18
+    )
+    far: float | None = _option(
+        None, "Nothing farther away is drawn; default: 1e12 times near.", metavar="X", lo=1e-18, hi=1e30
+    )
     init_ply: str | None = _option(
         None, "Start from the Gaussians of a PLY instead of the COLMAP points.", metavar="PLY"
     )

@@ -20,13 +20,13 @@ from time import perf_counter
 import numpy as np
 import pycolmap
 
-from clm.camera import Camera
+from clm.camera import NEAR, Camera
 from clm.gaussians.blocks import block_order
 from clm.gaussians.init import neighbour_scales
 from clm.kernels import get_threads, variant
 from clm.plan.order import order_views
 from clm.plan.residency import Traffic, make_plan
-from clm.plan.visibility import BLOCK_ROWS, NEAR, block_bounds, visible_sets
+from clm.plan.visibility import BLOCK_ROWS, block_bounds, visible_sets
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = Path(os.environ.get("CLM_SCENES", ROOT.parent / "shared" / "scenes"))

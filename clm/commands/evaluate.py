@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from clm.commands.render import model_renderer
+from clm.commands.render import loaded_store, model_renderer
 from clm.commands.train import open_scene
 from clm.config import Config, from_dict, parse_background
 from clm.errors import ClmError
@@ -47,7 +47,7 @@ def evaluate_run(run: Path, split: str, gpu_memory: str, emit: Emit = lambda eve
     iteration = re.sub(r"\D", "", model.ply.parent.name)
     folder = run / "eval" / f"step_{iteration}"
     background = parse_background(config.background) or (0.0, 0.0, 0.0)
-    render = model_renderer(model, background, parse_bytes(gpu_memory), emit)
+    render = model_renderer(model, loaded_store(model, emit), background, parse_bytes(gpu_memory), emit)
     images = ImageCache(scene, parse_bytes(config.image_cache))
     try:
         result = measure_views(render, scene, images, views, emit, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -14,8 +15,11 @@ import numpy as np
 from clm.camera import Camera
 from clm.config import parse_background
 from clm.errors import ClmError
+from clm.extent import FAR_PER_NEAR, near_plane
 from clm.files import atomic_write
+from clm.gaussians.layout import MEANS
 from clm.gaussians.model import ModelFile, open_model
+from clm.gaussians.store import Store
 from clm.plan.budget import SLOT_BYTES, parse_bytes
 from clm.progress import counted, pending
 from clm.render import Render
@@ -29,13 +33,18 @@ from clm.train.events import Emit, Message, reporter
 Named = list[tuple[str, Camera]]
 
 
-def model_renderer(
-    model: ModelFile, background: tuple[float, float, float], device_budget: int, emit: Emit
-) -> Callable[..., Render]:
-    """Renders any camera from a model on the host; the device holds only the rows of one view."""
+def loaded_store(model: ModelFile, emit: Emit) -> Store:
+    """The rows of a model on the host; what reading had to change is said."""
     store = model.store(reporter(emit))
     for text in model.rows.messages:
         emit(Message(text, "warning"))
+    return store
+
+
+def model_renderer(
+    model: ModelFile, store: Store, background: tuple[float, float, float], device_budget: int, emit: Emit
+) -> Callable[..., Render]:
+    """Renders any camera from the rows of a model on the host; the device holds only the rows of one view."""
     device, rasterizer = open_device("auto", antialiased=model.rows.antialiased, say=lambda text: emit(Message(text)))
     # What the rasteriser needs grows with the view, as the arena does.
     beside = (rasterizer.temporary_bytes(1 << 20, 0) - rasterizer.temporary_bytes(0, 0)) >> 20
@@ -58,6 +67,16 @@ def read_cameras(path: Path) -> Named:
         raise ClmError(f"{path} holds no camera.", "Pass a cameras.json as written by `clm train`.")
     names = [str(entry.get("img_name", f"camera_{k:05d}")) for k, entry in enumerate(entries)]
     return list(zip(names, cameras, strict=True))
+
+
+def with_limits(named: Named, store: Store) -> Named:
+    """The cameras, those that state no near plane (other tools' files) with the one that fits the model and all of them."""
+    if all(camera.near > 0 for _, camera in named):
+        return named
+    centres = np.array([camera.position for _, camera in named])
+    near = near_plane(centres, store.geometry[:: max(1, store.rows // 1000), MEANS].astype(np.float64))
+    stated = [dataclasses.replace(c, near=near, far=FAR_PER_NEAR * near) if c.near <= 0 else c for _, c in named]
+    return [(name, camera) for (name, _), camera in zip(named, stated, strict=True)]
 
 
 def choose_cameras(model: ModelFile, which: str) -> Named:
@@ -139,7 +158,9 @@ def render_model(
         raise ClmError(
             "A video needs pictures of one size, these cameras have several.", "Use --path interp or ellipse."
         )
-    render = model_renderer(opened, parse_background(background) or (0.0, 0.0, 0.0), parse_bytes(gpu_memory), emit)
+    store = loaded_store(opened, emit)
+    named, colour = with_limits(named, store), parse_background(background) or (0.0, 0.0, 0.0)
+    render = model_renderer(opened, store, colour, parse_bytes(gpu_memory), emit)
     stems, report = [], reporter(emit)
     for name, camera in counted(named, "rendering", len(named), "images", report):
         image = render(camera, depth=depth)

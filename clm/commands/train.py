@@ -51,9 +51,16 @@ def open_scene(data: Path, config: Config, **overrides: Any):
         "max_size": config.max_size,
         "test_every": config.test_every,
         "masks": config.masks,
+        "near": config.near,
+        "far": config.far,
         "strict": config.strict,
     }
     return load_scene(data, **{**options, **overrides})
+
+
+def near_reason(near: float) -> str:
+    """Why the near plane is where it is."""
+    return f"near plane: {near:.3g}, 1% of the cameras' usual distance from their middle or from what they see (--near)"
 
 
 def _consumers(run: Path, resume: bool, as_json: bool, quiet: bool) -> tuple[Emit, Callable[[], None]]:
@@ -112,6 +119,8 @@ def run_training(
         scene = open_scene(data, config, report=reporter(emit))
         for message in scene.messages:
             emit(Message(message))
+        if config.near is None:
+            emit(Message(near_reason(scene.views[0].camera.near)))
         if other_data:
             emit(Message(other_data, "warning"))
         with stop.listening():

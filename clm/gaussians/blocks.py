@@ -26,7 +26,8 @@ def _grid(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Corner and span [3] f64 of the box of the 1st to 99th percentile."""
     sample = means[:: max(1, len(means) // 100_000)]
     low, high = np.percentile(sample, [1, 99], axis=0)
-    return low, np.maximum(high - low, 1e-12)
+    span = high - low
+    return low, np.where(span > 0, span, 1.0)
 
 
 def _codes(means: np.ndarray, low: np.ndarray, span: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from clm.errors import ClmError
+from clm.extent import scene_scale, usual_cameras
 from clm.gaussians.layout import (
     COLOUR_COLUMNS,
     GEOMETRY_COLUMNS,
@@ -76,14 +77,14 @@ def rows_from_points(
 def focus_of(camera_positions: np.ndarray, camera_forwards: np.ndarray) -> tuple[np.ndarray, float]:
     """What the cameras look at: (centre [3] f64, scene scale), from positions and unit forwards [V, 3], world frame.
 
-    The scene scale is 1.1 times the largest distance of a camera from their mean (gsplat), or 1 for a single place. The
-    centre is the point nearest to all viewing rays in least squares; where rays are too parallel to fix it, or it lies
-    behind the cameras, it is one scene scale ahead of the mean camera.
+    The scene scale is `clm.extent.scene_scale`, 1 for a single place; stray cameras count for nothing. The centre is the
+    point nearest to all viewing rays in least squares; where rays are too parallel to fix it, or it lies behind the cameras,
+    it is one scene scale ahead of the mean camera.
     """
     positions, forwards = np.asarray(camera_positions, np.float64), np.asarray(camera_forwards, np.float64)
-    middle = positions.mean(axis=0)
-    scale = 1.1 * float(np.linalg.norm(positions - middle, axis=1).max())
-    scale = scale if scale > 1e-6 * (1.0 + float(np.abs(middle).max())) else 1.0
+    usual = usual_cameras(positions)
+    positions, forwards = positions[usual], forwards[usual]
+    middle, scale = positions.mean(axis=0), scene_scale(positions, np.empty((0, 3)))
     projectors = np.eye(3) - forwards[:, :, None] * forwards[:, None, :]  # [V, 3, 3], onto each ray's normal plane
     system = projectors.mean(axis=0)
     if np.linalg.eigvalsh(system)[0] > _FOCUS_CONDITION:

@@ -17,7 +17,6 @@ from clm.camera import Camera
 from clm.kernels import cull
 
 BLOCK_ROWS = 2048
-NEAR, FAR = 0.01, 1e10  # scene units, as the rasteriser's
 _SIGMAS = 3.33  # the rasteriser's largest footprint, in standard deviations
 _BLUR = 0.3  # px^2, added to the projected covariance
 _SLACK = 2e-6  # of |p|_1 + |t|_1; the kernel has the same constant
@@ -34,7 +33,7 @@ NO_MARGIN = Margin()
 
 
 @lru_cache(maxsize=1 << 16)  # a training view's planes never change, and packing them costs more than a small cull
-def camera_planes(camera: Camera, near: float = NEAR, far: float = FAR) -> np.ndarray:
+def camera_planes(camera: Camera) -> np.ndarray:
     """Six planes (n, d) in world coordinates, then |t|_1: a row is kept when n.p + d + R >= 0 for all. [32] f32.
 
     Derivation. In camera coordinates a row at (x, y, z) with largest sigma s is drawn only if near <= z <= far and
@@ -54,7 +53,7 @@ def camera_planes(camera: Camera, near: float = NEAR, far: float = FAR) -> np.nd
     """
     rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
     border = _SIGMAS * _BLUR**0.5 + 2.0
-    planes = [(np.array([0.0, 0.0, 1.0]), -near), (np.array([0.0, 0.0, -1.0]), far)]
+    planes = [(np.array([0.0, 0.0, 1.0]), -camera.near), (np.array([0.0, 0.0, -1.0]), camera.far)]
     for axis, (size, focal, centre) in enumerate(
         ((camera.width, camera.fx, camera.cx), (camera.height, camera.fy, camera.cy))
     ):
@@ -94,8 +93,6 @@ def visible_sets(
     cameras: Sequence[Camera],
     margin: Margin | tuple[float, float] = NO_MARGIN,
     *,
-    near: float = NEAR,
-    far: float = FAR,
     block_rows: int = BLOCK_ROWS,
 ) -> list[np.ndarray]:
     """Visible set of each camera, int32 [M_i] ascending; the sets of one call share one buffer.
@@ -105,9 +102,7 @@ def visible_sets(
     growth, extra = margin
     if not (growth >= 0.0 and extra >= 0.0):
         raise ValueError(f"margin must not be negative: growth {growth}, extra {extra}")
-    planes = np.array([camera_planes(camera, near, far) for camera in cameras], np.float32).reshape(
-        -1, cull.CAMERA_FLOATS
-    )
+    planes = np.array([camera_planes(camera) for camera in cameras], np.float32).reshape(-1, cull.CAMERA_FLOATS)
     return cull.cull(entries, bounds, planes, growth, extra, block_rows)
 
 
@@ -117,24 +112,20 @@ def visible_rows(
     camera: Camera,
     margin: Margin | tuple[float, float] = NO_MARGIN,
     *,
-    near: float = NEAR,
-    far: float = FAR,
     block_rows: int = BLOCK_ROWS,
 ) -> np.ndarray:
     """Visible set of one camera, int32 [M] ascending."""
-    return visible_sets(entries, bounds, [camera], margin, near=near, far=far, block_rows=block_rows)[0]
+    return visible_sets(entries, bounds, [camera], margin, block_rows=block_rows)[0]
 
 
 def visible_rows_slow(
     entries: np.ndarray,
     camera: Camera,
     margin: Margin | tuple[float, float] = NO_MARGIN,
-    near: float = NEAR,
-    far: float = FAR,
 ) -> np.ndarray:
     """Slow twin of `visible_rows`: every row against every plane, the kernel's float32 operations in the same order."""
     growth, extra = np.float32(margin[0]), np.float32(margin[1])
-    planes = camera_planes(camera, near, far)
+    planes = camera_planes(camera)
     x, y, z, radius = entries.T
     size = np.abs(x) + np.abs(y) + np.abs(z)
     reach = (radius * growth + extra) + np.float32(_SLACK) * (size + planes[24])

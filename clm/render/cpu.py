@@ -36,15 +36,11 @@ class CpuRasterizer:
         self,
         antialiased: bool = False,
         absgrad: bool = False,
-        near: float = 0.01,
-        far: float = 1e10,
         radius_clip: float = 0.0,
     ) -> None:
-        if not 0 < near < far:
-            raise ValueError(f"want 0 < near < far, got near={near}, far={far}")
         self.antialiased = antialiased
         self.absgrad = absgrad
-        self._limits = (near, far, radius_clip)
+        self._radius_clip = radius_clip
         self._workspace = RasterWorkspace()
         self._planes = np.zeros((5, 0, 0), np.float32)  # rgb, alpha, depth
         self._has_depth = False
@@ -66,7 +62,7 @@ class CpuRasterizer:
         if self._planes.shape[1:] != (camera.height, camera.width):
             self._planes = np.zeros((5, camera.height, camera.width), np.float32)
         planes, self._has_depth = self._planes, depth
-        options = np.array([*self._limits, *background], np.float32)
+        options = np.array([camera.near, camera.far, self._radius_clip, *background], np.float32)
         drawn = self._workspace.forward(
             geometry,
             colour,

@@ -65,18 +65,14 @@ class GsplatRasterizer:
         self,
         antialiased: bool = False,
         absgrad: bool = False,
-        near: float = 0.01,
-        far: float = 1e10,
         radius_clip: float = 0.0,
         *,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Imports gsplat, and compiles it the first time, which `say` announces. ClmError where CUDA cannot be used."""
-        if not 0 < near < far:
-            raise ValueError(f"want 0 < near < far, got near={near}, far={far}")
         self.antialiased = antialiased
         self.absgrad = absgrad
-        self._options = seam.Options(antialiased, absgrad, near, far, radius_clip)
+        self._options = seam.Options(antialiased, absgrad, radius_clip)
         self._ops = load_ops(say)
         self.peak_temporaries = 0  # bytes, of the views computed so far
         self._temporaries = Temporaries()

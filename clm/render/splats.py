@@ -97,8 +97,6 @@ class Options:
 
     antialiased: bool = False
     absgrad: bool = False
-    near: float = 0.01  # scene units
-    far: float = 1e10  # scene units
     radius_clip: float = 0.0  # px
 
 
@@ -138,8 +136,8 @@ def project(
             camera.width,
             camera.height,
             eps2d=_BLUR,
-            near_plane=options.near,
-            far_plane=options.far,
+            near_plane=camera.near,
+            far_plane=camera.far,
             radius_clip=options.radius_clip,
             packed=True,
             sparse_grad=True,  # gradients have one row per drawn row

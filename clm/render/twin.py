@@ -88,15 +88,13 @@ class Footprints(NamedTuple):
     valid: Tensor  # [N] bool: in range, and a covariance that can be inverted
 
 
-def footprints(
-    means: Tensor, quats: Tensor, scales: Tensor, camera: Camera, near: float = 0.01, far: float = 1e10
-) -> Footprints:
+def footprints(means: Tensor, quats: Tensor, scales: Tensor, camera: Camera) -> Footprints:
     """Means [N, 3], quaternions [N, 4] of any norm, standard deviations [N, 3] -> screen space, pixels."""
     world_to_camera = torch.as_tensor(camera.world_to_camera, dtype=means.dtype)
     rotation, translation = world_to_camera[:3, :3], world_to_camera[:3, 3]
     means_camera = means @ rotation.T + translation
     z = means_camera[:, 2]
-    in_range = (z >= near) & (z <= far)
+    in_range = (z >= camera.near) & (z <= camera.far)
     # Rows out of range would put infinities into the graph; their place is taken by a harmless point.
     safe = torch.where(in_range[:, None], means_camera, torch.ones_like(means_camera))
     half = _jacobians(safe, camera) @ rotation @ (rotation_matrices(quats) * scales[:, None, :])  # [N, 2, 3]
@@ -134,13 +132,11 @@ def project(
     camera: Camera,
     sh_degree: int,
     antialiased: bool = False,
-    near: float = 0.01,
-    far: float = 1e10,
     radius_clip: float = 0.0,
 ) -> Projection:
     """Raw rows geometry [N, 12] and colour [N, 48] (log scales, logit opacities, SH) -> screen space, pixels."""
     means = geometry[:, 0:3]
-    f = footprints(means, geometry[:, 3:7], torch.exp(geometry[:, 7:10]), camera, near, far)
+    f = footprints(means, geometry[:, 3:7], torch.exp(geometry[:, 7:10]), camera)
     opacities = torch.sigmoid(geometry[:, 10])
     if antialiased:
         opacities = opacities * f.compensations
@@ -220,10 +216,8 @@ def rasterize(
     sh_degree: int,
     background: Tensor,
     antialiased: bool = False,
-    near: float = 0.01,
-    far: float = 1e10,
     radius_clip: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows -> rgb [3, H, W], alpha [H, W], expected depth [H, W]. For means2d and radii call `project`, `composite`."""
-    p = project(geometry, colour, camera, sh_degree, antialiased, near, far, radius_clip)
+    p = project(geometry, colour, camera, sh_degree, antialiased, radius_clip)
     return composite(p, camera, background)

@@ -1,17 +1,18 @@
 """Cameras as `cameras.json` entries (the format of INRIA's viewer and its relatives) and cameras along a path.
 
-Entries are in the frame of the PLY beside them. `cx`, `cy` are ours: readers that do not know them ignore them,
-and without them an off-centre principal point would be lost; read back, they default to the image centre.
+Entries are in the frame of the PLY beside them. `cx`, `cy`, `near`, `far` are ours: readers that do not know them ignore
+them, and without them an off-centre principal point would be lost; read back, the first two default to the image centre.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from clm.camera import Camera
+from clm.camera import FAR, MAX_PIXELS, MAX_SIDE, MAX_VALUE, Camera
 from clm.errors import ClmError
 from clm.scene.scene import Scene
 
@@ -33,13 +34,16 @@ def cameras_json(scene: Scene) -> list[dict[str, Any]]:
                 "fy": camera.fy,
                 "cx": camera.cx,
                 "cy": camera.cy,
+                "near": camera.near,
+                "far": camera.far,
             }
         )
     return entries
 
 
 def camera_from_json(entries: Any) -> list[Camera]:
-    """Cameras of a parsed cameras.json, in its order. Raises ClmError naming the entry that is not one."""
+    """Cameras of a parsed cameras.json, in its order; `near` is 0 where an entry states none. Raises ClmError naming the
+    entry that is not a camera."""
     if not isinstance(entries, list):
         raise ClmError(
             "The camera file is not a list of cameras.", "Each entry needs width, height, position, rotation, fx, fy."
@@ -54,16 +58,25 @@ def _camera(index: int, entry: Any) -> Camera:
         position = np.array(entry["position"], dtype=np.float64).reshape(3)
         fx, fy = float(entry["fx"]), float(entry["fy"])
         cx, cy = float(entry.get("cx", width / 2)), float(entry.get("cy", height / 2))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        near, far = float(entry.get("near", 0.0)), float(entry.get("far", FAR))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else str(error)
         raise ClmError(
             f"Camera {index} of the camera file cannot be read: {what}.",
             "An entry needs width, height, position [3], rotation [3][3] (camera to world), fx, fy.",
         ) from None
-    rigid = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) and np.linalg.det(rotation) > 0
-    if not rigid or min(width, height) < 1 or not (fx > 0 and fy > 0) or not np.isfinite([*position, cx, cy]).all():
-        raise ClmError(f"Camera {index} of the camera file is not a rigid pinhole camera with a positive size.")
-    return Camera(width, height, fx, fy, cx, cy, _pose(rotation, position))
+    if not (min(width, height) >= 1 and max(width, height) <= MAX_SIDE and width * height <= MAX_PIXELS):
+        raise ClmError(
+            f"Camera {index} of the camera file is {width}x{height} px, which is no size of a picture.",
+            f"At most {MAX_PIXELS:,} pixels are rendered at once.",
+        )
+    values = [*position, cx, cy, fx, fy, near]
+    rigid = np.isfinite(rotation).all() and np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-3
+    if not rigid or np.linalg.det(rotation) <= 0 or not np.isfinite([*values, far]).all() or min(fx, fy) <= 0:
+        raise ClmError(f"Camera {index} of the camera file is not a rigid pinhole camera with finite values.")
+    if max(map(abs, values)) > MAX_VALUE or not (0 <= near < far):
+        raise ClmError(f"Camera {index} of the camera file has values that no picture can be rendered with.")
+    return Camera(width, height, fx, fy, cx, cy, _pose(rotation, position), near, far)
 
 
 def _pose(camera_to_world: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -178,4 +191,4 @@ def _any_perpendicular(vector: np.ndarray) -> np.ndarray:
 
 def _like(camera: Camera, camera_to_world: np.ndarray, position: np.ndarray) -> Camera:
     pose = _pose(camera_to_world, position)
-    return Camera(camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy, pose)
+    return dataclasses.replace(camera, world_to_camera=pose)

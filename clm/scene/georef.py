@@ -12,41 +12,31 @@ from pathlib import Path
 import numpy as np
 
 from clm.errors import ClmError
+from clm.extent import camera_spread, usual_cameras, view_distance
 from clm.files import write_json
 
 _PIXELS = 0.05  # one float32 step of a coordinate may move a projection by this much
-_SAMPLES = 1000
 
 
 def find_offset(centres: np.ndarray, points: np.ndarray, focal: float) -> np.ndarray:
-    """Offset [3] f64 (integers) to subtract from the world, or zeros.
+    """Offset [3] f64 (integers, or round numbers of the scene's own unit where that is below 1) to subtract, or zeros.
 
     centres [V, 3] f64 camera centres, points [P, 3] f64, focal in px. COLMAP's unit is arbitrary, so a bound in
     millimetres means nothing: what is bounded is the image. One float32 step at the largest camera coordinate, seen
     from the usual distance (median over a sample of points of the distance to the nearest camera), must stay below
     0.05 px.
     UTM coordinates (1e6 m, photos from 50 m) miss it by two orders of magnitude; a scene near its origin meets it
-    by two or more. Points do not enter the largest coordinate: reconstructions contain stray points far away.
+    by two or more. Neither points nor stray cameras enter the largest coordinate: reconstructions contain both far away.
     """
     if len(centres) == 0:
         return np.zeros(3)
-    middle = centres.mean(axis=0)
-    step = float(np.spacing(np.float32(np.abs(centres).max())))
-    distance = _view_distance(centres - middle, points - middle)
-    if step * focal / distance <= _PIXELS:
+    middle, spread = camera_spread(centres)
+    largest = np.abs(centres[usual_cameras(centres)]).max()
+    distance = view_distance(centres - middle, points - middle) or spread or 1.0
+    if float(np.spacing(np.float32(largest))) * focal / distance <= _PIXELS:
         return np.zeros(3)
-    return np.round(middle)
-
-
-def _view_distance(centres: np.ndarray, points: np.ndarray) -> float:
-    """Usual distance from a camera to what it sees; without points the spread of the cameras, without that 1."""
-    if len(points) == 0:
-        return float(np.linalg.norm(centres, axis=1).max()) or 1.0
-    sample = points[:: max(1, len(points) // _SAMPLES)]
-    nearest = np.full(len(sample), np.inf)
-    for centre in centres[:: max(1, len(centres) // _SAMPLES)]:
-        np.minimum(nearest, ((sample - centre) ** 2).sum(axis=1), out=nearest)
-    return float(np.sqrt(np.median(nearest))) or 1.0
+    grid = min(1.0, 10.0 ** np.floor(np.log10(distance)))
+    return np.round(middle / grid) * grid
 
 
 def shifted_pose(world_to_camera: np.ndarray, offset: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 
 from clm.camera import Camera
 from clm.errors import ClmError
+from clm.extent import FAR_PER_NEAR, near_plane, scene_scale, usual_cameras
 from clm.progress import Report, counted, unseen
 from clm.scene.colmap import Model, ModelImage, read_model
 from clm.scene.decode import CorruptImage, image_size
@@ -51,7 +52,7 @@ class Scene:
     points: np.ndarray = field(repr=False)  # [P, 3] f32, offset subtracted
     point_colors: np.ndarray = field(repr=False)  # [P, 3] u8
     offset: np.ndarray  # [3] f64: world = local + offset
-    scale: float  # scene_scale: 1.1 x the largest distance of a camera from the mean camera centre
+    scale: float  # scene_scale, see clm.extent
     messages: tuple[str, ...]  # plain sentences for the user
 
 
@@ -64,6 +65,8 @@ def load_scene(
     max_size: int = 1600,
     test_every: int = 8,
     masks: Path | str | None = None,
+    near: float | None = None,
+    far: float | None = None,
     strict: bool = False,
     require_images: bool = True,
     colmap: Model | None = None,
@@ -72,9 +75,9 @@ def load_scene(
     """Load a folder with a COLMAP model and its photos.
 
     images, masks: folders, relative to `path` or to the working directory. downscale: "auto" (only the cap applies), 1,
-    2, 4, 8. max_size: px, cap of the longer side. test_every: every Nth view by name is held out, 0: none. strict: fail on
-    an unreadable photo instead of leaving the view out. require_images=False: the model alone, at the sizes it states.
-    colmap: the model, where it was read before.
+    2, 4, 8. max_size: px, cap of the longer side. test_every: every Nth view by name is held out, 0: none. near, far: scene
+    units; None: from the scene (`clm.extent`). strict: fail on an unreadable photo instead of leaving the view out.
+    require_images=False: the model alone, at the sizes it states. colmap: the model, where it was read before.
     Raises ClmError for anything missing, damaged or contradictory.
     """
     path = Path(path)
@@ -89,14 +92,17 @@ def load_scene(
     trainings = _plan(files, downscale, max_size, messages)
     mask_paths = _match_masks(files, _folder(path, masks), messages) if masks is not None else [None] * len(files)
 
-    offset = _offset(colmap, trainings, messages)
+    # Lengths come from the whole model, so that a photo that is missing changes none of them.
+    centres = camera_centres(colmap)
+    offset = _offset(colmap, centres, trainings, messages)
+    limits = _clip_range(centres, colmap.points, near, far, messages)
     views = tuple(
-        View(f.image.name, t.camera(shifted_pose(f.image.world_to_camera, offset)), t, f.path, m)
+        View(f.image.name, t.camera(shifted_pose(f.image.world_to_camera, offset), *limits), t, f.path, m)
         for f, t, m in zip(files, trainings, mask_paths, strict=True)
     )
     train, test = split_views(len(views), test_every, messages)
     points = np.ascontiguousarray(colmap.points - offset, dtype=np.float32)
-    scale = scene_scale(views)
+    scale = scene_scale(centres, colmap.points)
     return Scene(path, colmap.folder, views, train, test, points, colmap.point_colors, offset, scale, tuple(messages))
 
 
@@ -110,13 +116,6 @@ def split_views(count: int, test_every: int, messages: list[str]) -> tuple[np.nd
         )
         held_out[:] = False
     return index[~held_out], index[held_out]
-
-
-def scene_scale(views: tuple[View, ...]) -> float:
-    """1.1 x the largest distance of a camera from the mean camera centre (gsplat's scene_scale); 1 where that is 0."""
-    centres = np.array([view.camera.position for view in views])
-    radius = float(np.linalg.norm(centres - centres.mean(axis=0), axis=1).max())
-    return 1.1 * radius if radius > 0 else 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,12 +241,34 @@ def _match_masks(files: list[_File], folder: Path, messages: list[str]) -> list[
     return found
 
 
-def _offset(colmap: Model, trainings: list[Training], messages: list[str]) -> np.ndarray:
+def camera_centres(colmap: Model) -> np.ndarray:
+    """Centres [V, 3] f64 of all registered images, in the model's frame."""
     poses = np.array([image.world_to_camera for image in colmap.images])
-    centres = -np.einsum("vij,vi->vj", poses[:, :3, :3], poses[:, :3, 3])
+    return -np.einsum("vij,vi->vj", poses[:, :3, :3], poses[:, :3, 3])
+
+
+def _clip_range(
+    centres: np.ndarray, points: np.ndarray, near: float | None, far: float | None, messages: list[str]
+) -> tuple[float, float]:
+    """Near and far plane (scene units), as stated or from the scene."""
+    stray = int((~usual_cameras(centres)).sum())
+    if stray:
+        messages.append(
+            f"{stray} of {len(centres)} cameras are far away from the others: they do not count for the scene's size."
+        )
+    near = near_plane(centres, points) if near is None else near
+    far = FAR_PER_NEAR * near if far is None else far
+    if not 0 < near < far:
+        raise ClmError(
+            f"The near plane {near:g} is not nearer than the far plane {far:g}.", "Leave out --far or --near."
+        )
+    return near, far
+
+
+def _offset(colmap: Model, centres: np.ndarray, trainings: list[Training], messages: list[str]) -> np.ndarray:
     focal = max(t.pinhole[2] * t.width / t.pinhole[0] for t in trainings)
     offset = find_offset(centres, colmap.points, focal)
     if offset.any():
-        x, y, z = (f"{v:.0f}" for v in offset)
+        x, y, z = (f"{v:.10g}" for v in offset)
         messages.append(f"The scene is far from its origin: ({x}, {y}, {z}) is subtracted and kept in georef.json.")
     return offset

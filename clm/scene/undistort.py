@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clm.camera import Camera
+from clm.camera import FAR, NEAR, Camera
 from clm.errors import ClmError
 
 OVERSAMPLING = 1.5
@@ -69,9 +69,9 @@ class Training:
     width: int  # px, training size
     height: int
 
-    def camera(self, world_to_camera: np.ndarray) -> Camera:
+    def camera(self, world_to_camera: np.ndarray, near: float = NEAR, far: float = FAR) -> Camera:
         """The pinhole camera at training size, for a pose [4, 4] f64."""
-        return Camera(*self.pinhole, world_to_camera).resized(self.width, self.height)
+        return Camera(*self.pinhole, world_to_camera, near, far).resized(self.width, self.height)
 
 
 def source_camera(camera: Any) -> SourceCamera:

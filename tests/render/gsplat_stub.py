@@ -8,6 +8,7 @@ gradients arrive unasked for depths, an optional result that was not asked for i
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import math
 import sys
@@ -64,7 +65,7 @@ def _project(
 ) -> tuple[twin.Footprints, Tensor, Tensor]:  # fmt: skip
     """Footprints of all rows, radii [N, 2], and which rows are listed: those that draw, and those that are not finite."""
     rows = [values.double() for values in (means, quats, scales)]
-    f = twin.footprints(*rows, camera, near, far)
+    f = twin.footprints(*rows, dataclasses.replace(camera, near=near, far=far))
     effective = None if opacities is None else opacities.double() * (f.compensations if compensate else 1.0)
     radii = twin.screen_radii(f, effective, camera, radius_clip)
     bad = ~torch.isfinite(means).all(-1)
@@ -102,7 +103,7 @@ def _project_backward(
     """Gradients of means, quaternions and scales at the rows `ids`; a row that is not finite gets NaN."""
     with torch.enable_grad():
         leaves = [values[ids].double().requires_grad_() for values in rows]
-        f = twin.footprints(*leaves, camera, -math.inf, math.inf)
+        f = twin.footprints(*leaves, dataclasses.replace(camera, near=-math.inf, far=math.inf))
         total = (f.means2d * v_means2d).sum() + (f.depths * v_depths).sum() + (f.conics * v_conics).sum()
         if v_compensations is not None:
             total = total + (f.compensations * v_compensations).sum()
