@@ -1,13 +1,63 @@
-"""Files that appear whole or not at all: written under a temporary name, synced, renamed."""
+"""Files that appear whole or not at all, and what to say when storage fails.
+
+A file is written under a temporary name, synced, renamed. Temporary names carry this program's mark and the number of its
+process: what a kill left behind is recognised and removed, and nothing else ever is.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from clm.errors import ResourceError
+
+_MARK = re.compile(r"\..*\.(\d+)\.clm\.tmp")
+_LONGEST_NAME = 200  # file systems admit 255 bytes; the rest is for the mark
+_REASONS = {
+    errno.ENOSPC: ("The disk is full", "Free space and run again."),
+    errno.EDQUOT: ("The disk quota is used up", "Free space and run again."),
+    errno.EFBIG: ("The limit on the size of a file is too small (ulimit -f)", "Raise it and run again."),
+    errno.EROFS: ("The file system is read-only", "Make it writable or choose another folder."),
+    errno.EACCES: ("Writing is not permitted", "Change the permissions or choose another folder."),
+    errno.EPERM: ("Writing is not permitted", "Change the permissions or choose another folder."),
+    errno.EIO: ("The disk reports an error", "Check it, or choose another folder."),
+}
+_SHORT_WRITE = re.compile(r"requested and \d+ written|encoder error")  # numpy and Pillow, without an errno
+
+
+def storage_failure(error: OSError, path: Path | str, needed: int | None = None) -> ResourceError | None:
+    """What to say when writing `path` failed for want of space or permission; None: the error is of another kind.
+
+    needed: bytes that the whole file or folder takes, where they are known."""
+    number = errno.ENOSPC if error.errno is None and _SHORT_WRITE.search(str(error)) else error.errno
+    if number not in _REASONS:
+        return None
+    reason, fix = _REASONS[number]
+    size = f" It needs {_mebibytes(needed)}." if needed is not None else ""
+    free = f" {_mebibytes(_free_bytes(Path(path)))} are free." if number == errno.ENOSPC else ""
+    return ResourceError(f"{reason}: {path} was not written.{size}{free}", fix)
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def _free_bytes(path: Path) -> int:
+    """Bytes free where `path` is or would be; 0 where that cannot be found out."""
+    for folder in (path, *path.parents):
+        if folder.is_dir():
+            try:
+                return shutil.disk_usage(folder).free
+            except OSError:
+                return 0
+    return 0
 
 
 def sync_directory(path: Path) -> None:
@@ -22,25 +72,71 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-@contextmanager
-def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; on success sync it and rename it to `path`, on any error remove it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path` that this process alone uses and that `remove_leftovers` recognises."""
+    return path.with_name(f".{path.name[:_LONGEST_NAME]}.{os.getpid()}.clm.tmp")
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files and folders directly in `folder` that a process of this program left when it died."""
+    found = [(path, _MARK.fullmatch(path.name)) for path in folder.glob(".*.clm.tmp")]
+    return [path for path, match in found if match and not _lives(int(match[1]))]
+
+
+def remove_leftovers(folder: Path) -> None:
+    for path in leftovers(folder):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    """Whether another process of that number runs now (our own number: an earlier process had it)."""
     try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()
+
+
+@contextmanager
+def atomic_write(path: Path | str, mode: str = "wb", *, needed: int | None = None) -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; on success sync it and rename it to `path`, on any error remove it.
+
+    Raises ResourceError that names `path`, and what it needs where `needed` (bytes) says so, when storage fails."""
+    path = Path(path)
+    temporary = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        sync_directory(path.parent)
+    except BaseException as error:
+        _remove(temporary)
+        if isinstance(error, OSError) and (failure := _failure_here(error, path, temporary, needed)):
+            raise failure from None
         raise
-    sync_directory(path.parent)
+
+
+def _failure_here(error: OSError, path: Path, temporary: Path, needed: int | None) -> ResourceError | None:
+    """As storage_failure, for errors of these files: the block may have read others."""
+    ours = {str(p) for p in (path, temporary, *path.parents)}
+    named = error.filename is not None and os.fspath(error.filename) not in ours
+    return None if named else storage_failure(error, path, needed)
+
+
+def _remove(temporary: Path) -> None:
+    with suppress(OSError):  # its folder is no folder, or read-only: then nothing was written
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    with atomic_write(path, "w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
+    text = json.dumps(value, indent=2) + "\n"
+    with atomic_write(path, "w", needed=len(text)) as file:
+        file.write(text)

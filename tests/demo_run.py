@@ -102,6 +102,13 @@ def assert_same_model(run: Path, other: Path) -> None:
     assert [p.read_bytes() for p in plys[0]] == [p.read_bytes() for p in plys[1]]
 
 
+def as_format_1(checkpoint: Path) -> None:
+    """Make a checkpoint what the first version wrote: no manifest, no name of its run."""
+    (checkpoint / "manifest.json").unlink()
+    state = {key: value for key, value in read_json(checkpoint / "state.json").items() if key != "run"}
+    (checkpoint / "state.json").write_text(json.dumps({**state, "format": 1}, indent=2))
+
+
 def differing(a: np.ndarray, b: np.ndarray) -> int:
     return int((a != b).reshape(len(a), -1).any(axis=1).sum())
 

@@ -45,10 +45,6 @@ class Totals:
         self.host_bytes = max(self.host_bytes, host_bytes)
         self.in_core_bytes = max(self.in_core_bytes, in_core_bytes)
 
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Totals:
-        return cls(**{**state, "lanes": LaneSeconds(**state["lanes"])})
-
     def state(self) -> dict[str, Any]:
         return asdict(self)
 

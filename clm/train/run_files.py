@@ -10,12 +10,13 @@ import numpy as np
 import yaml
 
 from clm.config import Config, to_dict
-from clm.files import atomic_write, write_json
+from clm.files import atomic_write, remove_leftovers, write_json
 from clm.gaussians.ply import write_ply
 from clm.kernels.rows import AdamStep
 from clm.plan.budget import format_bytes
 from clm.progress import counted, rows_of
 from clm.scene import Scene, cameras_json, write_georef
+from clm.train.checkpoint import clean_checkpoints
 from clm.train.evaluate import evaluate
 from clm.train.events import Message
 from clm.train.report import report
@@ -26,9 +27,7 @@ def start_run(session: Session) -> None:
     """Files that describe the run before its first step."""
     run, config, scene = session.run, session.config, session.scene
     run.mkdir(parents=True, exist_ok=True)
-    for leftover in run.rglob(".*.tmp"):
-        if leftover.is_file():
-            leftover.unlink()  # of a run that was killed while writing it
+    remove_run_leftovers(run)
     with atomic_write(run / "config.yaml", "w") as file:
         yaml.safe_dump({"data": str(scene.path), **to_dict(config)}, file, sort_keys=False)
     with atomic_write(run / "cfg_args", "w") as file:
@@ -40,6 +39,13 @@ def start_run(session: Session) -> None:
         session.tiers.write_back()
         chunks = exact_rows(session, None, "writing input.ply")
         write_ply(run / "input.ply", chunks, antialiased=config.antialias)
+
+
+def remove_run_leftovers(run: Path) -> None:
+    """Remove what a run that was killed while writing left where runs write."""
+    for folder in (run, *run.glob("point_cloud/iteration_*"), *run.glob("eval/step_*")):
+        remove_leftovers(folder)
+    clean_checkpoints(run / "checkpoints")
 
 
 def _cfg_args(config: Config, scene: Scene, run: Path) -> Namespace:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,9 +37,10 @@ from clm.stream.spans import Trace
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
 from clm.train.batches import Margin, PlanAhead, Planned, batch_views, plan_batch
-from clm.train.checkpoint import load_checkpoint, save_checkpoint
+from clm.train.checkpoint import load_sound_checkpoint, save_checkpoint
 from clm.train.device import open_device
 from clm.train.events import CheckpointSaved, Emit, Message, reporter
+from clm.train.records import restored
 from clm.train.report import Totals
 
 RANDOM_ROWS = 100_000  # initial Gaussians when the model has no points (INRIA, gsplat)
@@ -55,11 +57,29 @@ class Progress:
     new_rows_since_sort: int = 0
     next_order: list[int] | None = None
 
-    @staticmethod
-    def from_state(state: dict[str, Any], first_leg: Leg) -> Progress:
-        """From a checkpoint. first_leg: of its configuration, for checkpoints from before there were legs."""
-        leg = Leg.from_state(state["leg"]) if "leg" in state else first_leg
-        return Progress(**{**state, "leg": leg})
+
+class Saved(NamedTuple):
+    """The state of a checkpoint, beside its arrays. `run`: the name of the run that wrote it, if it says."""
+
+    run: str | None
+    config: Config
+    scene_scale: float
+    progress: Progress
+    totals: Totals
+
+    @classmethod
+    def parse(cls, state: dict[str, Any], source: str) -> Saved:
+        """Raises Damaged where a value is none that a run writes."""
+        run, config, scale = state.get("run"), from_dict(state["config"], source), state["scene_scale"]
+        first_leg = dataclasses.asdict(Leg.of(config, scale))  # checkpoints from before there were legs name none
+        progress = restored(Progress, {"leg": first_leg, **state["progress"]}, "progress")
+        totals = restored(Totals, state["totals"], "totals")
+        return cls(str(run) if run else None, config, scale, progress, totals)
+
+    @property
+    def last_stamp(self) -> int:
+        """The largest stamp that a row can have."""
+        return self.progress.leg.index(self.progress.step)
 
 
 class Session:
@@ -76,6 +96,8 @@ class Session:
         self.cameras = [view.camera for view in scene.views]
         self.background = parse_background(config.background)
         self.progress, self.totals = Progress(Leg.of(config, scene.scale)), Totals()
+        self.name = secrets.token_hex(8)  # of this run among others; its checkpoints carry it
+        self.saved: Path | None = None  # the checkpoint of the newest state that is saved
         if resume is None:
             self.store = initial_store(scene, config, emit)
         else:
@@ -98,6 +120,9 @@ class Session:
         self.lanes.close()  # a plan may wait for the view that was under way
         self.plans.close()
         self.images.close()
+
+    def _warn(self, text: str) -> None:
+        self.emit(Message(text, "warning"))
 
     def refresh_store(self) -> None:
         """Cull entries and bounds of all rows, as of the step reached."""
@@ -176,17 +201,21 @@ class Session:
         return partial(render_view, self.tiers, adam, self.rasterizer, sh_degree=degree, background=background)
 
     def save(self) -> None:
-        """Checkpoint the run as it is between two batches."""
+        """Checkpoint the run as it is between two batches, unless that very state is saved."""
+        iteration, folder = self.progress.iteration, self.run / "checkpoints"
+        if self.saved == folder / f"step_{iteration}":
+            return
         self.tiers.write_back()
         state = {
+            "run": self.name,
             "config": to_dict(self.config),
             "scene_scale": self.scene.scale,
             "progress": dataclasses.asdict(self.progress),
             "totals": self.totals.state(),
         }
-        folder = self.run / "checkpoints"
-        path = save_checkpoint(folder, self.progress.iteration, state, self.store, self.config.keep_checkpoints)
-        self.emit(CheckpointSaved(self.progress.iteration, str(path)))
+        path = save_checkpoint(folder, iteration, state, self.store, self.config.keep_checkpoints, self._warn)
+        self.saved = path
+        self.emit(CheckpointSaved(iteration, str(path)))
 
     def see_peak(self) -> None:
         """Record the bytes held now."""
@@ -263,13 +292,12 @@ class Session:
         return self.rasterizer.temporary_bytes(largest_view, pixels) + lanes + self.reserved
 
     def _restore(self, path: Path) -> None:
-        state, self.store = load_checkpoint(path)
-        saved = from_dict(state["config"], str(path))
-        for text in config_changes(saved, self.config):
-            self.emit(Message(text, "warning"))
-        self.scene = dataclasses.replace(self.scene, scale=state["scene_scale"])  # lengths stay what they were
-        self.progress = Progress.from_state(state["progress"], Leg.of(saved, self.scene.scale))
-        self.totals = Totals.from_state(state["totals"])
+        path, saved, self.store = load_sound_checkpoint(path, partial(Saved.parse, source=str(path)), self._warn)
+        self.name, self.saved = saved.run or self.name, path
+        for text in config_changes(saved.config, self.config):
+            self._warn(text)
+        self.scene = dataclasses.replace(self.scene, scale=saved.scene_scale)  # lengths stay what they were
+        self.progress, self.totals = saved.progress, saved.totals
         done = self.progress.iteration
         if done > self.config.iterations:
             raise ClmError(

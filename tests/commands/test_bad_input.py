@@ -178,7 +178,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
     def full(_path: Path, _array: np.ndarray) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_module, "_write_array", full)
+    monkeypatch.setattr(checkpoint_module, "write_array", full)
     with pytest.raises(ResourceError, match=r"disk is full.*needs .*iB"):
         run_demo(run, resume=True, stop_at=40)
     assert {p: p.read_bytes() for p in checkpoints(run / "checkpoints")[-1].iterdir()} == before
@@ -276,7 +276,7 @@ def test_a_full_disk_ends_the_command_with_the_exit_code_of_resources(
     monkeypatch.setattr("os.fsync", full)
     result = clm("train", DEMO, "-o", tmp_path / "run", *SHORT, "-q")
     assert result.returncode == 3
-    assert result.stderr.startswith("error: No space left on device") and len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("error: The disk is full: ") and len(result.stderr.splitlines()) == 1
     assert not files_under(tmp_path), "half a file was left behind"
 
 

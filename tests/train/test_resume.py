@@ -22,6 +22,7 @@ from clm.train.events import BatchDone, Densified, Message
 from tests.demo_run import (
     DEMO,
     FIXED,
+    as_format_1,
     assert_same_model,
     clm,
     command,
@@ -85,10 +86,11 @@ def test_moments_of_another_type_are_refused_with_the_flag_that_goes_on(tmp_path
 
 def test_a_checkpoint_that_names_no_type_of_moments_holds_float32(whole: Path, tmp_path: Path) -> None:
     run_demo(tmp_path / "run", stop_at=40)
-    path = latest_checkpoint(tmp_path / "run" / "checkpoints") / "state.json"
-    state = read_json(path)
+    path = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    as_format_1(path)
+    state = read_json(path / "state.json")
     del state["moments"], state["config"]["moments"]
-    path.write_text(json.dumps(state))
+    (path / "state.json").write_text(json.dumps(state))
     run_demo(tmp_path / "run", resume=True)
     assert_same_model(whole, tmp_path / "run")
 
