@@ -36,6 +36,7 @@ from clm.stream.lanes import Lanes
 from clm.stream.spans import Trace
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
+from clm.train.arrays import Damaged
 from clm.train.batches import Margin, PlanAhead, Planned, batch_views, plan_batch
 from clm.train.checkpoint import load_sound_checkpoint, save_checkpoint
 from clm.train.device import open_device
@@ -70,7 +71,11 @@ class Saved(NamedTuple):
     @classmethod
     def parse(cls, state: dict[str, Any], source: str) -> Saved:
         """Raises Damaged where a value is none that a run writes."""
-        run, config, scale = state.get("run"), from_dict(state["config"], source), state["scene_scale"]
+        run, scale = state.get("run"), state["scene_scale"]
+        try:
+            config = from_dict(state["config"], source)
+        except ClmError as error:
+            raise Damaged(f"its configuration is refused: {error.message.rstrip('.')}") from None
         first_leg = dataclasses.asdict(Leg.of(config, scale))  # checkpoints from before there were legs name none
         progress = restored(Progress, {"leg": first_leg, **state["progress"]}, "progress")
         totals = restored(Totals, state["totals"], "totals")
