@@ -90,8 +90,13 @@ def _config_options(only: tuple[str, ...] = ()) -> list[inspect.Parameter]:
 
 def train(
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="COLMAP scene: images/ and sparse/0 (or sparse/, or flat).")
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="DATA",
+            help="COLMAP scene: images/ and sparse/0 (or sparse/, or flat). A resumed run finds its own.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run directory (default: runs/NAME).")] = None,
     preset: Preset = None,
     config: ConfigFile = None,
@@ -179,6 +184,9 @@ def render(
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     split: Annotated[str, typer.Option(metavar="test|train", help="Which views.")] = "test",
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The scene, if it is not where the run found it.")
+    ] = None,
     gpu_memory: Device = "8GiB",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the keys of metrics.json.")] = False,
     quiet: Quiet = False,
@@ -187,7 +195,7 @@ def evaluate(
     from clm.commands.evaluate import evaluate_run, format_figures
 
     with _console(quiet) as emit:
-        figures = evaluate_run(run, split, gpu_memory, emit)
+        figures = evaluate_run(run, split, gpu_memory, emit, data)
     if as_json or not quiet:
         typer.echo(format_figures(figures, split, as_json))
 

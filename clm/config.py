@@ -43,8 +43,9 @@ def _option(
 
     lo, hi: bounds of a number. choices: of a text; those of a `size` beside sizes. kind: `count` (18M), `size` (8GiB) or
     `colour`. suggest: what a refusal of a value out of bounds proposes, if not the bound. resume: whether a resumed run
-    may have another value: `free` does not change the model, `said` does and is said, `fixed` is refused, and `own` is not
-    taken over from the run. flag None: settable in a file or preset only; flag "": --the-field-name.
+    may have another value: `free` does not change the model, `said` does and is said, `fixed` is refused, `begun` has no
+    effect any more, and `own` is not taken over from the run. flag None: settable in a file or preset only; flag "":
+    --the-field-name.
     """
     example = next((value for value in (default, suggest, lo) if value is not None), "NAME")
     if choices and metavar is None:
@@ -88,7 +89,7 @@ class Config:
         "Device budget: arena and resident Gaussians (on the CPU, too).",
         kind="size",
         choices=("auto",),
-        metavar="auto|SIZE",
+        metavar="SIZE",
         resume="free",
     )
     host_memory: str = _option(
@@ -130,7 +131,9 @@ class Config:
     )
     downscale: str = _option("auto", "Shrink photos by this factor.", choices=("auto", "1", "2", "4", "8"))
     max_size: int = _option(1600, "Longer side of a training image in pixels, at most.", lo=16, hi=65536)
-    test_every: int = _option(8, "Hold out every Nth image (sorted by name) for testing; 0: none.", lo=0, hi=_MANY)
+    test_every: int = _option(
+        8, "Hold out every Nth image (sorted by name) for testing; 0: none.", lo=0, hi=_MANY, resume="begun"
+    )
     near: float | None = _option(
         None, "Nothing nearer is drawn; default: a hundredth of the scene's unit.", metavar="X", lo=1e-18, hi=1e18
     )
@@ -138,7 +141,7 @@ class Config:
         None, "Nothing farther away is drawn; default: 1e12 times near.", metavar="X", lo=1e-18, hi=1e30
     )
     init_ply: str | None = _option(
-        None, "Start from the Gaussians of a PLY instead of the COLMAP points.", metavar="PLY"
+        None, "Start from the Gaussians of a PLY instead of the COLMAP points.", metavar="PLY", resume="begun"
     )
     strict: bool = _option(False, "Fail on a corrupt image instead of skipping it.")
     # Model
@@ -323,7 +326,10 @@ def config_changes(saved: Config, now: Config) -> list[str]:
                 f"The checkpoint was trained with {f.name} {old}, this call says {new}.",
                 f"Pass `--{f.name.replace('_', '-')} {old}`.",
             )
-        lines.append(f"resumed with another {f.name}: {old} -> {new}")
+        if f.metadata["resume"] == "begun":
+            lines.append(f"{f.name} {new} changes nothing: a run keeps what it began with")
+        else:
+            lines.append(f"resumed with another {f.name}: {old} -> {new}")
     return lines
 
 

@@ -7,40 +7,31 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from clm.commands.render import loaded_store, model_renderer
 from clm.commands.train import open_scene
-from clm.config import Config, from_dict, parse_background
+from clm.config import parse_background
 from clm.errors import ClmError
 from clm.files import write_json
 from clm.gaussians.model import open_model
 from clm.plan.budget import parse_bytes
 from clm.scene import ImageCache
+from clm.train.begun import read_run_config, read_split, scene_of_run, with_split
 from clm.train.evaluate import measure_views
 from clm.train.events import Emit, reporter
 
 
-def read_run_config(run: Path) -> tuple[Path, Config]:
-    """The data folder and the configuration that a run directory was trained with."""
-    path = run / "config.yaml"
-    if not path.exists():
-        raise ClmError(f"{run} is not a run directory: {path} is missing.", "Pass the folder given to `clm train -o`.")
-    try:
-        values = yaml.safe_load(path.read_text())
-        data = Path(values.pop("data"))
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
-        raise ClmError(f"{path} is damaged.", "Restore it, or pass the PLY of the run instead.") from None
-    return data, from_dict(values, str(path))
+def evaluate_run(
+    run: Path, split: str, gpu_memory: str, emit: Emit = lambda event: None, data: Path | None = None
+) -> dict[str, Any]:
+    """The figures of a split with the keys of `metrics.json`; they and renders are also written to `eval/step_N/`.
 
-
-def evaluate_run(run: Path, split: str, gpu_memory: str, emit: Emit = lambda event: None) -> dict[str, Any]:
-    """The figures of a split with the keys of `metrics.json`; they and renders are also written to `eval/step_N/`."""
+    data: where the run's scene is now, if it was moved."""
     if split not in ("test", "train"):
         raise ClmError(f"--split is `{split}`.", "Use test or train.")
-    data, config = read_run_config(run)
+    before, config = read_run_config(run)
     model = open_model(run)
-    scene = open_scene(data, config, report=reporter(emit))
+    data = data or scene_of_run(run, before, f"clm eval {run} --data DIR")
+    scene = with_split(open_scene(data, config, report=reporter(emit)), read_split(run, config))
     views = scene.test if split == "test" else scene.train
     if not len(views):
         raise ClmError(f"The run held out no views (test_every {config.test_every}).", "Use --split train.")

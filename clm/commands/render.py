@@ -26,6 +26,7 @@ from clm.render import Render
 from clm.scene import camera_from_json, ellipse_path, interp_path
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
+from clm.train.begun import read_run_config, read_split
 from clm.train.device import open_device
 from clm.train.evaluate import flat_name, save_png, to_uint8
 from clm.train.events import Emit, Message, reporter
@@ -88,11 +89,9 @@ def choose_cameras(model: ModelFile, which: str) -> Named:
     named = read_cameras(model.run / "cameras.json")
     if which == "all":
         return named
-    from clm.commands.evaluate import read_run_config
-
-    every = read_run_config(model.run)[1].test_every
-    held_out = {k for k in range(len(named)) if every and k % every == 0}
-    chosen = [named[k] for k in range(len(named)) if (k in held_out) == (which == "test")]
+    split = read_split(model.run, read_run_config(model.run)[1])
+    held_out = split.test if split is not None else frozenset()
+    chosen = [(name, camera) for name, camera in named if (name in held_out) == (which == "test")]
     if not chosen:
         raise ClmError(f"The run has no {which} views.", "Use --cameras all.")
     return chosen

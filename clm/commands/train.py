@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from clm.config import Config, load_config
+from clm.config import Config, from_dict, load_config
 from clm.errors import ClmError
 from clm.train.events import Emit, Message, reporter
 
@@ -78,21 +79,45 @@ def _consumers(run: Path, resume: bool, as_json: bool, quiet: bool) -> tuple[Emi
     return fan_out(log, *shown), close
 
 
-def data_change(run: Path, data: Path) -> str | None:
-    """What to say when `data` is not the scene that the run was trained on so far."""
-    from clm.commands.evaluate import read_run_config
+def begun_with(run: Path, checkpoint: Path) -> tuple[Path | None, Config]:
+    """Scene and configuration of a run that goes on; the checkpoint's, which names no scene, where config.yaml is gone or
+    damaged."""
+    from clm.train.begun import read_run_config
 
     try:
-        before, _ = read_run_config(run)
-    except ClmError:
-        return None  # the checkpoint holds all that training needs
-    if before.resolve() == data.resolve():
-        return None
-    return f"resumed with another DATA: {before} -> {data}"
+        return read_run_config(run)
+    except ClmError as error:
+        try:
+            state = json.loads((checkpoint / "state.json").read_text())
+            return None, from_dict(state["config"], str(checkpoint))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise error from None
+
+
+def resumed_scene(run: Path, before: Path | None, data: Path | None) -> tuple[Path, str | None]:
+    """Where the scene of a run that goes on is, and what to say when that is not the one it was trained on so far."""
+    from clm.train.begun import scene_of_run
+
+    if data is None:
+        if before is None:
+            raise ClmError(f"{run} does not say where its scene is.", f"Pass it: `clm train DATA --resume -o {run}`.")
+        return scene_of_run(run, before, f"clm train DATA --resume -o {run}"), None
+    if before is None or before.resolve() == data.resolve():
+        return data, None
+    return data, f"resumed with another DATA: {before} -> {data}"
+
+
+def _needs_data(resume: bool) -> ClmError:
+    if resume:
+        return ClmError("`clm train --resume` needs the run or its scene.", "Pass -o RUN, or DATA.")
+    return ClmError(
+        "`clm train` needs DATA: COLMAP scene with images/ and sparse/0 (or sparse/, or flat).",
+        "See `clm train --help`.",
+    )
 
 
 def run_training(
-    data: Path,
+    data: Path | None,
     output: Path | None,
     flags: dict[str, Any],
     preset: str | None,
@@ -103,16 +128,22 @@ def run_training(
     quiet: bool,
 ) -> bool:
     """Train; returns False when stopped by a signal (state saved, and how to resume was said)."""
-    config = load_config(flags, preset=preset, file=file)
-    run = output or Path("runs") / data.resolve().name
-
     from clm.train.checkpoint import checkpoints, latest_checkpoint
     from clm.train.loop import train
 
-    checkpoint = latest_checkpoint(run / "checkpoints") if resume else None
-    if not resume and checkpoints(run / "checkpoints"):
-        raise ClmError(f"{run} already holds a run.", "Pass --resume to go on with it, or another folder with -o.")
-    other_data = data_change(run, data) if resume else None
+    if data is None and (output is None or not resume):
+        raise _needs_data(resume)
+    run = output or Path("runs") / data.resolve().name
+    checkpoint, other_data = None, None
+    if resume:
+        checkpoint = latest_checkpoint(run / "checkpoints")
+        before, begun = begun_with(run, checkpoint)
+        config = load_config(flags, preset=preset, file=file, resumed=begun)
+        data, other_data = resumed_scene(run, before, data)
+    else:
+        config = load_config(flags, preset=preset, file=file)
+        if checkpoints(run / "checkpoints"):
+            raise ClmError(f"{run} already holds a run.", "Pass --resume to go on with it, or another folder with -o.")
     emit, close = _consumers(run, resume, as_json, quiet)
     stop = StopRequest()
     try:

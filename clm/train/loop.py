@@ -40,6 +40,7 @@ def train(
     """
     with Session(scene, config, run, emit, resume) as session:
         start_run(session)
+        scene = session.scene  # with the views held out that the run began with
         progress, began = session.progress, time.perf_counter()
         views = len(scene.train), len(scene.test)
         device, offload = session.device.kind, session.placement.offload

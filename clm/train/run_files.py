@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from clm.config import Config, to_dict
+from clm.config import Config
 from clm.files import atomic_write, remove_leftovers, write_json
 from clm.gaussians.ply import write_ply
 from clm.kernels.rows import AdamStep
 from clm.plan.budget import format_bytes
 from clm.progress import counted, rows_of
 from clm.scene import Scene, cameras_json, write_georef
+from clm.train.begun import read_split, write_run_config, write_split
 from clm.train.checkpoint import clean_checkpoints
 from clm.train.evaluate import evaluate
 from clm.train.events import Message
@@ -28,14 +28,15 @@ def start_run(session: Session) -> None:
     run, config, scene = session.run, session.config, session.scene
     run.mkdir(parents=True, exist_ok=True)
     remove_run_leftovers(run)
-    with atomic_write(run / "config.yaml", "w") as file:
-        yaml.safe_dump({"data": str(scene.path), **to_dict(config)}, file, sort_keys=False)
+    begun = session.progress.iteration > 0
+    write_split(run, scene, read_split(run, config) if begun else None)
+    write_run_config(run, scene.path, config)
     with atomic_write(run / "cfg_args", "w") as file:
         file.write(repr(_cfg_args(config, scene, run)))
     write_json(run / "cameras.json", cameras_json(scene))
     if scene.offset.any():
         write_georef(run / "georef.json", scene.offset)
-    if session.progress.iteration == 0:
+    if not begun:
         session.tiers.write_back()
         chunks = exact_rows(session, None, "writing input.ply")
         write_ply(run / "input.ply", chunks, antialiased=config.antialias)

@@ -38,6 +38,7 @@ from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
 from clm.train.arrays import Damaged
 from clm.train.batches import Margin, PlanAhead, Planned, batch_views, plan_batch
+from clm.train.begun import read_split, with_split
 from clm.train.checkpoint import load_sound_checkpoint, save_checkpoint
 from clm.train.device import open_device
 from clm.train.events import CheckpointSaved, Emit, Message, reporter
@@ -301,6 +302,7 @@ class Session:
         self.name, self.saved = saved.run or self.name, path
         for text in config_changes(saved.config, self.config):
             self._warn(text)
+        self.scene = with_split(self.scene, read_split(self.run, saved.config))
         self.scene = dataclasses.replace(self.scene, scale=saved.scene_scale)  # lengths stay what they were
         self.progress, self.totals = saved.progress, saved.totals
         done = self.progress.iteration
