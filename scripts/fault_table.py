@@ -168,7 +168,7 @@ def main() -> int:
         raise SystemExit("This script needs Linux.")
     began = time.monotonic()
     scratch = Path(tempfile.mkdtemp(prefix="clm-faults-", dir=options.scratch))
-    bench = Bench(scratch, images=160 if options.quick else 640)
+    bench = Bench(scratch, images=160 if options.quick else 640, debug=options.case is not None)
     try:
         warm_up()
         prepare(bench)

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,8 @@ def judge(words: list[str], said: Said, also: tuple[int, ...] = ()) -> Said:
 class Bench:
     """Paths of the scene and of the undisturbed run. Nothing under `base` is changed by a try: it copies."""
 
-    def __init__(self, scratch: Path, images: int):
-        self.scratch, self.images = scratch, images
+    def __init__(self, scratch: Path, images: int, debug: bool = False):
+        self.scratch, self.images, self.debug = scratch, images, debug
         self.base = scratch / "base"
         self.scene = self.base / "scene"
         self.config = self.base / "growing.yaml"
@@ -94,15 +95,18 @@ class Bench:
         assert images_done(self.halfway) < self.images, "the run ended before it was killed"
 
     def clm(self, *words: str | Path) -> Said:
-        """`clm WORDS` in this process, judged."""
+        """`clm WORDS` in this process, judged. Where one case is shown, its traceback is, too."""
         from clm.cli import main
 
         before = os.lseek(2, 0, os.SEEK_END)
-        sys.argv, code = ["clm", *map(str, words)], 0
+        sys.argv, code = ["clm", *map(str, words), *(["--debug"] if self.debug else [])], 0
         try:
             main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except Exception as error:
+            code = getattr(error, "exit_code", 1)
+            print(f"error: {error}" if code > 1 else traceback.format_exc(), file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         size = os.lseek(2, 0, os.SEEK_END)

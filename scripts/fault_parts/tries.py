@@ -8,6 +8,7 @@ has started no thread. Everything random in a try comes from its name and number
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import resource
@@ -143,6 +144,8 @@ def _fork(job: Job, bench: Any, folder: Path) -> int:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(said, 1)
         os.dup2(said, 2)
+        faulthandler.enable()
+        faulthandler.dump_traceback_later(0.9 * fault.seconds)  # where a hang hangs
         if fault.memory is not None:
             resource.setrlimit(resource.RLIMIT_AS, (fault.memory, fault.memory))
         found = {"kind": "", "what": ""}
