@@ -266,6 +266,12 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except MemoryError as error:
+        if debug:
+            raise
+        what = f" ({error})" if str(error) else ""
+        typer.echo(f"error: The machine has not the memory for this{what}.", err=True)
+        sys.exit(3)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except Exception as error:

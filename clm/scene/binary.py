@@ -2,7 +2,7 @@
 
 COLMAP's own reader takes a cut-off cameras.bin as complete and asks for memory by counts that it read past the end of a
 file, so a damaged model is found here, cheaply (no coordinates are decoded), and named in one sentence.
-Layout of the records: COLMAP's format description, `cameras.bin`, `images.bin`, `points3D.bin` (little endian).
+Layout of the records: COLMAP's format description, and `reconstruction_io_binary.cc` for rigs and frames (little endian).
 """
 
 from __future__ import annotations
@@ -32,11 +32,17 @@ def parameter_counts() -> dict[int, tuple[str, int]]:
 
 
 def check_binary_model(folder: Path) -> None:
-    """Raise ClmError naming the first of cameras.bin, images.bin, points3D.bin in `folder` that is not whole."""
+    """Raise ClmError naming the first of cameras.bin, images.bin, points3D.bin, rigs.bin, frames.bin in `folder` that
+    is not whole."""
     _walk(folder / "cameras.bin", "camera", _after_camera)
     _walk(folder / "images.bin", "image", _after_image)
-    if (folder / "points3D.bin").exists():
-        _walk(folder / "points3D.bin", "point", _after_point)
+    for name, what, after in (
+        ("points3D.bin", "point", _after_point),
+        ("rigs.bin", "rig", _after_rig),
+        ("frames.bin", "frame", _after_frame),
+    ):
+        if (folder / name).exists():
+            _walk(folder / name, what, after)
 
 
 def _after_camera(data: mmap.mmap, at: int) -> int:
@@ -57,6 +63,20 @@ def _after_point(data: mmap.mmap, at: int) -> int:
     return at + 51 + 8 * _COUNT.unpack_from(data, at + 43)[0]  # id, xyz, rgb, error, track length; track
 
 
+def _after_rig(data: mmap.mmap, at: int) -> int:
+    sensors = struct.unpack_from("<I", data, at + 4)[0]  # behind the id
+    at += 8 + (8 if sensors else 0)  # type and id of the reference sensor
+    for _ in range(sensors - 1):
+        at += 9 + (56 if data[at + 8] else 0)  # type, id, whether it has a pose; quaternion, translation
+    return at
+
+
+def _after_frame(data: mmap.mmap, at: int) -> int:
+    return (
+        at + 68 + 16 * struct.unpack_from("<I", data, at + 64)[0]
+    )  # id, rig id, pose, count; type, sensor id, image id
+
+
 class _UnknownModel(Exception):
     pass
 
@@ -75,7 +95,7 @@ def _walk(path: Path, what: str, after: Callable[[mmap.mmap, int], int]) -> None
                     break
             else:
                 return
-        except struct.error:
+        except (struct.error, IndexError):
             pass
         except _UnknownModel as error:
             names = ", ".join(name for name, _ in parameter_counts().values())

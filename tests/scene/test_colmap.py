@@ -127,3 +127,18 @@ def test_a_panorama_is_refused_by_name() -> None:
     camera = pycolmap.Camera.create_from_model_name(1, "EQUIRECTANGULAR", 1.0, 80, 40)
     with pytest.raises(ClmError, match="EQUIRECTANGULAR"):
         source_camera(camera)
+
+
+@pytest.mark.parametrize("stem", ["rigs", "frames"])
+def test_an_absurd_count_in_rigs_or_frames_is_named_before_colmap_believes_it(stem: str, tmp_path: Path) -> None:
+    write_model(tmp_path / "sparse" / "0", names(3))
+    path = tmp_path / "sparse" / "0" / f"{stem}.bin"
+    assert read_model(tmp_path).images  # whole as written
+    data = bytearray(path.read_bytes())
+    data[0:8] = (2**40).to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(ClmError, match=rf"{stem}\.bin is cut off"):
+        read_model(tmp_path)
+    path.write_bytes(bytes(data[:-1]))
+    with pytest.raises(ClmError, match=rf"{stem}\.bin is cut off"):
+        read_model(tmp_path)
