@@ -21,7 +21,7 @@ from clm.errors import OutOfDeviceMemory
 from clm.render import splats as seam
 from clm.render.gsplat_ops import load_ops
 from clm.render.splats import Projected, Raster, SplatGradients, Splats
-from clm.render.temporaries import Temporaries
+from clm.render.temporaries import FIXED_BYTES, Temporaries, view_bytes
 from clm.render.torch_loss import DeviceLoss, l1_ssim
 
 __all__ = ["DeviceRender", "GsplatRasterizer", "SplatGradients", "Splats", "Temporaries"]
@@ -74,11 +74,12 @@ class GsplatRasterizer:
         self.absgrad = absgrad
         self._options = seam.Options(antialiased, absgrad, radius_clip)
         self._ops = load_ops(say)
-        self.peak_temporaries = 0  # bytes, of the views computed so far
+        self.peak_temporaries = 0  # bytes of tensors, of the training views so far
         self._temporaries = Temporaries()
         self._projected: Projected | None = None  # between project and project_backward
         self._raster: Raster | None = None  # between rasterize and rasterize_backward
         self._screen: _Screen | None = None  # of the last project
+        self._pairs = 0  # (tile, splat) pairs of the last rasterize
 
     def forward(
         self,
@@ -192,7 +193,7 @@ class GsplatRasterizer:
     ) -> Tensor:
         """As `CpuRasterizer.loss_and_gradients`; the loss is a 0-d tensor on the device. Raises OutOfDeviceMemory before
         anything is added. Photo [H, W, 3] u8 and mask [H, W] are on the host."""
-        device, before = arena.geometry.device, self._allocated(reset=True)
+        device = arena.geometry.device
         render = self.forward(arena.geometry, arena.colour, slots, camera, sh_degree, background)
 
         def compare() -> DeviceLoss:
@@ -201,25 +202,18 @@ class GsplatRasterizer:
 
         loss = self._or_out_of_memory(compare, "comparing", len(slots))
         self.backward(loss.v_rgb, arena.grad_geometry, arena.grad_colour, finite=loss.finite)
-        peak = self._allocated() - before
-        self.peak_temporaries = max(self.peak_temporaries, peak)
-        self._temporaries = self._temporaries.learn(peak, len(slots), camera.width * camera.height, sh_degree)
+        self._learn(len(slots), render, camera.width * camera.height, sh_degree)
         return loss.total
 
     def temporary_bytes(self, rows: int, pixels: int) -> int:
         """What one view of so many rows and pixels is expected to need beside the arena, after what was seen so far."""
         return self._temporaries.temporary_bytes(rows, pixels)
 
-    @staticmethod
-    def _allocated(reset: bool = False) -> int:
-        """Bytes that torch has handed out: now, and from now on the peak is counted (reset), or the peak since then. These
-        are counters of the host."""
-        if not torch.cuda.is_available():
-            return 0
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
-            return torch.cuda.memory_allocated()
-        return torch.cuda.max_memory_allocated()
+    def _learn(self, rows: int, render: DeviceRender, pixels: int, sh_degree: int) -> None:
+        """From a training view that is done: what its own tensors took, whatever other lanes did meanwhile."""
+        peak = view_bytes(rows, render.drawn, self._pairs, pixels, sh_degree)
+        self.peak_temporaries = max(self.peak_temporaries, peak)
+        self._temporaries = self._temporaries.learn(peak + FIXED_BYTES, rows, pixels, sh_degree)
 
     def _project(self, geometry: Tensor, colour: Tensor, slots: Tensor, camera: Camera, sh_degree: int) -> Splats:
         self._projected = seam.project(self._ops, geometry, colour, slots, camera, sh_degree, self._options)
@@ -236,7 +230,7 @@ class GsplatRasterizer:
         depth: bool,
     ) -> DeviceRender:
         raster = seam.rasterize(self._ops, splats, width, height, background, depth, self.absgrad)
-        self._raster = raster
+        self._raster, self._pairs = raster, raster.pairs
         return DeviceRender(raster.rgb, raster.alpha.detach()[0, ..., 0], raster.depth, len(splats.opacities))
 
     def _checked_raster(self, v_depth: Tensor | None) -> int:

@@ -1,6 +1,8 @@
 """What rendering one view costs beside the arena: bytes of the CUDA backend's temporaries. Pure arithmetic, no torch.
 
-The estimate counts tensors (gsplat 1.5.3, packed); what a driver or allocator adds is learned from measured peaks.
+Counted are the tensors that a view's own steps hold (`clm.render.splats`, gsplat 1.5.3 and the loss), from sizes that the
+host knows: `view_bytes`. A counter of the device would count what other lanes allocate meanwhile. The estimate in advance
+is linear, and learns from views how many tiles their rows cover.
 """
 
 from __future__ import annotations
@@ -11,9 +13,38 @@ from dataclasses import dataclass
 from clm.kernels.rows import colour_columns
 
 PAIRS_PER_ROW = 5  # assumed (16 px tile, row) pairs of a drawn row; large rows have more, which the factor learns
-ROW_BYTES = 400 + 4 * PAIRS_PER_ROW  # without spherical harmonics
+GATHERED_BYTES = 40  # of every row
+SPLAT_BYTES = 104  # of a drawn row, without its coefficients
+BACKWARD_BYTES = 301  # of a drawn row at the end of backward, the former included, without two times coefficients
+ROW_BYTES = GATHERED_BYTES + BACKWARD_BYTES + 4 * PAIRS_PER_ROW
 PIXEL_BYTES = 130
 FIXED_BYTES = 32 * 2**20  # sort and scan workspaces, allocator rounding
+
+
+def view_bytes(rows: int, drawn: int, pairs: int, pixels: int, sh_degree: int) -> int:
+    """Most bytes that the tensors of a training view hold at one time: `rows` rows, `drawn` of them drawn, in `pairs`
+    (tile, row) pairs. Antialiasing and absgrad are counted always.
+
+    Bytes of each row: means, scales 12, quats 16 = 40. Of a drawn row, with c = 3 (degree + 1)^2 columns of 4 bytes:
+      splats            48  means2d, radii 8 each, conics, colours 12, opacities, depths 4
+      beside them       56  ids of batch, camera and row 8 each, slots 8, directions, colours before the clamp 12
+      coefficients      4c  from here on held = 40 rows + (104 + 4c) drawn
+      while sorting     12  counts and their sums, and 24 per pair: keys and ids, twice
+      blended            -  4 per pair; per pixel the image 12, alpha and last ids 8, photo 3, the loss 84 at its peak
+      backward, pixels  44  gradients of the splats, and 4 per pair; per pixel 48: images and their gradients
+      backward, rows   301  all that is left of the former, gradients of means 12, quats 16, scales 12, directions 12 and
+                  + 2 * 4c  coefficients; rows in the arena's layout 64; per pixel 31: image and its gradient
+    Not counted are workspaces of sorts and sums, which `FIXED_BYTES` stands for.
+    """
+    coefficients = 4 * colour_columns(sh_degree)
+    gathered = GATHERED_BYTES * rows
+    held = gathered + drawn * (SPLAT_BYTES + coefficients)
+    return max(
+        held + 12 * drawn + 24 * pairs,
+        held + 4 * pairs + 107 * pixels,
+        held + 44 * drawn + 4 * pairs + 48 * pixels,
+        gathered + drawn * (BACKWARD_BYTES + 2 * coefficients) + 31 * pixels,
+    )
 
 
 @dataclass(frozen=True)
@@ -25,19 +56,8 @@ class Temporaries:
     def temporary_bytes(self, rows: int, pixels: int, sh_degree: int = 3) -> int:
         """Peak bytes of forward + loss + backward of one view of `rows` rows (drawn or not) and `pixels` pixels.
 
-        Bytes per row, all of them drawn; c = 3 (degree + 1)^2 colour columns of 4 bytes:
-          gathered rows      44 + 4c  means, scales 12 each, quats 16, opacities 4, coefficients
-          colours                 36  directions 12, before and after the clamp 24
-          projection              80  ids of batch, camera, image and row 8 each; radii, means2d 8 each; depths 4, conics 12,
-                                      opacities 4, colours 12 (+ 8 antialiased, + 16 with depth)
-          tile lists              4p  p pairs, kept for backward (24p while they are sorted, when nothing of what follows
-                                      exists yet: less than it, up to p = 18; or up to 4 pairs per pixel)
-          backward          172 + 4c  coefficients 4c; screen space 8 + 12 + 12 + 4 (+ 8 absgrad); packed to rows 16 and its
-                                      sort 32; colour 12 + 12; means three times 12, quats 16, scales 12
-          gradient rows           68  16 floats, in the arena's layout, screen norm 4; then added without temporaries
-        which is 400 + 4p + 8c. Per pixel: image 12, alpha 4, last ids 4 (saved by gsplat), photo 3; then the loss,
-        84 at its peak (its result, v_rgb 12, included); later v_rgb again as gsplat wants it 12, v_alpha 4: together
-        23 + 84 = 107, and with depth 4 + 16 more: 130.
+        All rows are taken as drawn, and the largest share of each kind is added up, as if it were one moment: per row
+        361 + 8c, of which 20 for tile pairs, per pixel 130 (107 of the loss, and room for a mask and for depth).
         """
         return FIXED_BYTES + math.ceil(self.factor * _linear(rows, pixels, sh_degree))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
-from clm.render.temporaries import FIXED_BYTES, PIXEL_BYTES, Temporaries
+from clm.render.temporaries import FIXED_BYTES, PIXEL_BYTES, Temporaries, view_bytes
 
 
 def test_the_estimate_is_linear_in_rows_and_pixels_and_grows_with_the_sh_degree() -> None:
@@ -13,7 +16,7 @@ def test_the_estimate_is_linear_in_rows_and_pixels_and_grows_with_the_sh_degree(
     assert nothing == FIXED_BYTES
     assert bytes_of(2000, 500) - nothing == 2 * (bytes_of(1000, 250) - nothing)
     per_row = [bytes_of(1, 0, degree) - nothing for degree in range(4)]
-    assert per_row == [420 + 8 * columns for columns in (3, 12, 27, 48)]
+    assert per_row == [361 + 8 * columns for columns in (3, 12, 27, 48)]
     assert bytes_of(0, 1) - nothing == PIXEL_BYTES
 
 
@@ -41,3 +44,45 @@ def test_the_loss_needs_what_the_estimate_counts_for_it_per_pixel() -> None:
     with PeakBytes() as counted:
         torch_loss.l1_ssim(rgb, photo)
     assert 80 < counted.peak / (120 * 200) < 85
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "height", "extras"), [(8000, 32, 32, False), (8000, 32, 32, True), (60, 240, 160, False)]
+)
+def test_what_a_view_is_counted_to_take_is_what_its_tensors_hold(
+    monkeypatch: pytest.MonkeyPatch, rows: int, width: int, height: int, extras: bool
+) -> None:
+    """gsplat's own Python over the stub, every tensor counted that an operation or a kernel returns."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("gsplat", reason="gsplat is not installed")
+    from clm.render import torch_loss
+    from clm.render.gsplat import GsplatRasterizer
+    from tests.device_rules import PeakBytes
+    from tests.render import gsplat_stub
+    from tests.render.scenes import look_at_origin, random_rows
+
+    counted = PeakBytes()
+    gsplat_stub.install(monkeypatch, counted.outputs_only)
+    geometry, colour = (torch.tensor(values) for values in random_rows(rows, scale=0.01))
+    gradients = {"grad_geometry": torch.zeros(rows, 16), "grad_colour": torch.zeros(rows, 48)}
+    arena, photo = (
+        SimpleNamespace(geometry=geometry, colour=colour, **gradients),
+        np.zeros((height, width, 3), np.uint8),
+    )
+    torch_loss.l1_ssim(torch.rand(3, height, width), torch.tensor(photo))  # makes the window
+    rasterizer, camera = GsplatRasterizer(antialiased=extras, absgrad=extras), look_at_origin(width, height)
+    slots = torch.arange(rows)
+    with counted:
+        rasterizer.loss_and_gradients(arena, slots, camera, 3, (0.1, 0.2, 0.3), photo, None, 0.2)
+    drawn = int(gradients["grad_geometry"][:, 11].sum())
+    assert rasterizer.peak_temporaries == view_bytes(rows, drawn, rasterizer._pairs, width * height, 3)
+    assert 0.99 < rasterizer.peak_temporaries / counted.peak < 1.06
+
+
+def test_only_pairs_and_drawn_rows_change_what_is_counted_of_a_view() -> None:
+    """And where pairs are many, the sort of their keys is the peak."""
+    assert view_bytes(1000, 500, 2500, 10_000, 3) < view_bytes(1000, 1000, 5000, 10_000, 3)
+    few, many = (view_bytes(1000, 1000, pairs, 1000, 3) for pairs in (10**6, 2 * 10**6))
+    assert many - few == 24 * 10**6
+    estimate = Temporaries().temporary_bytes(1000, 10_000)
+    assert estimate > FIXED_BYTES + view_bytes(1000, 1000, 5000, 10_000, 3)
