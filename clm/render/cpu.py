@@ -44,6 +44,8 @@ class CpuRasterizer:
         self._workspace = RasterWorkspace()
         self._planes = np.zeros((5, 0, 0), np.float32)  # rgb, alpha, depth
         self._has_depth = False
+        self._size = 0, 0  # height, width of the last project
+        self._drawn = 0
 
     def forward(
         self,
@@ -59,25 +61,27 @@ class CpuRasterizer:
 
         `slots` [M] i32 in ascending row order. The arena must not change before `backward` of this view.
         """
-        if self._planes.shape[1:] != (camera.height, camera.width):
-            self._planes = np.zeros((5, camera.height, camera.width), np.float32)
+        self.project(geometry, colour, slots, camera, sh_degree)
+        return self.rasterize(background, depth)
+
+    def project(
+        self, geometry: np.ndarray, colour: np.ndarray, slots: np.ndarray, camera: Camera, sh_degree: int
+    ) -> int:
+        """The first half of `forward`, from rows to splats, which stay in the workspace; returns how many are drawn."""
+        limits = np.array([camera.near, camera.far, self._radius_clip], np.float32)
+        self._size = camera.height, camera.width
+        self._drawn = self._workspace.project(geometry, colour, slots, camera, sh_degree, limits, self.antialiased)
+        return self._drawn
+
+    def rasterize(self, background: np.ndarray | tuple[float, float, float], depth: bool = False) -> Render:
+        """The second half of `forward`, from splats to the image."""
+        if self._planes.shape[1:] != self._size:
+            self._planes = np.zeros((5, *self._size), np.float32)
         planes, self._has_depth = self._planes, depth
-        options = np.array([camera.near, camera.far, self._radius_clip, *background], np.float32)
-        drawn = self._workspace.forward(
-            geometry,
-            colour,
-            slots,
-            camera,
-            sh_degree,
-            options,
-            self.antialiased,
-            planes[:3],
-            planes[3],
-            planes[4] if depth else None,
-        )
+        self._workspace.rasterize(np.array(background, np.float32), planes[:3], planes[3], planes[4] if depth else None)
         frozen = planes.view()
         frozen.flags.writeable = False
-        return Render(frozen[:3], frozen[3], frozen[4] if depth else None, drawn)
+        return Render(frozen[:3], frozen[3], frozen[4] if depth else None, self._drawn)
 
     def backward(
         self,
@@ -92,9 +96,20 @@ class CpuRasterizer:
         Columns 0:11 as geometry; 11: +1 per drawn row; 12: + norm of the screen gradient in half image sizes (with
         absgrad of the per-axis sums over pixels of its absolute value). `v_depth` needs a forward with depth=True.
         """
+        self.rasterize_backward(v_rgb, v_alpha, v_depth)
+        self.project_backward(grad_geometry, grad_colour)
+
+    def rasterize_backward(
+        self, v_rgb: np.ndarray, v_alpha: np.ndarray | None = None, v_depth: np.ndarray | None = None
+    ) -> None:
+        """The first half of `backward`, from the image to the splats, whose gradients stay in the workspace."""
         if v_depth is not None and not self._has_depth:
             raise ValueError("v_depth needs a forward with depth=True")
-        self._workspace.backward(v_rgb, v_alpha, v_depth, self.absgrad, grad_geometry, grad_colour)
+        self._workspace.rasterize_backward(v_rgb, v_alpha, v_depth, self.absgrad)
+
+    def project_backward(self, grad_geometry: np.ndarray, grad_colour: np.ndarray) -> None:
+        """The second half of `backward`, from the splats to the rows."""
+        self._workspace.project_backward(grad_geometry, grad_colour)
 
     def loss_and_gradients(
         self,

@@ -169,7 +169,7 @@ def spoil(kind: str) -> tuple[Any, ...]:
     return geometry, colour, slots
 
 
-@pytest.mark.parametrize("kind", ["mean", "scale", "quaternion"])
+@pytest.mark.parametrize("kind", ["mean", "opacity", "scale", "quaternion"])
 def test_rows_that_are_not_finite_draw_nothing_and_get_nothing_as_on_the_cpu(kind: str) -> None:
     camera = look_at_origin()
     rasterizer, grads = GsplatRasterizer(), gradients()

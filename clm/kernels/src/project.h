@@ -105,7 +105,7 @@ CLM_INLINE void project8(const View& v, const Rows8& rows, Projected& o) {
     o.det = o.det0 + fma(splat<f8>(kBlur), o.xx0 + o.yy0, splat<f8>(kBlur * kBlur));
     o.xx = o.xx0 + kBlur;
     o.yy = o.yy0 + kBlur;
-    o.opacity = 1.0f / (1.0f + vexp(-high[6]));
+    o.opacity = keep(high[6] == high[6], 1.0f / (1.0f + vexp(-high[6])));  // of a NaN 0: it culls
     o.effective = v.antialiased ? o.opacity * vsqrt(o.det0 / o.det) : o.opacity;
 }
 

@@ -132,7 +132,7 @@ CLM_INLINE void footprint_backward(const View& v, const Projected& o, const Scre
     v_c[2] -= o.rz * (v_tx * tx + v_ty * ty + o.jx * v_jx + o.jxz * v_jxz + o.jy * v_jy + o.jyz * v_jyz);
 }
 
-void backward_eight(Workspace& ws, const Cotangents& cot, int64_t first, float* grad_geometry, float* grad_colour) {
+void backward_eight(Workspace& ws, int64_t first, float* grad_geometry, float* grad_colour) {
     const View& v = ws.view;
     i8 drawn_lanes{};
     for (int64_t j = 0; j < 8 && first + j < v.rows; ++j) drawn_lanes[j] = ws.radii[2 * (first + j)] > 0 ? -1 : 0;
@@ -158,8 +158,8 @@ void backward_eight(Workspace& ws, const Cotangents& cot, int64_t first, float* 
         }
     }
     quat_backward(o.q, o.q_inv, v_r, v_q);
-    f8 nx = (cot.absgrad ? kLn2 * m[9] : s.mx) * (0.5f * v.width);
-    f8 ny = (cot.absgrad ? kLn2 * m[10] : s.my) * (0.5f * v.height);
+    f8 nx = (ws.absgrad ? kLn2 * m[9] : s.mx) * (0.5f * v.width);
+    f8 ny = (ws.absgrad ? kLn2 * m[10] : s.my) * (0.5f * v.height);
     f8 low[8] = {v_p[0], v_p[1], v_p[2], v_q[0], v_q[1], v_q[2], v_q[3], v_s[0]};
     f8 high[8] = {v_s[1], v_s[2], s.logit, splat<f8>(1.0f), vsqrt(nx * nx + ny * ny), f8{}, f8{}, f8{}};
     add_columns(grad_geometry, 16, rows, drawn, 0, low);
@@ -168,12 +168,12 @@ void backward_eight(Workspace& ws, const Cotangents& cot, int64_t first, float* 
 
 }  // namespace
 
-void project_backward(Workspace& ws, const Cotangents& v, float* grad_geometry, float* grad_colour) {
+void project_backward(Workspace& ws, float* grad_geometry, float* grad_colour) {
     const int64_t rows = ws.view.rows;
     parallel((rows + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
         int64_t end = (chunk + 1) * kChunk < rows ? (chunk + 1) * kChunk : rows;
         for (int64_t first = chunk * kChunk; first < end; first += 8)
-            backward_eight(ws, v, first, grad_geometry, grad_colour);
+            backward_eight(ws, first, grad_geometry, grad_colour);
     });
 }
 

@@ -1,6 +1,6 @@
 // What the stages of the rasteriser share: the workspace of one view and the layout of its buffers.
 //
-// project -> sort -> lists -> forward | backward -> project_backward. Every stage is parallel over chunks that write
+// project -> sort | lists -> forward | backward | project_backward. Every stage is parallel over chunks that write
 // only their own part, and every sum has a fixed order, so results are bitwise equal for any thread count.
 #pragma once
 #include <cstdint>
@@ -106,6 +106,7 @@ enum Stage { kProject, kSort, kLists, kForward, kBackward, kProjectBackward, kSt
 struct Workspace {
     View view{};
     int64_t drawn = 0, pairs = 0;
+    bool absgrad = false;          // whether the moments hold sums of absolute values too
     Buffer<Record> records;        // [rows]
     Buffer<int32_t> radii;         // [rows, 2]
     Buffer<Keyed> keyed, keyed2;   // [drawn] in depth order after sort
@@ -140,6 +141,6 @@ struct Cotangents {
     bool absgrad;
 };
 void composite_backward(Workspace& ws, const Cotangents& v);
-void project_backward(Workspace& ws, const Cotangents& v, float* grad_geometry, float* grad_colour);
+void project_backward(Workspace& ws, float* grad_geometry, float* grad_colour);
 
 }  // namespace clm
