@@ -75,7 +75,9 @@ class WorkBar:
                     desc=event.what, total=event.total, unit=f" {event.unit}", unit_scale=event.total > 100_000,
                     file=self._stream, dynamic_ncols=True, leave=False, position=position,
                 )  # fmt: skip
-                self.bar.start_t = self._began
+                # As if it had been there from the beginning, so that the time left is right at once (tqdm's clock is another).
+                self.bar.start_t -= now - self._began
+                self.bar.last_print_t = self.bar.start_t
             self.bar.update(event.done - self.bar.n)
         elif now - self._last_line >= PLAIN_EVERY:
             left = (now - self._began) * (event.total - event.done) / event.done if event.done else 0.0
