@@ -45,6 +45,20 @@ def counted(
         report(what, total, total, unit)
 
 
+def tally(what: str, total: int, unit: str, report: Report) -> Callable[[int], None]:
+    """A function to call with how much was done since it was called last."""
+    done = 0
+
+    def add(more: int) -> None:
+        nonlocal done
+        done += more
+        report(what, done, total, unit)
+
+    if total > 0:
+        add(0)
+    return add
+
+
 @contextmanager
 def pending(what: str, report: Report, *, long: bool = False) -> Iterator[None]:
     """Work in one call that cannot say how far it is. long: say so at once, because the call may let no thread speak."""

@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -45,8 +45,8 @@ def _pieces(array: np.ndarray) -> Iterator[memoryview]:
         yield memoryview(raw[first : first + _PIECE])
 
 
-def write_array(path: Path, array: np.ndarray) -> dict[str, Any]:
-    """Write and sync an .npy file; returns its entry in the manifest."""
+def write_array(path: Path, array: np.ndarray, passed: Callable[[int], None] = lambda size: None) -> dict[str, Any]:
+    """Write and sync an .npy file; returns its entry in the manifest. passed: told how many bytes of the array went by."""
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
     size, crc = head.tell(), zlib.crc32(head.getvalue())
@@ -56,6 +56,7 @@ def write_array(path: Path, array: np.ndarray) -> dict[str, Any]:
             file.write(piece)
             crc = zlib.crc32(piece, crc)
             size += len(piece)
+            passed(len(piece))
         file.flush()
         os.fsync(file.fileno())
     return {"bytes": size, "crc32": crc, "dtype": array.dtype.str, "shape": list(array.shape)}
@@ -83,8 +84,10 @@ def check_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], listed
             raise Damaged(f"{path.name} is {found:,} bytes long instead of {size:,}")
 
 
-def read_array(path: Path, out: np.ndarray, listed: Listed | None) -> None:
-    """Fill `out` from a file that `check_array` admitted; raises Damaged if the checksum is another."""
+def read_array(
+    path: Path, out: np.ndarray, listed: Listed | None, passed: Callable[[int], None] = lambda size: None
+) -> None:
+    """Fill `out` from a file that `check_array` admitted; raises Damaged if the checksum is another. passed: as above."""
     with _opened(path) as file:
         head = _read_header(path, file, out.dtype, out.shape)
         size, crc = len(head), zlib.crc32(head)
@@ -93,6 +96,7 @@ def read_array(path: Path, out: np.ndarray, listed: Listed | None) -> None:
                 raise Damaged(f"{path.name} ends too early")
             crc = zlib.crc32(piece, crc)
             size += len(piece)
+            passed(len(piece))
     if listed is not None:
         _compare(path, Listed(size, crc), listed)
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 from clm.errors import ClmError, ResourceError
 from clm.files import leftovers, remove_leftovers, storage_failure, sync_directory, temporary_name
 from clm.gaussians.store import MOMENT_TYPES, Store
+from clm.progress import Report, tally, unseen
 from clm.train.arrays import Damaged, Listed, check_array, read_array, read_listed, write_array
 
 
@@ -50,6 +51,7 @@ def save_checkpoint(
     store: Store,
     keep: int,
     warn: Callable[[str], None] = lambda text: None,
+    report: Report = unseen,
 ) -> Path:
     """Write `folder/step_{iteration}` and drop all but the newest `keep` up to it. state: JSON-ready; its `run` names the run.
 
@@ -60,7 +62,12 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         clean_checkpoints(folder)
         temporary.mkdir()
-        _write_files(temporary, {"format": FORMAT, "iteration": iteration, **state}, store)
+        _write_files(
+            temporary,
+            {"format": FORMAT, "iteration": iteration, **state},
+            store,
+            _tally(f"saving {target.name}", store, report),
+        )
         _put_in_place(temporary, target, state.get("run"), warn)
     except OSError as error:
         clean_checkpoints(folder)
@@ -79,9 +86,14 @@ def save_checkpoint(
     return target
 
 
-def _write_files(folder: Path, state: Mapping[str, Any], store: Store) -> None:
+def _tally(what: str, store: Store, report: Report) -> Callable[[int], None]:
+    """Reports the bytes of the store's arrays that went by."""
+    return tally(what, sum(getattr(store, name).nbytes for name in store.names), "B", report)
+
+
+def _write_files(folder: Path, state: Mapping[str, Any], store: Store, passed: Callable[[int], None]) -> None:
     """All files of a checkpoint, the manifest last; every one is synced."""
-    listed = {f"{name}.npy": write_array(folder / f"{name}.npy", getattr(store, name)) for name in store.names}
+    listed = {f"{name}.npy": write_array(folder / f"{name}.npy", getattr(store, name), passed) for name in store.names}
     header = {"rows": store.rows, "moments": store.moments}
     listed[_STATE] = _write_text(folder / _STATE, json.dumps({**header, **state}, indent=2))
     _write_text(folder / _MANIFEST, json.dumps({"format": FORMAT, "files": listed}, indent=2))
@@ -187,14 +199,14 @@ def _newest_first(path: Path) -> list[Path]:
 
 
 def load_sound_checkpoint(
-    path: Path, parse: Callable[[dict[str, Any]], T], warn: Callable[[str], None]
+    path: Path, parse: Callable[[dict[str, Any]], T], warn: Callable[[str], None], report: Report = unseen
 ) -> tuple[Path, T, Store]:
     """As load_checkpoint, of `path` or, where that is damaged, of the newest older checkpoint that is whole; what is damaged
     is said. Raises Damaged about `path` when none is whole."""
     damaged: list[Damaged] = []
     for candidate in _newest_first(path):
         try:
-            state, store = load_checkpoint(candidate, parse)
+            state, store = load_checkpoint(candidate, parse, report)
         except Damaged as error:
             damaged.append(error)
             continue
@@ -204,7 +216,7 @@ def load_sound_checkpoint(
     raise damaged[0]
 
 
-def load_checkpoint(path: Path, parse: Callable[[dict[str, Any]], T]) -> tuple[T, Store]:
+def load_checkpoint(path: Path, parse: Callable[[dict[str, Any]], T], report: Report = unseen) -> tuple[T, Store]:
     """State and store of a checkpoint; cull entries must be refreshed by the caller. parse: what is made of the state;
     it may raise Damaged. Raises Damaged, with what is wrong, or a ClmError for a format of another version."""
     try:
@@ -212,8 +224,9 @@ def load_checkpoint(path: Path, parse: Callable[[dict[str, Any]], T]) -> tuple[T
         parsed = parse(state)
         _check_files(path, state["rows"], state["moments"], listed)
         store = _allocate(state["rows"], state["moments"])
+        passed = _tally(f"loading {path.name}", store, report)
         for name in store.names:
-            read_array(path / f"{name}.npy", getattr(store, name), listed.get(f"{name}.npy"))
+            read_array(path / f"{name}.npy", getattr(store, name), listed.get(f"{name}.npy"), passed)
         _check_stamps(store, parsed.last_stamp)
     except Damaged as error:
         raise Damaged(

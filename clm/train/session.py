@@ -219,7 +219,9 @@ class Session:
             "progress": dataclasses.asdict(self.progress),
             "totals": self.totals.state(),
         }
-        path = save_checkpoint(folder, iteration, state, self.store, self.config.keep_checkpoints, self._warn)
+        path = save_checkpoint(
+            folder, iteration, state, self.store, self.config.keep_checkpoints, self._warn, self.report
+        )
         self.saved = path
         self.emit(CheckpointSaved(iteration, str(path)))
 
@@ -298,7 +300,9 @@ class Session:
         return self.rasterizer.temporary_bytes(largest_view, pixels) + lanes + self.reserved
 
     def _restore(self, path: Path) -> None:
-        path, saved, self.store = load_sound_checkpoint(path, partial(Saved.parse, source=str(path)), self._warn)
+        path, saved, self.store = load_sound_checkpoint(
+            path, partial(Saved.parse, source=str(path)), self._warn, self.report
+        )
         self.name, self.saved = saved.run or self.name, path
         for text in config_changes(saved.config, self.config):
             self._warn(text)

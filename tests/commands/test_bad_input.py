@@ -175,7 +175,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
     run_demo(run, stop_at=20)
     before = {p: p.read_bytes() for p in checkpoints(run / "checkpoints")[-1].iterdir()}
 
-    def full(_path: Path, _array: np.ndarray) -> None:
+    def full(_path: Path, _array: np.ndarray, *_rest: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint_module, "write_array", full)

@@ -167,9 +167,12 @@ def test_refused_growth_is_said_once_and_summed_up_at_the_end() -> None:
 def test_everything_that_may_take_long_in_a_run_reports_its_beginning_and_its_end(tmp_path: Path) -> None:
     events = run_demo(tmp_path / "run", iterations=8, offload="host")
     last = {event.what: event for event in of_type(events, Working)}
-    expected = {"nearest", "sorting", "finding", "writing", "exporting", "evaluating"}
+    expected = {"nearest", "sorting", "finding", "writing", "exporting", "evaluating", "saving"}
     assert expected <= {what.split()[0] for what in last}
     assert all(event.done == event.total > 0 for event in last.values())
+    again = run_demo(tmp_path / "run", iterations=16, offload="host", resume=True)
+    loaded = [event for event in of_type(again, Working) if event.what == "loading step_8"]
+    assert loaded[0].done == 0 and loaded[-1].done == loaded[-1].total == last["saving step_8"].total
 
 
 def test_the_log_of_a_run_does_not_keep_them(tmp_path: Path) -> None:

@@ -261,10 +261,10 @@ def test_a_write_that_fails_anywhere_leaves_what_was_there(tmp_path: Path, monke
     for name in names:
         real = checkpoint_module.write_array
 
-        def fails(path: Path, array: np.ndarray, real: Any = real, name: str = name) -> Any:
+        def fails(path: Path, array: np.ndarray, *rest: Any, real: Any = real, name: str = name) -> Any:
             if path.stem == name:
                 raise OSError("12345 requested and 17 written")  # as numpy says it, without an errno
-            return real(path, array)
+            return real(path, array, *rest)
 
         monkeypatch.setattr(checkpoint_module, "write_array", fails)
         with pytest.raises(ResourceError, match=r"disk is full: checkpoint .*step_12.* It needs .*MiB") as caught:
