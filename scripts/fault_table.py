@@ -31,6 +31,7 @@ from fault_parts.tries import Fault, Job, Verdict, run_tries
 PARTS = (signals, disk, sharing, vanish, checkpoints, inputs, settings)
 FAULTS: dict[str, Fault] = {fault.name: fault for part in PARTS for fault in part.FAULTS}
 KINDS = ("traceback", "hang", "lost")
+_IDLE_SECONDS = 5.0  # that the undisturbed run and half of another take on two idle cores
 _SHOWN = 12  # failures of one fault that are printed in full
 
 
@@ -82,7 +83,8 @@ def warm_up() -> None:
 
 
 def prepare(bench: Bench) -> None:
-    """In a fork: making the scene starts threads."""
+    """In a fork: making the scene starts threads. The time it takes says how busy the machine is: limits follow."""
+    began = time.monotonic()
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -97,6 +99,7 @@ def prepare(bench: Bench) -> None:
             os._exit(code)
     if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
         raise SystemExit("the undisturbed run failed: there is nothing to disturb")
+    bench.patience = max(1.0, (time.monotonic() - began) / _IDLE_SECONDS)
 
 
 def run_faults(jobs: list[Job], bench: Bench, options: argparse.Namespace) -> dict[str, Tally]:

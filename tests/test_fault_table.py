@@ -37,7 +37,7 @@ def test_every_fault_is_tried_and_a_report_is_written(tmp_path: Path) -> None:
 
 def outcome(work: object, folder: Path, **options: float) -> str:
     fault = Fault("made-up", "made up", 1, 1, work, **options)  # type: ignore[arg-type]
-    ((_, verdict),) = run_tries([Job(fault, 0)], SimpleNamespace(scratch=folder), 1, keep=False)
+    ((_, verdict),) = run_tries([Job(fault, 0)], SimpleNamespace(scratch=folder, patience=1.0), 1, keep=False)
     return verdict.kind
 
 

@@ -55,6 +55,7 @@ class Bench:
 
     def __init__(self, scratch: Path, images: int, debug: bool = False):
         self.scratch, self.images, self.debug = scratch, images, debug
+        self.patience = 1.0  # what limits of time are multiplied with, on a machine that is busy
         self.base = scratch / "base"
         self.scene = self.base / "scene"
         self.config = self.base / "growing.yaml"
@@ -124,7 +125,8 @@ class Bench:
         return process
 
     def finish(self, process: subprocess.Popen[bytes], seconds: float, also: tuple[int, ...] = ()) -> Said:
-        """Wait for its end; judged. Raises Hang after `seconds`."""
+        """Wait for its end; judged. Raises Hang after `seconds` of an idle machine."""
+        seconds *= self.patience
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:

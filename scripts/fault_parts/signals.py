@@ -125,7 +125,7 @@ def _closed_stderr(t: Try) -> None:
 
 def _without_reader(t: Try, process: subprocess.Popen[bytes], run: Path, said: str, save_every: int) -> None:
     try:
-        code = process.wait(_LIMIT)
+        code = process.wait(_LIMIT * t.bench.patience)
     except subprocess.TimeoutExpired:
         process.kill()
         raise Hang(f"still running {_LIMIT:g} s after nobody listened any more") from None

@@ -107,7 +107,7 @@ def run_tries(jobs: list[Job], bench: Any, workers: int, keep: bool) -> Iterator
             for pid, (job, began, folder) in list(running.items()):
                 ended, status = os.waitpid(pid, os.WNOHANG)
                 seconds = time.monotonic() - began
-                late = not ended and seconds > job.fault.seconds
+                late = not ended and seconds > job.fault.seconds * bench.patience
                 if not ended and not late:
                     continue
                 _end_group(pid)
@@ -145,7 +145,7 @@ def _fork(job: Job, bench: Any, folder: Path) -> int:
         os.dup2(said, 1)
         os.dup2(said, 2)
         faulthandler.enable()
-        faulthandler.dump_traceback_later(0.9 * fault.seconds)  # where a hang hangs
+        faulthandler.dump_traceback_later(0.9 * fault.seconds * bench.patience)  # where a hang hangs
         if fault.memory is not None:
             resource.setrlimit(resource.RLIMIT_AS, (fault.memory, fault.memory))
         found = {"kind": "", "what": ""}
