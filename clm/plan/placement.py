@@ -70,7 +70,8 @@ def choose_placement(
     least = in_core_bytes(rows, largest_view, row_bytes)
     fits = least <= available
     if offload == "none" and not fits:
-        raise _too_large_in_core(rows, least + temporaries, device_budget)
+        host_helps = arena_bytes(largest_view) <= available
+        raise _too_large_in_core(rows, least + temporaries, device_budget, host_helps)
     if arena_bytes(largest_view) > available:
         raise _view_too_large(rows, largest_view, arena_bytes(largest_view) + temporaries, device_budget)
     everything = offload == "none" or (offload == "auto" and fits)
@@ -99,12 +100,12 @@ def _reason(offload: str, everything: bool, least: int, device: int, budget: int
     return reason + (f"; the {100 * share:.0f}% of Gaussians that most views see stay on the device" if share else "")
 
 
-def _too_large_in_core(rows: int, needed: int, device_budget: int) -> ResourceError:
+def _too_large_in_core(rows: int, needed: int, device_budget: int, host_helps: bool) -> ResourceError:
     return ResourceError(
         f"{rows:,} Gaussians without offloading need {format_bytes(needed)} on the device, "
         f"but its budget is {format_bytes(device_budget)}.",
-        f"Use `--offload host`, `--gpu-memory {size_flag(needed)}` or "
-        f"`--max-gaussians {format_rows(_scaled(rows, needed, device_budget))}`.",
+        f"Use {'`--offload host`, ' if host_helps else ''}`--gpu-memory {size_flag(needed)}` or "
+        f"`--max-gaussians {format_rows(_scaled(rows, needed, _seen_less(device_budget)))}`.",
     )
 
 
@@ -113,7 +114,7 @@ def _view_too_large(rows: int, largest_view: int, needed: int, device_budget: in
         f"The largest view sees {largest_view:,} Gaussians, which need {format_bytes(needed)} on the device, "
         f"but its budget is {format_bytes(device_budget)}.",
         f"Use `--gpu-memory {size_flag(needed)}` or "
-        f"`--max-gaussians {format_rows(_scaled(rows, needed, device_budget))}` "
+        f"`--max-gaussians {format_rows(_scaled(rows, needed, _seen_less(device_budget)))}` "
         f"(if views see the same share of the scene).",
     )
 
@@ -130,8 +131,13 @@ def _too_large_for_host(rows: int, needed: int, in_core: int | None, host_budget
 
 
 def _scaled(rows: int, needed: int, available: int) -> int:
-    """Rows that fit when the need grows in proportion to rows."""
-    return rows * available // needed if needed else rows
+    """Rows that fit when the need grows in proportion to rows; one at least."""
+    return max(1, rows * available // needed) if needed else rows
+
+
+def _seen_less(available: int) -> int:
+    """Bytes to scale by where a view decides: fewer rows are larger, and views see a larger share of them."""
+    return available * 9 // 10
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from clm.errors import ResourceError
 from clm.gaussians.layout import CHUNK_ROWS
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep, colour_columns
-from clm.plan.budget import SLOT_BYTES, format_bytes
+from clm.plan.budget import SLOT_BYTES, format_bytes, size_flag
 from clm.plan.visibility import visible_rows
 from clm.render import Rasterizer, Render
 from clm.stream.device import Indices, packed_rows, row_floats
@@ -24,7 +24,7 @@ def view_too_large(rows: int, slots: int, what: str) -> ResourceError:
     return ResourceError(
         f"{what} needs {rows:,} Gaussians on the device at once ({format_bytes(rows * SLOT_BYTES)}), "
         f"but the arena has {slots:,} slots ({format_bytes(slots * SLOT_BYTES)}).",
-        f"Pass --gpu-memory {format_bytes(int(rows * SLOT_BYTES * 1.1))} or more, or train with fewer --max-gaussians.",
+        f"Pass `--gpu-memory {size_flag(int(rows * SLOT_BYTES * 1.1))}` or more, or train with fewer --max-gaussians.",
     )
 
 

@@ -158,7 +158,8 @@ def test_no_points_start_from_random_gaussians_with_a_warning(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        (("--offload", "none", "--gpu-memory", "1MiB"), ("--offload host", "--max-gaussians")),
+        (("--offload", "none", "--gpu-memory", "3MiB"), ("--offload host", "--max-gaussians")),
+        (("--offload", "none", "--gpu-memory", "1MiB"), ("--gpu-memory", "--max-gaussians")),
         (("--offload", "host", "--gpu-memory", "64KiB"), ("--gpu-memory", "--max-gaussians")),
         (("--offload", "host", "--host-memory", "1MiB"), ("--host-memory", "--max-gaussians")),
     ],
@@ -395,3 +396,27 @@ def test_other_commands_refuse_in_one_sentence(tmp_path: Path) -> None:
     ):
         refused(tmp_path, *arguments)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.ply").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--offload", "none", "--gpu-memory", "3MiB"),
+        ("--offload", "none", "--gpu-memory", "1MiB"),
+        ("--offload", "host", "--gpu-memory", "64KiB"),
+        ("--offload", "host", "--host-memory", "1MiB"),
+        ("--threads", "32768"),
+        ("--batch-size", "1000000"),
+        ("--max-gaussians", "0"),
+    ],
+    ids=" ".join,
+)
+def test_every_way_out_that_a_refusal_names_works_when_it_is_typed(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """One flag at a time, beside what was typed; the later of two equal flags counts."""
+    result = clm("train", DEMO, "-o", tmp_path / "run", *SHORT, "-q", *options)
+    assert result.returncode in (2, 3), result.stderr
+    ways = re.findall(r"`(--[a-z-]+) (\S+)`", result.stderr)
+    assert ways
+    for k, way in enumerate(ways):
+        tried = clm("train", DEMO, "-o", tmp_path / str(k), *SHORT, "-q", *options, *way)
+        assert tried.returncode == 0, (way, tried.stderr)
