@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -136,7 +137,16 @@ def _remove(temporary: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def finite(value: Any) -> Any:
+    """The value with null for every number that is not finite: JSON has no name for those."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path | str, value: Any) -> None:
-    text = json.dumps(value, indent=2) + "\n"
+    text = json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
     with atomic_write(path, "w", needed=len(text)) as file:
         file.write(text)

@@ -11,7 +11,7 @@ from clm.commands.render import loaded_store, model_renderer
 from clm.commands.train import open_scene
 from clm.config import parse_background
 from clm.errors import ClmError
-from clm.files import write_json
+from clm.files import finite, write_json
 from clm.gaussians.model import open_model
 from clm.plan.budget import parse_bytes
 from clm.scene import ImageCache
@@ -56,6 +56,6 @@ def evaluate_run(
 def format_figures(figures: dict[str, Any], split: str, as_json: bool) -> str:
     """Figures as JSON, or their means in a line."""
     if as_json:
-        return json.dumps(figures, indent=2)
+        return json.dumps(finite(figures), indent=2)
     means = figures[split]
     return f"{split}: PSNR {means['psnr']:.2f} dB, SSIM {means['ssim']:.4f} over {len(means['per_view'])} views"

@@ -28,7 +28,7 @@ from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
 from clm.train.begun import read_run_config, read_split
 from clm.train.device import open_device
-from clm.train.evaluate import flat_name, save_png, to_uint8
+from clm.train.evaluate import file_stems, save_png, to_uint8
 from clm.train.events import Emit, Message, reporter
 
 Named = list[tuple[str, Camera]]
@@ -160,13 +160,12 @@ def render_model(
     store = loaded_store(opened, emit)
     named, colour = with_limits(named, store), parse_background(background) or (0.0, 0.0, 0.0)
     render = model_renderer(opened, store, colour, parse_bytes(gpu_memory), emit)
-    stems, report = [], reporter(emit)
-    for name, camera in counted(named, "rendering", len(named), "images", report):
+    stems, report = file_stems([name for name, _ in named]), reporter(emit)
+    for k, (_, camera) in enumerate(counted(named, "rendering", len(named), "images", report)):
         image = render(camera, depth=depth)
-        stems.append(flat_name(name))
-        save_png(output / f"{stems[-1]}.png", to_uint8(image.rgb))
+        save_png(output / f"{stems[k]}.png", to_uint8(image.rgb))
         if depth:
-            save_depth(output, stems[-1], image.depth)
+            save_depth(output, stems[k], image.depth)
     if video:
         with pending("encoding the video", report):
             write_video(output, stems)

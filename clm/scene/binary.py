@@ -7,6 +7,7 @@ Layout of the records: COLMAP's format description, and `reconstruction_io_binar
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Callable
@@ -53,6 +54,9 @@ def _after_camera(data: mmap.mmap, at: int) -> int:
 
 
 def _after_image(data: mmap.mmap, at: int) -> int:
+    length = math.hypot(*struct.unpack_from("<4d", data, at + 4))
+    if not 1e-12 < length < 1e12:
+        raise _NoRotation(length)
     end = data.find(b"\0", at + 64)  # id, quaternion, translation, camera id; then the name
     if end < 0:
         raise struct.error
@@ -77,7 +81,21 @@ def _after_frame(data: mmap.mmap, at: int) -> int:
     )  # id, rig id, pose, count; type, sensor id, image id
 
 
+def binary_names(path: Path) -> dict[int, bytes]:
+    """Image id -> name as stored, of a whole images.bin."""
+    data, at, names = path.read_bytes(), 8, {}
+    for _ in range(_COUNT.unpack_from(data, 0)[0]):
+        end = data.index(b"\0", at + 64)
+        names[struct.unpack_from("<I", data, at)[0]] = data[at + 64 : end]
+        at = end + 9 + 24 * _COUNT.unpack_from(data, end + 1)[0]
+    return names
+
+
 class _UnknownModel(Exception):
+    pass
+
+
+class _NoRotation(Exception):
     pass
 
 
@@ -97,6 +115,10 @@ def _walk(path: Path, what: str, after: Callable[[mmap.mmap, int], int]) -> None
                 return
         except (struct.error, IndexError):
             pass
+        except _NoRotation as error:
+            raise ClmError(
+                f"{path} is damaged: {what} {done + 1} of {count} has a quaternion of length {error}.", fix
+            ) from None
         except _UnknownModel as error:
             names = ", ".join(name for name, _ in parameter_counts().values())
             raise ClmError(

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from clm.camera import MAX_VALUE
 from clm.errors import ClmError
 from clm.progress import Report, pending, unseen
-from clm.scene.binary import check_binary_model
+from clm.scene.binary import binary_names, check_binary_model
 from clm.scene.undistort import SourceCamera, source_camera
 
 _PLACES = ("sparse", "colmap/sparse", ".")
@@ -54,15 +55,15 @@ def read_model(path: Path | str, *, model: int | None = None, report: Report = u
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     with pending(f"reading the COLMAP model in {folder}", report, long=size > _LARGE_MODEL):
         reconstruction = _reconstruct(folder)
-    images, skipped = _images(reconstruction)
+    images, skipped = _images(reconstruction, folder)
     if not images:
         raise ClmError(
             f"The COLMAP model in {folder} has no registered image.", "Run COLMAP's mapper again, or choose --model N."
         )
     if skipped:
-        messages.append(f"{len(skipped)} images have no finite pose (first: {skipped[0]}). Training without them.")
+        messages.append(f"{len(skipped)} images have no usable pose (first: {skipped[0]}). Training without them.")
     points, colors = _points(reconstruction, report)
-    finite = np.isfinite(points).all(axis=1)
+    finite = (np.abs(points) <= MAX_VALUE).all(axis=1)  # a NaN is not
     if not finite.all():
         messages.append(f"{(~finite).sum()} of {len(points)} points are not finite and were dropped.")
         points, colors = points[finite], colors[finite]
@@ -180,19 +181,59 @@ def _suspect(folder: Path, suffix: str | None) -> str:
     return f"one of {', '.join(stem + (suffix or '') for stem in stems)}"
 
 
-def _images(reconstruction: Any) -> tuple[tuple[ModelImage, ...], list[str]]:
-    cameras = {camera_id: source_camera(camera) for camera_id, camera in reconstruction.cameras.items()}
-    images, skipped = [], []
-    for image in sorted(reconstruction.images.values(), key=lambda image: image.name):
+def _images(reconstruction: Any, folder: Path) -> tuple[tuple[ModelImage, ...], list[str]]:
+    cameras = {camera_id: source_camera(camera, f"{folder}") for camera_id, camera in reconstruction.cameras.items()}
+    images, skipped, known = [], [], _names(reconstruction, folder)
+    for image_id, image in sorted(reconstruction.images.items(), key=lambda item: known[item[0]]):
         if not image.has_pose:
             continue
-        world_to_camera = np.eye(4)
-        world_to_camera[:3] = image.cam_from_world().matrix()
-        if np.isfinite(world_to_camera).all():
-            images.append(ModelImage(image.name, cameras[image.camera_id], world_to_camera))
+        name, pose = known[image_id], _pose(image.cam_from_world())
+        if images and images[-1].name == name:
+            raise ClmError(f"The COLMAP model in {folder} has two images called {name}.", "Remove one of them.")
+        if pose is not None:
+            images.append(ModelImage(name, cameras[image.camera_id], pose))
         else:
-            skipped.append(image.name)
+            skipped.append(name)
     return tuple(images), skipped
+
+
+def _names(reconstruction: Any, folder: Path) -> dict[int, str]:
+    """Image id -> name. One that is not UTF-8 is read as Latin-1, so that it can be shown and encoded back."""
+    try:
+        return {image_id: image.name for image_id, image in reconstruction.images.items()}
+    except UnicodeDecodeError:
+        pass  # pycolmap hands out text only
+    found = binary_names(folder / "images.bin") if _suffix(folder) == ".bin" else _text_names(folder / "images.txt")
+    return {image_id: decode_name(found[image_id]) for image_id in reconstruction.images}
+
+
+def decode_name(name: bytes) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.decode("latin-1")
+
+
+def _text_names(path: Path) -> dict[int, bytes]:
+    lines = [line for line in path.read_bytes().splitlines() if not line.startswith(b"#")]
+    fields = [line.split(None, 9) for line in lines]
+    return {int(f[0]): f[9].strip() for f in fields if len(f) == 10 and f[0].isdigit()}
+
+
+def _pose(cam_from_world: Any) -> np.ndarray | None:
+    """World to camera [4, 4] f64 with the quaternion normalised; None where that or a number is impossible."""
+    quat, pose = np.array(cam_from_world.rotation.quat, np.float64), np.eye(4)
+    length = float(np.linalg.norm(quat))
+    if not (1e-12 < length < 1e12):
+        return None
+    x, y, z, w = quat / length
+    pose[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    pose[:3, 3] = cam_from_world.translation
+    return pose if np.isfinite(pose).all() and np.abs(pose).max() <= MAX_VALUE else None
 
 
 def _points(reconstruction: Any, report: Report = unseen) -> tuple[np.ndarray, np.ndarray]:

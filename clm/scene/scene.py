@@ -8,6 +8,7 @@ pixels; the world is the input's, minus `offset` (zeros unless float32 could not
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,7 +146,7 @@ def _image_folder(path: Path, images: Path | str | None) -> Path:
 def _match_photos(colmap: Model, folder: Path, strict: bool, messages: list[str], report: Report) -> list[_File]:
     """The registered images that exist and whose header can be read, with cameras for the sizes on disk."""
     with ThreadPoolExecutor(8) as pool:  # headers: latency of the file system, not work
-        read = pool.map(_size_or_error, [folder / image.name for image in colmap.images])
+        read = pool.map(_size_or_error, [_photo(folder, image.name) for image in colmap.images])
         sizes = list(counted(read, "checking photos", len(colmap.images), "photos", report))
     total, files = len(sizes), []
     missing = [image.name for image, size in zip(colmap.images, sizes, strict=True) if size is None]
@@ -167,10 +168,10 @@ def _match_photos(colmap: Model, folder: Path, strict: bool, messages: list[str]
             continue
         source = image.camera
         if size != (source.width, source.height):
-            _check_aspect(folder / image.name, source, size)
+            _check_aspect(_photo(folder, image.name), source, size)
             other_size.append(f"{image.name}, {size[0]}x{size[1]} instead of {source.width}x{source.height}")
             source = source.resized(*size)
-        files.append(_File(image, source, folder / image.name))
+        files.append(_File(image, source, _photo(folder, image.name)))
     if corrupt:
         messages.append(f"{len(corrupt)} of {total} images cannot be read. Training without them. {corrupt[0].message}")
     if other_size:
@@ -181,6 +182,17 @@ def _match_photos(colmap: Model, folder: Path, strict: bool, messages: list[str]
     if not files:
         raise ClmError(f"None of the {total} images in {folder} can be read. {corrupt[0].message}", corrupt[0].fix)
     return files
+
+
+def _photo(folder: Path, name: str) -> Path:
+    """Where the photo of a model's image is; a name that was not UTF-8 may lie on disk with the bytes the model has."""
+    path = folder / name
+    if not name.isascii() and not path.is_file():
+        try:
+            return folder / os.fsdecode(name.encode("latin-1"))
+        except UnicodeEncodeError:
+            pass
+    return path
 
 
 def _size_or_error(path: Path) -> tuple[int, int] | CorruptImage | None:
@@ -230,6 +242,9 @@ def _match_masks(files: list[_File], folder: Path, messages: list[str]) -> list[
         name = file.image.name
         candidates = (folder / f"{name}.png", (folder / name).with_suffix(".png"), folder / name)
         found.append(next((c for c in candidates if c.is_file()), None))
+        size = None if found[-1] is None else _size_or_error(found[-1])
+        if found[-1] is not None and isinstance(size, tuple):
+            _check_aspect(found[-1], file.source, size)
     lacking = [f.image.name for f, m in zip(files, found, strict=True) if m is None]
     if len(lacking) == len(files):
         raise ClmError(

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from clm.camera import FAR, NEAR, Camera
+from clm.camera import FAR, MAX_SIDE, MAX_VALUE, NEAR, Camera
 from clm.errors import ClmError
 
 OVERSAMPLING = 1.5
+_EXPORT = "Export the model from COLMAP again, or remove the camera."
 
 # Models with one focal length f are held as their generalisation with fx, fy, so that unequal scaling of the axes stays
 # exact: (general model, number of zero parameters to append).
@@ -74,9 +75,16 @@ class Training:
         return Camera(*self.pinhole, world_to_camera, near, far).resized(self.width, self.height)
 
 
-def source_camera(camera: Any) -> SourceCamera:
+def source_camera(camera: Any, where: str = "the model") -> SourceCamera:
     """Plain values of a pycolmap.Camera; zero distortion on a pinhole-like model becomes PINHOLE."""
     name, params = camera.model_name, [float(p) for p in camera.params]
+    size = f"{camera.width}x{camera.height}"
+    if not (min(camera.width, camera.height) >= 1 and max(camera.width, camera.height) <= MAX_SIDE):
+        raise ClmError(f"Camera {camera.camera_id} of {where} is {size} px, which is no size of a photo.", _EXPORT)
+    focal = [params[k] for k in camera.focal_length_idxs()]
+    if not np.isfinite(params).all() or np.abs(params).max() > MAX_VALUE or not min(focal, default=1.0) > 0:
+        values = ", ".join(f"{p:g}" for p in params)
+        raise ClmError(f"Camera {camera.camera_id} of {where} has impossible parameters: {name} {values}.", _EXPORT)
     if name == "EQUIRECTANGULAR":
         raise ClmError(
             "The camera model EQUIRECTANGULAR is not supported: a panorama has no single pinhole view. "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,9 +36,24 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(file, format="PNG")
 
 
-def flat_name(name: str) -> str:
-    """An image name with subfolders as one file name without its extension."""
-    return str(Path(name).with_suffix("")).replace("/", "__")
+def file_stems(names: Sequence[str]) -> list[str]:
+    """For each image name one file name without extension, subfolders flattened; no two are equal.
+
+    Names that differ in their extension only keep it (a.jpg, a.png); what is equal even so is numbered in order."""
+    plain = [os.path.splitext(name)[0] for name in names]
+    counts = Counter(plain)
+    flat = [_flat(stem if counts[stem] < 2 else name) for name, stem in zip(names, plain, strict=True)]
+    taken: set[str] = set()
+    for k, stem in enumerate(flat):
+        number = 2
+        while flat[k].casefold() in taken:
+            flat[k], number = f"{stem}~{number}", number + 1
+        taken.add(flat[k].casefold())
+    return flat
+
+
+def _flat(name: str) -> str:
+    return name.replace("/", "__").replace("\\", "__").replace("\0", "")[:80] or "image"
 
 
 def measure_views(
@@ -52,6 +70,7 @@ def measure_views(
     A view that raises one of `skip` is left out with a warning; other errors pass.
     """
     per_view: dict[str, dict[str, float]] = {}
+    stems = file_stems([view.name for view in scene.views]) if folder is not None else []
     for index in counted(views, "evaluating", len(views), "views", reporter(emit)):
         view = scene.views[index]
         try:
@@ -61,9 +80,13 @@ def measure_views(
             emit(Message(f"{view.name} is not evaluated: {error}", "warning"))
             continue
         psnr, ssim = metrics(image.rgb, photo, mask)
+        if math.isnan(psnr) or math.isnan(ssim):
+            why = "its mask leaves no pixel" if mask is not None and not mask.any() else "its render is not finite"
+            emit(Message(f"{view.name} is not evaluated: {why}.", "warning"))
+            continue
         per_view[view.name] = {"psnr": psnr, "ssim": ssim}
         if folder is not None:
-            save_png(folder / f"{flat_name(view.name)}.png", to_uint8(image.rgb))
+            save_png(folder / f"{stems[index]}.png", to_uint8(image.rgb))
     means = {key: float(np.mean([v[key] for v in per_view.values()])) for key in ("psnr", "ssim")} if per_view else {}
     return {"psnr": means.get("psnr"), "ssim": means.get("ssim"), "per_view": per_view}
 

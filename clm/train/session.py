@@ -110,6 +110,8 @@ class Session:
             self._restore(resume)
         self.adam = self.progress.leg.adam()
         self.refresh_store()
+        if resume is None:
+            self._say_unseen()
         self.images = ImageCache(scene, parse_bytes(config.image_cache))
         self.plans = PlanAhead(self._plan)
         self.trace = Trace(Path(config.trace)) if config.trace else None
@@ -129,6 +131,18 @@ class Session:
 
     def _warn(self, text: str) -> None:
         self.emit(Message(text, "warning"))
+
+    def _say_unseen(self) -> None:
+        """Gaussians that no training view sees will stay as they are: their number is said."""
+        unseen = np.ones(self.store.rows, bool)
+        for rows in all_visible_sets(self.store, [self.cameras[k] for k in self.scene.train]):
+            unseen[rows] = False
+        if count := int(unseen.sum()):
+            self.emit(
+                Message(
+                    f"{count:,} of {self.store.rows:,} Gaussians are seen by no training view: they stay as they are"
+                )
+            )
 
     def refresh_store(self) -> None:
         """Cull entries and bounds of all rows, as of the step reached."""
