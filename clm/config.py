@@ -76,8 +76,12 @@ class Config:
         resume="free",
     )
     eval_every: int = _option(0, "Evaluate every N training images; 0: at the end only.", lo=0, hi=_MANY, resume="free")
-    save_every: int = _option(
-        0, "Checkpoint every N training images; 0: at the end only.", lo=0, hi=_MANY, resume="free"
+    save_every: int | None = _option(
+        None,
+        "Checkpoint every N training images; 0: at the end only; default: every 10 minutes.",
+        lo=0,
+        hi=_MANY,
+        resume="free",
     )
     trace: str | None = _option(None, "Write a Chrome/Perfetto trace of the lanes.", metavar="FILE", resume="own")
     # Placement

@@ -87,7 +87,7 @@ def _required(forecast: Forecast) -> dict[str, int]:
     device = arena_bytes(forecast.largest_view) if placement is None else placement.device_bytes
     host = store if placement is None else placement.host_bytes
     checkpoint = store - CULL_BYTES * gaussians  # cull entries are recomputed
-    copies = config.keep_checkpoints + 1 if config.save_every else 1  # the new one is whole before an old one goes
+    copies = config.keep_checkpoints + 1 if config.save_every != 0 else 1  # the new one is whole before an old one goes
     training = [forecast.scene.views[k] for k in forecast.scene.train]
     return {
         "device_bytes": device,

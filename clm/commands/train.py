@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from clm.commands.stopping import StopRequest, outlasting_output
 from clm.config import Config, from_dict, load_config
 from clm.errors import ClmError
 from clm.train.events import Emit, Message, reporter
-
-
-class StopRequest:
-    """Set by Ctrl-C or SIGTERM: the batch is finished and saved. A second signal interrupts at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __call__(self) -> bool:
-        return self.requested
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM while inside."""
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def open_scene(data: Path, config: Config, **overrides: Any):
@@ -128,12 +101,31 @@ def run_training(
     quiet: bool,
 ) -> bool:
     """Train; returns False when stopped by a signal (state saved, and how to resume was said)."""
-    from clm.train.checkpoint import checkpoints, latest_checkpoint
-    from clm.train.loop import train
-
     if data is None and (output is None or not resume):
         raise _needs_data(resume)
     run = output or Path("runs") / data.resolve().name
+
+    from clm.train.lock import locked
+
+    with outlasting_output(), locked(run):
+        return _train_locked(data, run, flags, preset, file, resume=resume, as_json=as_json, quiet=quiet)
+
+
+def _train_locked(
+    data: Path | None,
+    run: Path,
+    flags: dict[str, Any],
+    preset: str | None,
+    file: Path | None,
+    *,
+    resume: bool,
+    as_json: bool,
+    quiet: bool,
+) -> bool:
+    """Train in a run directory that is ours alone."""
+    from clm.train.checkpoint import checkpoints, latest_checkpoint
+    from clm.train.loop import train
+
     checkpoint, other_data = None, None
     if resume:
         checkpoint = latest_checkpoint(run / "checkpoints")
@@ -155,7 +147,7 @@ def run_training(
         if other_data:
             emit(Message(other_data, "warning"))
         with stop.listening():
-            finished = train(scene, config, run, emit, resume=checkpoint, stop=stop)
+            finished = train(scene, config, run, emit, resume=checkpoint, stop=stop, saving=stop.saving)
         if finished:
             emit(
                 Message(f"results: {run}/point_cloud/iteration_{config.iterations}/point_cloud.ply, {run}/metrics.json")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from clm.files import storage_failure
 from clm.plan.budget import format_bytes
 from clm.train.bars import PLAIN_EVERY, WorkBar, clock
 from clm.train.events import (
@@ -43,7 +46,7 @@ class EventLog:
 
     def __init__(self, path: Path, *, append: bool):
         self._path, self._mode = path, "a" if append else "w"
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
         self._early: list[str] = []
 
     def __call__(self, event: Event) -> None:
@@ -51,12 +54,35 @@ class EventLog:
             return
         self._early.append(json.dumps({**event.record(), "time": round(time.time(), 3)}) + "\n")
         if self._file is None and isinstance(event, Started):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, self._mode)  # noqa: SIM115  (lives as long as the run)
+            self._file = self._open()
         if self._file is not None:
-            self._file.write("".join(self._early))
-            self._file.flush()
+            self._append("".join(self._early).encode())
             self._early.clear()
+
+    def _open(self) -> IO[bytes]:
+        """Unbuffered. Half a line at the end, of a run that was killed, is cut off."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._mode == "a" and self._path.exists():
+                with open(self._path, "rb+") as file:
+                    content = file.read()
+                    file.truncate(content.rfind(b"\n") + 1)
+            return open(self._path, f"{self._mode}b", buffering=0)
+        except OSError as error:
+            raise storage_failure(error, self._path) or error from None
+
+    def _append(self, lines: bytes) -> None:
+        """All of it or nothing."""
+        assert self._file is not None
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            written = self._file.write(lines)
+            while written < len(lines):
+                written += self._file.write(lines[written:])
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(before)
+            raise storage_failure(error, self._path) or error from None
 
     def close(self) -> None:
         if self._file is not None:

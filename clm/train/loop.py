@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from clm.scene import CorruptImage, Scene
 from clm.stream.lanes import Lanes
 from clm.stream.spans import LaneSeconds, Span
 from clm.train.evaluate import evaluate
-from clm.train.events import BatchDone, Emit, Finished, Message, Started
+from clm.train.events import BatchDone, Emit, Finished, Started
 from clm.train.grow import crossed, rebuild, rebuild_due
 from clm.train.run_files import finish_run, start_run
 from clm.train.session import Session
@@ -32,6 +33,7 @@ def train(
     *,
     resume: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
+    saving: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> bool:
     """Train until `config.iterations` images are processed or `stop()` says so; returns whether it reached the end.
 
@@ -41,7 +43,8 @@ def train(
     with Session(scene, config, run, emit, resume) as session:
         start_run(session)
         scene = session.scene  # with the views held out that the run began with
-        progress, began = session.progress, time.perf_counter()
+        session.begin_clock(saving)
+        progress = session.progress
         views = len(scene.train), len(scene.test)
         device, offload = session.device.kind, session.placement.offload
         emit(Started(progress.iteration, config.iterations, session.store.rows, *views, device, offload))
@@ -52,11 +55,11 @@ def train(
                 rebuild(session, before)
             if crossed(config.eval_every, before, progress.iteration):
                 evaluate(session)
-            if crossed(config.save_every, before, progress.iteration):
+            if session.save_due(before):
                 session.save()
         interrupted = progress.iteration < config.iterations
-        session.totals.seconds += time.perf_counter() - began
         session.save()
+        session.count_seconds()
         if session.trace is not None:
             session.trace.write()
         if not interrupted:
@@ -134,7 +137,7 @@ def view_loss(session: Session, view_id: int, degree: int, image: int) -> Callab
     except CorruptImage as error:
         if session.config.strict:
             raise
-        session.emit(Message(f"{error} Skipping it.", "warning"))
+        session.see_unreadable(view_id, error)
         return lambda slots: None
     return partial(
         session.rasterizer.loss_and_gradients,
@@ -179,6 +182,7 @@ def _account(
     if failed:
         session.save()
         raise failed[0]
+    session.refuse_vanished()
     if bad:
         view, value = bad[0]
         session.save()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +33,7 @@ from clm.plan.residency import Plan, rest_of
 from clm.plan.visibility import visible_sets
 from clm.progress import Report, counted, pending, unseen
 from clm.render import Render
-from clm.scene import ImageCache, Scene
+from clm.scene import CorruptImage, ImageCache, Scene
 from clm.stream.lanes import Lanes
 from clm.stream.spans import Trace
 from clm.stream.tiers import Tiers
@@ -45,6 +47,10 @@ from clm.train.events import CheckpointSaved, Emit, Message, reporter
 from clm.train.records import restored
 from clm.train.report import Totals
 
+SAVE_SECONDS = 600.0  # of training between two checkpoints, unless --save-every says otherwise
+_SAVE_SHARE = 0.05  # of the time at most goes into such saves
+_NAMED = 3  # unreadable photos are named, later ones counted
+_VANISHED_SHARE = 0.1  # of the training photos; a run stops when more cannot be read
 RANDOM_ROWS = 100_000  # initial Gaussians when the model has no points (INRIA, gsplat)
 SETS_BYTES = 32 << 20  # of visible sets that are looked at one by one
 
@@ -104,6 +110,8 @@ class Session:
         self.progress, self.totals = Progress(Leg.of(config, scene.scale)), Totals()
         self.name = secrets.token_hex(8)  # of this run among others; its checkpoints carry it
         self.saved: Path | None = None  # the checkpoint of the newest state that is saved
+        self.unreadable: dict[int, int] = {}  # view whose photo could not be read -> visits that were skipped
+        self.begin_clock(nullcontext)
         if resume is None:
             self.store = initial_store(scene, config, emit)
         else:
@@ -220,11 +228,56 @@ class Session:
         background, adam = self.background or (0.0, 0.0, 0.0), self.next_step()
         return partial(render_view, self.tiers, adam, self.rasterizer, sh_degree=degree, background=background)
 
+    def begin_clock(self, saving: Callable[[], AbstractContextManager[None]]) -> None:
+        """Training begins now. saving: entered while a checkpoint is written, which nothing may interrupt."""
+        self._saving, self._counted = saving, time.perf_counter()
+        self._last_save, self._save_seconds = self._counted, 0.0
+
+    def count_seconds(self) -> None:
+        """Add the time since the last call to the totals: what is saved knows how long it took."""
+        now = time.perf_counter()
+        self.totals.seconds += now - self._counted
+        self._counted = now
+
+    def save_due(self, before: int) -> bool:
+        """Whether a checkpoint is due after the batch that began at image `before`. It never changes the model."""
+        if self.config.save_every is not None:
+            every = self.config.save_every
+            return every > 0 and self.progress.iteration // every > before // every
+        wait = max(SAVE_SECONDS, self._save_seconds / _SAVE_SHARE)
+        return time.perf_counter() - self._last_save >= wait
+
     def save(self) -> None:
         """Checkpoint the run as it is between two batches, unless that very state is saved."""
-        iteration, folder = self.progress.iteration, self.run / "checkpoints"
-        if self.saved == folder / f"step_{iteration}":
+        if self.saved == self.run / "checkpoints" / f"step_{self.progress.iteration}":
             return
+        with self._saving():
+            began = time.perf_counter()
+            self._save()
+            self._last_save = time.perf_counter()
+            self._save_seconds = self._last_save - began
+
+    def see_unreadable(self, view: int, error: CorruptImage) -> None:
+        """A photo could not be read and its visit is skipped; the first few are named."""
+        if view not in self.unreadable and len(self.unreadable) < _NAMED:
+            self._warn(f"{error} Skipping it.")
+        self.unreadable[view] = self.unreadable.get(view, 0) + 1
+
+    def refuse_vanished(self) -> None:
+        """Stop, with the state saved, when more photos became unreadable than a run should go on without."""
+        gone, views = len(self.unreadable), len(self.scene.train)
+        if gone <= max(_NAMED, _VANISHED_SHARE * views):
+            return
+        name = self.scene.views[next(reversed(self.unreadable))].name
+        self.save()
+        raise ClmError(
+            f"{gone} of {views} training photos can no longer be read (the last one: {name}).",
+            f"The state is saved in {self.run / 'checkpoints'}; bring the photos back and run again with --resume.",
+        )
+
+    def _save(self) -> None:
+        iteration, folder = self.progress.iteration, self.run / "checkpoints"
+        self.count_seconds()
         self.tiers.write_back()
         state = {
             "run": self.name,
