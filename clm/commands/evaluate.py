@@ -12,12 +12,12 @@ from clm.commands.train import open_scene
 from clm.config import parse_background
 from clm.errors import ClmError
 from clm.files import finite, write_json
-from clm.gaussians.model import open_model
 from clm.plan.budget import parse_bytes
 from clm.scene import ImageCache
 from clm.train.begun import read_run_config, read_split, scene_of_run, with_split
 from clm.train.evaluate import measure_views
 from clm.train.events import Emit, reporter
+from clm.train.results import open_result
 
 
 def evaluate_run(
@@ -29,7 +29,7 @@ def evaluate_run(
     if split not in ("test", "train"):
         raise ClmError(f"--split is `{split}`.", "Use test or train.")
     before, config = read_run_config(run)
-    model = open_model(run)
+    model = open_result(run, emit)
     data = data or scene_of_run(run, before, f"clm eval {run} --data DIR")
     scene = with_split(open_scene(data, config, report=reporter(emit)), read_split(run, config))
     views = scene.test if split == "test" else scene.train

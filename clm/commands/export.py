@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from clm.errors import ClmError
-from clm.gaussians.model import open_model
 from clm.gaussians.ply import write_ply
 from clm.train.events import Emit, Message, reporter
+from clm.train.results import open_result
 
 
 def export_model(model: Path, out: Path, sh_degree: int, emit: Emit = lambda event: None) -> int:
     """Write `out` with spherical harmonics up to `sh_degree`; returns the number of rows."""
     if out.suffix != ".ply" or out.name.endswith(".compressed.ply"):
         raise ClmError(f"Cannot write {out.name}: this version writes .ply only.", "Name the output OUT.ply.")
-    opened = open_model(model)
+    opened = open_result(model, emit)
     if out.exists() and out.samefile(opened.ply):
         raise ClmError(f"{out} is the model itself.", "Choose another name for the output.")
     chunks = opened.chunks(f"exporting {out.name}", reporter(emit))

@@ -18,7 +18,7 @@ from clm.errors import ClmError
 from clm.extent import FAR_PER_NEAR, near_plane
 from clm.files import atomic_write
 from clm.gaussians.layout import MEANS
-from clm.gaussians.model import ModelFile, open_model
+from clm.gaussians.model import ModelFile
 from clm.gaussians.store import Store
 from clm.plan.budget import SLOT_BYTES, parse_bytes
 from clm.progress import counted, pending
@@ -30,6 +30,7 @@ from clm.train.begun import read_run_config, read_split
 from clm.train.device import open_device
 from clm.train.evaluate import file_stems, save_png, to_uint8
 from clm.train.events import Emit, Message, reporter
+from clm.train.results import open_result
 
 Named = list[tuple[str, Camera]]
 
@@ -149,7 +150,7 @@ def render_model(
     emit: Emit = lambda event: None,
 ) -> int:
     """Write one PNG per camera to `output`; returns how many."""
-    opened = open_model(model)
+    opened = open_result(model, emit)
     named = choose_cameras(opened, "all" if path and cameras == "test" else cameras)
     if path:
         named = path_cameras(named, path, frames)
