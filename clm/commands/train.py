@@ -123,6 +123,7 @@ def _train_locked(
     quiet: bool,
 ) -> bool:
     """Train in a run directory that is ours alone."""
+    from clm.train.begun import refuse_foreign
     from clm.train.checkpoint import checkpoints, latest_checkpoint
     from clm.train.loop import train
 
@@ -136,6 +137,7 @@ def _train_locked(
         config = load_config(flags, preset=preset, file=file)
         if checkpoints(run / "checkpoints"):
             raise ClmError(f"{run} already holds a run.", "Pass --resume to go on with it, or another folder with -o.")
+        refuse_foreign(run)
     emit, close = _consumers(run, resume, as_json, quiet)
     stop = StopRequest()
     try:

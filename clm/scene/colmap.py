@@ -8,7 +8,9 @@ the binary form of one model give equal values. Poses are world to camera, OpenC
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,7 @@ def _reconstruct(folder: Path) -> Any:
     """Read with pycolmap; points3D may be absent, which COLMAP itself does not allow."""
     import pycolmap
 
+    _keep_our_signals()
     pycolmap.logging.minloglevel = 3  # its C++ logs to stderr; whatever matters arrives as an exception
     suffix = _suffix(folder)
     if suffix == ".bin":
@@ -161,6 +164,12 @@ def _reconstruct(folder: Path) -> Any:
             f"Cannot read the COLMAP model in {folder}: {_suspect(folder, suffix)} is damaged or cut off ({reason}).",
             "Copy the files again, or export the model from COLMAP again.",
         ) from None
+
+
+def _keep_our_signals() -> None:
+    """Importing pycolmap sets glog's handler, with which SIGTERM prints a stack trace: what Python had set comes back."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
 
 def _suspect(folder: Path, suffix: str | None) -> str:

@@ -96,3 +96,25 @@ def with_split(scene: Scene, split: Split | None) -> Scene:
         raise ClmError(f"All {len(names)} images of {scene.path} are held out by the run.", "Restore its other photos.")
     index = np.arange(len(names), dtype=np.int32)
     return dataclasses.replace(scene, train=index[~held_out], test=index[held_out])
+
+
+_RESULTS = ("checkpoints/step_*/*", "point_cloud/*/*", "metrics.json", "report.json")
+_BEGINNINGS = ("cfg_args", "cameras.json", "split.json", "georef.json", "input.ply", "events.jsonl", "eval/*/*")
+
+
+def refuse_foreign(run: Path) -> None:
+    """Raise ClmError where a new run would write over what it did not write: results, or files of the same names.
+
+    What a run leaves that was killed before its first checkpoint may be written again: `config.yaml`, its first file, says
+    so."""
+    try:
+        read_run_config(run)
+        patterns = _RESULTS
+    except ClmError:
+        patterns = ("config.yaml", *_RESULTS, *_BEGINNINGS)
+    for pattern in patterns:
+        for found in sorted(run.glob(pattern)):
+            raise ClmError(
+                f"{run} already holds {found.relative_to(run)}, which this run did not write and could overwrite.",
+                "Pass another folder with -o.",
+            )

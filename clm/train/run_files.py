@@ -29,8 +29,9 @@ def start_run(session: Session) -> None:
     run.mkdir(parents=True, exist_ok=True)
     remove_run_leftovers(run)
     begun = session.progress.iteration > 0
-    write_split(run, scene, read_split(run, config) if begun else None)
-    write_run_config(run, scene.path, config)
+    split = read_split(run, config) if begun else None
+    write_run_config(run, scene.path, config)  # first: it says whose the other files are
+    write_split(run, scene, split)
     with atomic_write(run / "cfg_args", "w") as file:
         file.write(repr(_cfg_args(config, scene, run)))
     write_json(run / "cameras.json", cameras_json(scene))

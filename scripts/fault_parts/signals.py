@@ -32,7 +32,7 @@ def _moment(t: Try, process: subprocess.Popen[bytes], run: Path) -> None:
     images = int(t.rng.integers(t.bench.images * 19 // 20))
     if wait_for(lambda: images_done(run) >= images and run.exists(), process):
         if t.case % 3 == 0:
-            wait_for(lambda: _saving(run) or images_done(run) >= process)
+            wait_for(lambda: _saving(run) or images_done(run) >= t.bench.images, process)
         time.sleep(float(t.rng.uniform(0, 0.01)))
 
 

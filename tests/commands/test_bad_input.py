@@ -197,6 +197,27 @@ def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
     assert "first already holds a run" in said and "--resume" in said
 
 
+@pytest.mark.parametrize(
+    "name", ["input.ply", "metrics.json", "point_cloud/iteration_16/point_cloud.ply", "config.yaml"]
+)
+def test_a_new_run_refuses_a_folder_that_holds_somebody_elses_file_of_its_own_names(name: str, tmp_path: Path) -> None:
+    mine = tmp_path / "first" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert f"first already holds {name}" in refused(tmp_path, "train", DEMO, "-o", tmp_path / "first", *SHORT)
+    assert mine.read_text() == "mine" and files_under(tmp_path / "first") == {name}
+
+
+def test_what_a_run_left_that_was_killed_before_its_first_checkpoint_may_be_written_again(tmp_path: Path) -> None:
+    run = tmp_path / "first"
+    assert clm("train", DEMO, "-o", run, *SHORT).returncode == 0
+    for result in (run / "checkpoints", run / "point_cloud"):
+        shutil.rmtree(result)
+    for result in (run / "metrics.json", run / "report.json"):
+        result.unlink()
+    assert clm("train", DEMO, "-o", run, *SHORT).returncode == 0
+
+
 def test_resuming_with_other_options_lists_what_changed_and_refuses_other_shapes(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_demo(run, stop_at=20)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +144,10 @@ def test_an_absurd_count_in_rigs_or_frames_is_named_before_colmap_believes_it(st
     path.write_bytes(bytes(data[:-1]))
     with pytest.raises(ClmError, match=rf"{stem}\.bin is cut off"):
         read_model(tmp_path)
+
+
+def test_reading_a_model_leaves_sigterm_to_python(tmp_path: Path) -> None:
+    write_model(tmp_path / "sparse" / "0", names(3))
+    code = "import os, sys; from clm.scene import read_model; read_model(sys.argv[1]); os.kill(os.getpid(), 15)"
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (-15, "")  # pycolmap's handler prints a stack trace
