@@ -44,7 +44,7 @@ Preset = Annotated[str | None, typer.Option(help=_PRESETS, metavar="NAME", autoc
 ConfigFile = Annotated[Path | None, typer.Option(help="YAML file of options.", metavar="FILE")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Device = Annotated[str, typer.Option("--gpu-memory", help="Device budget for the arena.")]
+Device = Annotated[str, typer.Option("--gpu-memory", help="Device budget for the arena; auto: what is free.")]
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def render(
         bool, typer.Option("--depth", help="Also write depth (.npy in world units and a 16-bit PNG).")
     ] = False,
     background: Annotated[str, typer.Option(help="black, white, or r,g,b in 0..1.")] = "black",
-    gpu_memory: Device = "8GiB",
+    gpu_memory: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Render a run or a PLY without loading the whole model on the device."""
@@ -187,7 +187,7 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The scene, if it is not where the run found it.")
     ] = None,
-    gpu_memory: Device = "8GiB",
+    gpu_memory: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the keys of metrics.json.")] = False,
     quiet: Quiet = False,
 ) -> None:

@@ -89,8 +89,8 @@ class Config:
         "auto", "Where Gaussians and optimizer state live.", choices=("auto", "none", "host"), resume="free"
     )
     gpu_memory: str = _option(
-        "8GiB",
-        "Device budget: arena and resident Gaussians (on the CPU, too).",
+        "auto",
+        "Device budget: arena and resident Gaussians; auto: what is free there (on the CPU: what --host-memory leaves).",
         kind="size",
         choices=("auto",),
         metavar="SIZE",

@@ -49,7 +49,7 @@ class Others:
 
 def predict(scene: Scene, config: Config) -> np.ndarray:
     """Seconds of a batch, then of each of `LANES`, as `clm plan` would say them now."""
-    forecast = make_forecast(scene, config, find_budgets(config, None, True), None)
+    forecast = make_forecast(scene, config, find_budgets(config, None), None)
     timeline = forecast.timeline
     assert timeline is not None
     seconds = {**timeline.lanes, "exposed": timeline.exposed, "plan_exposed": timeline.plan_exposed}

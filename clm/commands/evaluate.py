@@ -38,7 +38,7 @@ def evaluate_run(
     iteration = re.sub(r"\D", "", model.ply.parent.name)
     folder = run / "eval" / f"step_{iteration}"
     background = parse_background(config.background) or (0.0, 0.0, 0.0)
-    render = model_renderer(model, loaded_store(model, emit), background, parse_bytes(gpu_memory), emit)
+    render = model_renderer(model, loaded_store(model, emit), background, gpu_memory, emit)
     images = ImageCache(scene, parse_bytes(config.image_cache))
     try:
         result = measure_views(render, scene, images, views, emit, folder)

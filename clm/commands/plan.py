@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clm.commands.train import open_scene
-from clm.config import Config, load_config
+from clm.config import load_config
 from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
 from clm.plan.budget import (
@@ -38,8 +38,7 @@ def plan_run(data: Path, flags: dict[str, Any], preset: str | None, file: Path |
     config = load_config(flags, preset=preset, file=file)
     described = None if machine == "this" else load_machine(machine)
     scene = open_scene(data, config, require_images=False, masks=None)
-    stated = flags.get("gpu_memory") is not None or config.gpu_memory != Config.gpu_memory
-    return make_forecast(scene, config, find_budgets(config, described, stated), described)
+    return make_forecast(scene, config, find_budgets(config, described), described)
 
 
 def forecast_facts(forecast: Forecast) -> dict[str, Any]:

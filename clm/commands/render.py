@@ -20,7 +20,7 @@ from clm.files import atomic_write
 from clm.gaussians.layout import MEANS
 from clm.gaussians.model import ModelFile
 from clm.gaussians.store import Store
-from clm.plan.budget import SLOT_BYTES, parse_bytes
+from clm.plan.budget import SLOT_BYTES
 from clm.progress import counted, pending
 from clm.render import Render
 from clm.scene import camera_from_json, ellipse_path, interp_path
@@ -28,9 +28,11 @@ from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
 from clm.train.begun import read_run_config, read_split
 from clm.train.device import open_device
+from clm.train.device_budget import find_device_budget
 from clm.train.evaluate import file_stems, save_png, to_uint8
 from clm.train.events import Emit, Message, reporter
 from clm.train.results import open_result
+from clm.train.session import available_memory
 
 Named = list[tuple[str, Camera]]
 
@@ -44,13 +46,16 @@ def loaded_store(model: ModelFile, emit: Emit) -> Store:
 
 
 def model_renderer(
-    model: ModelFile, store: Store, background: tuple[float, float, float], device_budget: int, emit: Emit
+    model: ModelFile, store: Store, background: tuple[float, float, float], gpu_memory: str, emit: Emit
 ) -> Callable[..., Render]:
     """Renders any camera from the rows of a model on the host; the device holds only the rows of one view."""
     device, rasterizer = open_device("auto", antialiased=model.rows.antialiased, say=lambda text: emit(Message(text)))
+    budget = find_device_budget(gpu_memory, device, lambda text: emit(Message(text, "warning")))
+    if budget.reason:
+        emit(Message(budget.reason))
     # What the rasteriser needs grows with the view, as the arena does.
     beside = (rasterizer.temporary_bytes(1 << 20, 0) - rasterizer.temporary_bytes(0, 0)) >> 20
-    slots = device_budget // (SLOT_BYTES + beside)
+    slots = budget.at_most(available_memory()) // (SLOT_BYTES + beside)
     tiers = Tiers(device, store, np.zeros(store.blocks, bool), min(store.rows, slots))
     degree = model.rows.sh_degree
     return partial(render_view, tiers, None, rasterizer, sh_degree=degree, background=background)
@@ -160,7 +165,7 @@ def render_model(
         )
     store = loaded_store(opened, emit)
     named, colour = with_limits(named, store), parse_background(background) or (0.0, 0.0, 0.0)
-    render = model_renderer(opened, store, colour, parse_bytes(gpu_memory), emit)
+    render = model_renderer(opened, store, colour, gpu_memory, emit)
     stems, report = file_stems([name for name, _ in named]), reporter(emit)
     for k, (_, camera) in enumerate(counted(named, "rendering", len(named), "images", report)):
         image = render(camera, depth=depth)

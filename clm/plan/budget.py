@@ -22,6 +22,7 @@ DEVICE_ROWS = 1 << 15  # resident rows that one call of Adam or catching up take
 DEVICE_ROW_WORK = 1792  # bytes of temporaries for each of them, at most
 
 OFFLOADS = ("auto", "none", "host")
+AUTO = "auto"  # --gpu-memory, --host-memory: what is free
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 

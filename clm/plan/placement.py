@@ -90,6 +90,15 @@ def choose_placement(
     return Placement("none" if everything else "host", slots, resident, reason, device, host)
 
 
+def check_shared_memory(rows: int, largest_view: int, host_budget: int, moments: str, temporaries: int = 0) -> None:
+    """Where the device is the CPU and has no budget of its own: ResourceError if the rows, an arena for the largest view and
+    the temporaries exceed the host's."""
+    beside = arena_bytes(largest_view) + temporaries
+    needed = store_bytes(rows, store_row_bytes(moments)) + beside
+    if needed > host_budget:
+        raise _too_large_for_host(rows, needed, None, host_budget, beside)
+
+
 def _reason(offload: str, everything: bool, least: int, device: int, budget: int, share: float) -> str:
     """One sentence that says why."""
     if everything:
@@ -119,14 +128,18 @@ def _view_too_large(rows: int, largest_view: int, needed: int, device_budget: in
     )
 
 
-def _too_large_for_host(rows: int, needed: int, in_core: int | None, host_budget: int) -> ResourceError:
+def _too_large_for_host(
+    rows: int, needed: int, in_core: int | None, host_budget: int, beside: int = 0
+) -> ResourceError:
+    """beside: of the bytes needed, those that are not the store's: the largest view's, where the device is the CPU."""
     smallest = min(map(store_row_bytes, MOMENT_BYTES))
     in_core_way = "" if in_core is None else f", `--gpu-memory {size_flag(in_core)}`"
-    bf16_way = ", `--moments bf16`" if store_bytes(rows, smallest) <= host_budget < needed else ""
+    bf16_way = ", `--moments bf16`" if store_bytes(rows, smallest) + beside <= host_budget < needed else ""
+    room = _seen_less(host_budget) if beside else host_budget
     return ResourceError(
         f"{rows:,} Gaussians need {format_bytes(needed)} of host memory, but have {format_bytes(host_budget)}.",
         f"Use `--host-memory {size_flag(needed)}`{in_core_way}{bf16_way} or "
-        f"`--max-gaussians {format_rows(_scaled(rows, needed, host_budget))}`.",
+        f"`--max-gaussians {format_rows(_scaled(rows, needed, room))}`.",
     )
 
 

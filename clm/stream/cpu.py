@@ -61,6 +61,12 @@ class CpuDevice:
     def start_clock(self) -> None:
         """The host's clock runs anyway."""
 
+    def free_memory(self) -> None:
+        """It is the host's."""
+
+    def held(self) -> int:
+        return 0
+
     def release_unused(self) -> None:
         """Python has freed it already."""
 

@@ -196,6 +196,14 @@ class CudaDevice:
         """When a recorded and reached event was, on the host's clock."""
         return self._began + 1e-3 * self._origin.elapsed_time(event)
 
+    def free_memory(self) -> tuple[int, int]:
+        free, total = self.cuda.mem_get_info(self.where)
+        return free + self.cuda.memory_reserved(self.where) - self.cuda.memory_allocated(self.where), total
+
+    def held(self) -> int:
+        """What torch's allocator has reserved: freed memory stays with it, and gaps between pieces in use do."""
+        return int(self.cuda.memory_reserved(self.where))
+
     def release_unused(self) -> None:
         self.cuda.empty_cache()
 

@@ -169,6 +169,12 @@ class Device(Protocol):
     def start_clock(self) -> None:
         """Called while the device is idle, at the start of a batch: `Event.seconds` counts from here."""
 
+    def free_memory(self) -> tuple[int, int] | None:
+        """(bytes that are free now, bytes in all); None: its memory is the host's."""
+
+    def held(self) -> int:
+        """Bytes that this process keeps from others, also those that its allocator has in reserve; 0 where nobody counts."""
+
     def release_unused(self) -> None:
         """Give memory that nobody holds any more back to the device."""
 

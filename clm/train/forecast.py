@@ -19,6 +19,7 @@ from clm.errors import ResourceError
 from clm.gaussians.store import Store
 from clm.kernels.rows import colour_columns
 from clm.plan.budget import (
+    AUTO,
     arena_bytes,
     format_bytes,
     format_rows,
@@ -29,12 +30,20 @@ from clm.plan.budget import (
     store_row_bytes,
 )
 from clm.plan.machine import Machine
-from clm.plan.placement import Placement, Sightings, arena_needs, choose_placement, resident_blocks
+from clm.plan.placement import (
+    Placement,
+    Sightings,
+    arena_needs,
+    check_shared_memory,
+    choose_placement,
+    resident_blocks,
+)
 from clm.plan.residency import Plan
 from clm.plan.simulate import Timeline, simulate
 from clm.render.temporaries import Temporaries
 from clm.scene import Scene
 from clm.train.batches import EXACT_MARGIN, batch_views, plan_batch
+from clm.train.device_budget import DeviceBudget
 from clm.train.measure import Sizes, measure_this
 from clm.train.session import RANDOM_ROWS, all_visible_sets, available_memory, initial_store
 
@@ -49,6 +58,7 @@ class Budget:
 
     bytes: int
     source: str
+    of_the_host: bool = False  # device memory that the host's budget holds: the store takes its part of it
 
 
 @dataclass(frozen=True)
@@ -128,12 +138,8 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
     return Forecast(*known, placement, whole_views, None, plans, resident, machine, timeline)
 
 
-def find_budgets(config: Config, machine: Machine | None, gpu_memory_stated: bool) -> Budgets:
+def find_budgets(config: Config, machine: Machine | None) -> Budgets:
     """What is there: what flags (or a preset, or a file) state, else what the machine has, less a part left free."""
-    device = Budget(parse_bytes(config.gpu_memory), "--gpu-memory" if gpu_memory_stated else "default of --gpu-memory")
-    if machine is not None and not (gpu_memory_stated and device.bytes <= machine.device_memory):
-        share = 1.0 if gpu_memory_stated else LEFT_FREE  # a statement beyond the machine counts as all of it
-        device = Budget(int(share * machine.device_memory), f"{share:.0%} of what {machine.name} has")
     memory = available_memory() if machine is None else machine.host_memory
     owner = "this machine has free" if machine is None else f"{machine.name} has"
     host = Budget(int(LEFT_FREE * memory), f"{LEFT_FREE:.0%} of what {owner}")
@@ -141,6 +147,16 @@ def find_budgets(config: Config, machine: Machine | None, gpu_memory_stated: boo
         host = Budget(parse_bytes(config.host_memory), "--host-memory")
         if machine is not None and host.bytes > memory:
             host = Budget(memory, f"all that {machine.name} has")
+    if config.gpu_memory != AUTO:
+        device = Budget(parse_bytes(config.gpu_memory), "--gpu-memory")
+    elif machine is None:
+        device = Budget(host.bytes, "the host's, as the CPU is the device", of_the_host=True)
+    else:
+        device = Budget(int(LEFT_FREE * machine.device_memory), f"{LEFT_FREE:.0%} of what {machine.name} has")
+    if (
+        machine is not None and device.bytes > machine.device_memory
+    ):  # a statement beyond the machine counts as all of it
+        device = Budget(machine.device_memory, f"100% of what {machine.name} has")
     disk = Budget(shutil.disk_usage(".").free, "free here") if machine is None else Budget(machine.disk, machine.name)
     return Budgets(device, host, disk, Budget(parse_bytes(config.image_cache), "image_cache"))
 
@@ -168,6 +184,9 @@ def _place(
     small. shared: device memory is the host's."""
     needed, usual = arena_needs(gaussians, largest, usual, config.batch_size)
     device, host = budgets.device.bytes, budgets.host.bytes
+    if budgets.device.of_the_host:
+        check_shared_memory(gaussians, largest, host, config.moments)
+        device = DeviceBudget(None).beside(gaussians, config.moments, host, config.offload)
     try:
         return choose_placement(
             gaussians,

@@ -12,7 +12,7 @@ from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
 from clm.plan.budget import slots_for, store_row_bytes
 from clm.train.events import Densified, OpacityReset
-from clm.train.session import Session, all_visible_sets, device_budget, host_budget
+from clm.train.session import Session, all_visible_sets, host_budget
 
 _ARENA_FILL = 0.9  # views may grow to this share of the arena: rows also move and swell until the end of the run
 
@@ -56,8 +56,8 @@ def row_limit(session: Session) -> int:
 
 def admits(session: Session, store: Store, drop: np.ndarray) -> bool:
     """Whether every view would still fit into the arena that the device budget allows, with `drop` [N] bool removed."""
-    budget = device_budget(session.config)
-    if session.config.offload == "none":
+    budget, _ = session.budgets("host")
+    if session.budget.bytes is not None and session.config.offload == "none":
         # auto would rather move the store to the host than stop growing
         budget -= store.rows * session.tiers.resident_row_bytes
     # Staging and the rasteriser's temporaries grow with the view that fills the arena.

@@ -26,6 +26,7 @@ class Totals:
     rows_loaded_consecutive_reuse: int = 0
     rows_lower_bound: int = 0
     device_bytes: int = 0
+    device_reserved_bytes: int = 0
     host_bytes: int = 0
     in_core_bytes: int = 0
     lanes: LaneSeconds = field(default_factory=LaneSeconds)
@@ -40,8 +41,10 @@ class Totals:
         self.bytes_loaded += traffic.loaded * row + traffic.loaded_partial * gradient
         self.bytes_sent_back += traffic.sent_back * gradient
 
-    def see_peak(self, device_bytes: int, host_bytes: int, in_core_bytes: int) -> None:
+    def see_peak(self, device_bytes: int, host_bytes: int, in_core_bytes: int, device_reserved_bytes: int = 0) -> None:
+        """device_bytes: what the run uses there; device_reserved_bytes: what its allocator keeps from others."""
         self.device_bytes = max(self.device_bytes, device_bytes)
+        self.device_reserved_bytes = max(self.device_reserved_bytes, device_reserved_bytes)
         self.host_bytes = max(self.host_bytes, host_bytes)
         self.in_core_bytes = max(self.in_core_bytes, in_core_bytes)
 
@@ -67,6 +70,7 @@ def report(totals: Totals, iteration: int, num_gaussians: int, device: str, offl
         "offload": offload,
         "peak": {
             "device_bytes": totals.device_bytes,
+            "device_reserved_bytes": totals.device_reserved_bytes,
             "host_bytes": totals.host_bytes,
             "disk_bytes": 0,
             "rss_bytes": peak_rss_bytes(),

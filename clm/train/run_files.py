@@ -20,7 +20,7 @@ from clm.train.checkpoint import clean_checkpoints
 from clm.train.evaluate import evaluate
 from clm.train.events import Message
 from clm.train.report import report
-from clm.train.session import Session, device_budget
+from clm.train.session import Session
 
 
 def start_run(session: Session) -> None:
@@ -95,7 +95,7 @@ def finish_run(session: Session) -> None:
             session.placement.offload,
         ),
     )
-    totals, budget = session.totals, device_budget(session.config)
+    totals, (budget, _) = session.totals, session.budgets()
     session.emit(
         Message(
             f"device peak {format_bytes(totals.device_bytes)} of a budget of {format_bytes(budget)}; everything on the device "

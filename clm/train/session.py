@@ -28,7 +28,14 @@ from clm.kernels.rows import AdamStep, colour_columns
 from clm.optim.schedules import Leg, sh_degree_at
 from clm.plan.budget import arena_bytes, in_core_bytes, lanes_bytes, parse_bytes
 from clm.plan.describe import short_plan
-from clm.plan.placement import Placement, Sightings, arena_needs, choose_placement, resident_blocks
+from clm.plan.placement import (
+    Placement,
+    Sightings,
+    arena_needs,
+    check_shared_memory,
+    choose_placement,
+    resident_blocks,
+)
 from clm.plan.residency import Plan, rest_of
 from clm.plan.visibility import visible_sets
 from clm.progress import Report, counted, pending, unseen
@@ -43,6 +50,7 @@ from clm.train.batches import Margin, PlanAhead, Planned, batch_views, plan_batc
 from clm.train.begun import read_split, with_split
 from clm.train.checkpoint import load_sound_checkpoint, save_checkpoint
 from clm.train.device import open_device
+from clm.train.device_budget import find_device_budget
 from clm.train.events import CheckpointSaved, Emit, Message, reporter
 from clm.train.records import restored
 from clm.train.report import Totals
@@ -105,6 +113,7 @@ class Session:
         self.device, self.rasterizer = open_device(
             config.device, antialiased=config.antialias, absgrad=config.absgrad, say=lambda text: emit(Message(text))
         )
+        self.budget = find_device_budget(config.gpu_memory, self.device, lambda text: emit(Message(text, "warning")))
         self.cameras = [view.camera for view in scene.views]
         self.background = parse_background(config.background)
         self.progress, self.totals = Progress(Leg.of(config, scene.scale)), Totals()
@@ -126,7 +135,7 @@ class Session:
         self.reserved = 0  # device bytes that placements leave free, since memory ran out once
         self.placement, blocks = self._place()
         self._open_lanes(blocks, self.placement.arena_slots)
-        for line in self._short_plan():
+        for line in [self.budget.reason] * bool(self.budget.reason) + self._short_plan():
             emit(Message(line))
 
     def __enter__(self) -> Session:
@@ -297,7 +306,10 @@ class Session:
         tiers, row_bytes = self.tiers, self.tiers.resident_row_bytes
         host = tiers.host_bytes + self.lanes.staging_bytes + self.images.bytes
         device = tiers.device_bytes + self.lanes.device_staging_bytes + self.rasterizer.peak_temporaries
-        self.totals.see_peak(device, host, in_core_bytes(self.store.rows, self.store.rows, row_bytes))
+        held = self.device.held()
+        self.totals.see_peak(device, host, in_core_bytes(self.store.rows, self.store.rows, row_bytes), held)
+        # What the allocator keeps beyond what was counted is left free by placements to come.
+        self.reserved = max(self.reserved, held - (self.placement.device_bytes - self.reserved_by_placement))
 
     def next_plan(self) -> Planned:
         """The plan of the next batch. Views that outgrew the arena get a larger one, if the budget has it; if not, the state
@@ -331,7 +343,10 @@ class Session:
         self.largest_view = seen.largest_view
         usual = seen.usual_union(config.batch_size)
         needed, usual = arena_needs(store.rows, seen.largest_view, usual, config.batch_size, store.block_rows)
-        budgets = device_budget(config), host_budget(config, store.bytes)
+        budgets, temporaries = self.budgets(), self.temporaries(seen.largest_view)
+        if self.budget.bytes is None:
+            check_shared_memory(store.rows, seen.largest_view, budgets[1], config.moments, temporaries)
+        self.reserved_by_placement = self.reserved
         placement = choose_placement(
             store.rows,
             needed,
@@ -339,7 +354,7 @@ class Session:
             *budgets,
             config.offload,
             usual_union=usual,
-            temporaries=self.temporaries(seen.largest_view),
+            temporaries=temporaries,
             moments=config.moments,
             block_rows=store.block_rows,
             shared_memory=self.device.shares_host_memory,
@@ -355,10 +370,16 @@ class Session:
         planned = self.plans.ready()
         assert planned is not None and planned.plan is not None, "the arena was sized for these very views"
         columns = colour_columns(sh_degree_at(self.config, first))
-        budgets = device_budget(self.config), host_budget(self.config, self.store.bytes)
         resident, bus = self.tiers.resident_mask, self.config.colour_bus
-        text = short_plan(self.placement, planned.plan, resident, columns, *budgets, bus)
+        text = short_plan(self.placement, planned.plan, resident, columns, *self.budgets(), bus)
         return text.splitlines()
+
+    def budgets(self, offload: str | None = None) -> tuple[int, int]:
+        """Bytes of the device's budget and of the host's, now. offload: as if it were this one."""
+        arena = self.tiers.arena.bytes if hasattr(self, "tiers") and self.device.shares_host_memory else 0
+        host = host_budget(self.config, self.store.bytes + arena)
+        offload = self.config.offload if offload is None else offload
+        return self.budget.beside(self.store.rows, self.config.moments, host, offload), host
 
     def temporaries(self, largest_view: int) -> int:
         """Device bytes beside arena and residents: the rasteriser's, the lanes', and what is kept free."""
@@ -441,10 +462,6 @@ def sightings(store: Store, cameras: list[Camera], report: Report = unseen) -> S
     """What `cameras` see of the store."""
     sets = counted(all_visible_sets(store, cameras), "finding what views see", len(cameras), "views", report)
     return Sightings.of(sets, store.rows, store.block_rows)
-
-
-def device_budget(config: Config) -> int:
-    return parse_bytes(config.gpu_memory)
 
 
 def host_budget(config: Config, held: int) -> int:

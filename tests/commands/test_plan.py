@@ -15,7 +15,7 @@ import pytest
 
 from clm.commands.plan import forecast_facts
 from clm.commands.train import open_scene
-from clm.plan.budget import SLOT_BYTES, parse_bytes, store_bytes
+from clm.plan.budget import SLOT_BYTES, store_bytes
 from clm.plan.machine import load_machine
 from clm.train.forecast import find_budgets, make_forecast
 from tests.conftest import scene_path
@@ -35,7 +35,7 @@ def first_batches(data: Path, **options: Any) -> list[dict[str, int]]:
     """What `clm plan` says about the first batches of a run with these options."""
     config = small_config(**options)
     scene = open_scene(data, config, require_images=False)
-    forecast = make_forecast(scene, config, find_budgets(config, None, True), load_machine("rtx4090"))
+    forecast = make_forecast(scene, config, find_budgets(config, None), load_machine("rtx4090"))
     return forecast_facts(forecast)["traffic"]["first_batches"]
 
 
@@ -183,13 +183,14 @@ def test_moments_in_bf16_take_less_of_the_host() -> None:
 
 def test_only_stated_memory_counts() -> None:
     machine, config = load_machine("rtx4090"), small_config(gpu_memory="100GiB", host_memory="1TiB")
-    budgets = find_budgets(config, machine, True)
+    budgets = find_budgets(config, machine)
     assert (budgets.device.bytes, budgets.host.bytes) == (24 * 2**30, 128 * 2**30), "a flag cannot add memory"
-    budgets = find_budgets(small_config(gpu_memory="8GiB", host_memory="16GiB"), machine, True)
+    budgets = find_budgets(small_config(gpu_memory="8GiB", host_memory="16GiB"), machine)
     assert (budgets.device.bytes, budgets.host.bytes) == (8 * 2**30, 16 * 2**30)
-    budgets = find_budgets(small_config(), machine, False)
+    budgets = find_budgets(small_config(), machine)
     assert budgets.device.bytes == int(0.8 * 24 * 2**30) and budgets.host.bytes == int(0.8 * 128 * 2**30)
-    assert find_budgets(small_config(), None, False).device.bytes == parse_bytes("8GiB")
+    budgets = find_budgets(small_config(host_memory="16GiB"), None)
+    assert budgets.device.bytes == 16 * 2**30, "on the CPU the device's memory is the host's"
 
 
 def test_rates_of_this_machine_predict_a_run_here(tmp_path: Path) -> None:

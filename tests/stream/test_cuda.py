@@ -82,6 +82,7 @@ class Cuda:
 
     def __init__(self) -> None:
         self.runtime, self.Event, self.Stream = Runtime(), Event, Stream
+        self.free, self.reserved = 22 << 30, 0
 
     def cudart(self) -> Runtime:
         return self.runtime
@@ -92,6 +93,15 @@ class Cuda:
 
     def empty_cache(self) -> None:
         pass
+
+    def mem_get_info(self, where: Any) -> tuple[int, int]:
+        return self.free, 24 << 30
+
+    def memory_reserved(self, where: Any) -> int:
+        return self.reserved
+
+    def memory_allocated(self, where: Any) -> int:
+        return self.reserved
 
 
 def device() -> CudaDevice:
