@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from clm.camera import Camera
+from clm.gaussians.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS
 from clm.plan.budget import format_bytes, parse_bytes, store_bytes
 from clm.scene import Scene
-from clm.stream.device import Arena
 from clm.train.batches import batch_views
 from clm.train.session import Session, available_memory, sightings
 from gpu_parts.check import Check, Findings, Spans, advance, open_session
@@ -24,42 +25,72 @@ HEAD = "| what | images/s | load s | compute s | send back s | update s | hidden
 
 
 class PlainLoop:
-    """What a trainer without any out-of-core machinery does: all rows on the device, every view rasterised from all of
-    them, dense Adam of torch over all of them."""
+    """What a trainer without any out-of-core machinery does: gsplat's own rasterisation of all rows, L1 and SSIM in autograd,
+    dense fused Adam of torch. Nothing of it is ours but the photos, so that a comparison hides nothing."""
 
     def __init__(self, check: Check, session: Session):
         import torch
 
-        self.session, where, store = session, check.where, session.store
-        self._check, self._image, self.loss = check, 0, 0.0
-        self.slots = torch.arange(store.rows, device=where)
-        self.arena = Arena(store.rows, lambda rows, columns: torch.zeros((rows, columns), device=where))
-        self.arena.geometry.copy_(torch.from_numpy(store.geometry))
-        self.arena.colour.copy_(torch.from_numpy(store.colour))
-        self._geometry, self._colour = (torch.nn.Parameter(a) for a in (self.arena.geometry, self.arena.colour))
-        self._colour.grad = self.arena.grad_colour
-        self._adam = torch.optim.Adam([self._geometry, self._colour], lr=1e-5, eps=1e-15, fused=True)
+        self.session, self._check, self._image, self.loss = session, check, 0, 0.0
+        geometry, colour = session.store.geometry, session.store.colour.reshape(-1, 16, 3)
+        parts = {
+            "means": geometry[:, MEANS],
+            "quats": geometry[:, QUATS],
+            "log_scales": geometry[:, LOG_SCALES],
+            "logit_opacities": geometry[:, LOGIT_OPACITIES],
+            "coefficients": colour,
+        }
+        self._rows = {name: torch.nn.Parameter(torch.tensor(part, device=check.where)) for name, part in parts.items()}
+        self._adam = torch.optim.Adam(self._rows.values(), lr=1e-5, eps=1e-15, fused=True)
 
     def train_batch(self) -> float:
         """Seconds of one optimizer step."""
         session, config, began = self.session, self.session.config, time.perf_counter()
-        values = []
+        losses = []
         for view in batch_views(session.scene.train, config.seed, self._image, config.batch_size):
-            values.append(
-                session.rasterizer.loss_and_gradients(
-                    self.arena, self.slots, session.scene.views[view].camera, 3, (0.0, 0.0, 0.0),
-                    session.images.get(view), None, config.ssim_weight,
-                )
-            )  # fmt: skip
-        # The fused kernel wants dense tensors; the column beside the eleven is padding, and may become anything.
-        self._geometry.grad = self.arena.grad_geometry[:, :12].contiguous()
+            loss = self._view_loss(session.scene.views[view].camera, session.images.get(view), config.ssim_weight)
+            loss.backward()
+            losses.append(loss.detach())
         self._adam.step()
-        self.arena.grad_geometry.zero_()
-        self.arena.grad_colour.zero_()
+        self._adam.zero_grad(set_to_none=True)
         self._image += config.batch_size
-        self.loss = sum(map(float, values))  # as a trainer that shows it, and so waits for the views
+        self.loss = sum(map(float, losses))  # as a trainer that shows it, and so waits for the views
         self._check.synchronize()
         return time.perf_counter() - began
+
+    def _view_loss(self, camera: Camera, photo: np.ndarray, ssim_weight: float) -> Any:
+        import gsplat
+        import torch
+
+        rows, where = self._rows, self._check.where
+        viewmat, intrinsics = (
+            torch.tensor(matrix, dtype=torch.float32, device=where)[None]
+            for matrix in (camera.world_to_camera, camera.K)
+        )
+        image, _, _ = gsplat.rasterization(
+            rows["means"], rows["quats"], rows["log_scales"].exp(), rows["logit_opacities"].sigmoid(),
+            rows["coefficients"], viewmat, intrinsics, camera.width, camera.height, sh_degree=3, packed=False,
+        )  # fmt: skip
+        target = torch.tensor(photo, device=where).permute(2, 0, 1) / 255
+        rgb = image[0].permute(2, 0, 1)
+        return (1 - ssim_weight) * (rgb - target).abs().mean() + ssim_weight * (1 - ssim(rgb, target))
+
+
+def ssim(first: Any, second: Any) -> Any:
+    """Mean SSIM of two images [3, H, W]: 11x11 Gaussian window, sigma 1.5, as every 3DGS trainer has it."""
+    import torch
+
+    taps = torch.exp(-((torch.arange(11.0, device=first.device) - 5) ** 2) / (2 * 1.5**2))
+    window = torch.outer(taps, taps)[None, None].expand(3, 1, 11, 11) / taps.sum() ** 2
+
+    def blur(image: Any) -> Any:
+        return torch.nn.functional.conv2d(image[None], window, padding=5, groups=3)[0]
+
+    mu1, mu2 = blur(first), blur(second)
+    var1, var2 = blur(first * first) - mu1 * mu1, blur(second * second) - mu2 * mu2
+    covariance = blur(first * second) - mu1 * mu2
+    top = (2 * mu1 * mu2 + 0.01**2) * (2 * covariance + 0.03**2)
+    return (top / ((mu1 * mu1 + mu2 * mu2 + 0.01**2) * (var1 + var2 + 0.03**2))).mean()
 
 
 def speed(check: Check, findings: Findings) -> None:
