@@ -53,7 +53,14 @@ class Totals:
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident set of this process so far."""
+    """Largest resident set of this process so far. `ru_maxrss` would also know the process that started this one."""
+    try:
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
