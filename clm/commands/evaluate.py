@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from clm.commands.train import open_scene
 from clm.config import parse_background
 from clm.errors import ClmError
 from clm.files import finite, write_json
+from clm.gaussians.model import image_of_ply
 from clm.plan.budget import parse_bytes
 from clm.scene import ImageCache
 from clm.train.begun import read_run_config, read_split, scene_of_run, with_split
@@ -35,7 +35,7 @@ def evaluate_run(
     views = scene.test if split == "test" else scene.train
     if not len(views):
         raise ClmError(f"The run held out no views (test_every {config.test_every}).", "Use --split train.")
-    iteration = re.sub(r"\D", "", model.ply.parent.name)
+    iteration = image_of_ply(model.ply)
     folder = run / "eval" / f"step_{iteration}"
     background = parse_background(config.background) or (0.0, 0.0, 0.0)
     render = model_renderer(model, loaded_store(model, emit), background, gpu_memory, emit)
@@ -48,7 +48,7 @@ def evaluate_run(
         raise ClmError(
             f"None of the {len(views)} {split} images could be read.", "See the warnings of the training run."
         )
-    figures = {"iteration": int(iteration), "num_gaussians": model.rows.count, split: result}
+    figures = {"iteration": iteration, "num_gaussians": model.rows.count, split: result}
     write_json(folder / f"{split}.json", figures)
     return {**figures, "test": figures.get("test"), "train": figures.get("train")}
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from clm.errors import ClmError
 from clm.gaussians.layout import MEANS
-from clm.gaussians.model import newest_ply, open_model
+from clm.gaussians.model import image_of_ply, newest_ply, open_model
 from clm.gaussians.ply import ply_header_summary
 from clm.plan.budget import format_bytes
 from clm.progress import Report, unseen
@@ -47,7 +47,7 @@ def _values(path: Path, report: Report) -> dict[str, Any]:
 
 
 def _describe_run(run: Path) -> dict[str, Any]:
-    from clm.train.checkpoint import checkpoints
+    from clm.train.checkpoint import checkpoints, image_of_checkpoint
 
     saved = checkpoints(run / "checkpoints")
     facts: dict[str, Any] = {"kind": "run", "path": str(run), **_plan_of(run)}
@@ -55,14 +55,13 @@ def _describe_run(run: Path) -> dict[str, Any]:
     for name in ("metrics", "report"):
         if (value := _read_json(run / f"{name}.json")) is not None:
             facts[name] = value
+    reached = [image_of_checkpoint(p) for p in saved]
     try:
         ply = newest_ply(run)
         facts["ply"] = {"path": str(ply), **ply_header_summary(ply)}
+        reached.append(image_of_ply(ply))
     except ClmError:
         facts["ply"] = None  # training has not finished yet
-    reached = [int(p.name.rpartition("_")[2]) for p in saved]
-    if facts["ply"] is not None:
-        reached.append(int(Path(facts["ply"]["path"]).parent.name.rpartition("_")[2]))
     facts["iteration"] = max(reached, default=0)
     return facts
 
@@ -142,8 +141,8 @@ def _run_in_words(facts: dict[str, Any]) -> tuple[str, list[str]]:
     if finished and ply is not None:
         lines.append("open that PLY in any Gaussian splatting viewer, or render it: " + f"clm render {run} -o out")
     elif facts["checkpoints"]:
-        own = shlex.quote(str(Path(facts["path"]) / "config.yaml"))
-        lines.append(f"go on with: clm train {shlex.quote(facts['data'] or 'DATA')} -o {run} --config {own} --resume")
+        data = "" if facts["data"] else "DATA "  # a run whose config.yaml is damaged does not know its scene
+        lines.append(f"go on with: clm train {data}--resume -o {run}")
     else:
         lines.append("nothing was saved: train again into another folder")
     return f"a run on {facts['data']}" if facts["data"] else "a run", lines

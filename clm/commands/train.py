@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clm.commands.stopping import StopRequest, outlasting_output
 from clm.config import Config, from_dict, load_config
@@ -104,52 +105,64 @@ def run_training(
     if data is None and (output is None or not resume):
         raise _needs_data(resume)
     run = output or Path("runs") / data.resolve().name
+    given = partial(load_config, flags, preset=preset, file=file)
 
     from clm.train.lock import locked
 
     with outlasting_output(), locked(run):
-        return _train_locked(data, run, flags, preset, file, resume=resume, as_json=as_json, quiet=quiet)
+        begin = _resumed(run, data, given) if resume else _fresh(run, data, given)
+        return _train_locked(run, begin, as_json=as_json, quiet=quiet)
 
 
-def _train_locked(
-    data: Path | None,
-    run: Path,
-    flags: dict[str, Any],
-    preset: str | None,
-    file: Path | None,
-    *,
-    resume: bool,
-    as_json: bool,
-    quiet: bool,
-) -> bool:
-    """Train in a run directory that is ours alone."""
+class _Begin(NamedTuple):
+    """What a run starts from: anew, or from a checkpoint."""
+
+    data: Path
+    config: Config
+    checkpoint: Path | None = None
+    warning: str | None = None
+
+
+def _fresh(run: Path, data: Path | None, given: Callable[..., Config]) -> _Begin:
+    """given: `load_config` with what the caller stated."""
     from clm.train.begun import refuse_foreign
-    from clm.train.checkpoint import checkpoints, latest_checkpoint
+    from clm.train.checkpoint import checkpoints
+
+    config = given()
+    if checkpoints(run / "checkpoints"):
+        raise ClmError(f"{run} already holds a run.", "Pass --resume to go on with it, or another folder with -o.")
+    refuse_foreign(run)
+    assert data is not None, "asked for before"
+    return _Begin(data, config)
+
+
+def _resumed(run: Path, data: Path | None, given: Callable[..., Config]) -> _Begin:
+    from clm.train.checkpoint import latest_checkpoint
+
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    before, begun = begun_with(run, checkpoint)
+    config = given(resumed=begun)
+    scene, warning = resumed_scene(run, before, data)
+    return _Begin(scene, config, checkpoint, warning)
+
+
+def _train_locked(run: Path, begin: _Begin, *, as_json: bool, quiet: bool) -> bool:
+    """Train in a run directory that is ours alone."""
     from clm.train.loop import train
 
-    checkpoint, other_data = None, None
-    if resume:
-        checkpoint = latest_checkpoint(run / "checkpoints")
-        before, begun = begun_with(run, checkpoint)
-        config = load_config(flags, preset=preset, file=file, resumed=begun)
-        data, other_data = resumed_scene(run, before, data)
-    else:
-        config = load_config(flags, preset=preset, file=file)
-        if checkpoints(run / "checkpoints"):
-            raise ClmError(f"{run} already holds a run.", "Pass --resume to go on with it, or another folder with -o.")
-        refuse_foreign(run)
+    config, resume = begin.config, begin.checkpoint is not None
     emit, close = _consumers(run, resume, as_json, quiet)
     stop = StopRequest()
     try:
-        scene = open_scene(data, config, report=reporter(emit))
+        scene = open_scene(begin.data, config, report=reporter(emit))
         for message in scene.messages:
             emit(Message(message))
         if config.near is None:
             emit(Message(near_reason(scene.views[0].camera.near)))
-        if other_data:
-            emit(Message(other_data, "warning"))
+        if begin.warning:
+            emit(Message(begin.warning, "warning"))
         with stop.listening():
-            finished = train(scene, config, run, emit, resume=checkpoint, stop=stop, saving=stop.saving)
+            finished = train(scene, config, run, emit, resume=begin.checkpoint, stop=stop, saving=stop.saving)
         if finished:
             emit(
                 Message(f"results: {run}/point_cloud/iteration_{config.iterations}/point_cloud.ply, {run}/metrics.json")

@@ -34,15 +34,21 @@ class ModelFile:
         return counted(self.rows.chunks(CHUNK_ROWS), what, self.rows.count, "Gaussians", report, rows_of)
 
 
+def image_of_ply(ply: Path) -> int:
+    """N of `point_cloud/iteration_N/point_cloud.ply`; -1 where the folder has another name."""
+    number = ply.parent.name.removeprefix("iteration_")
+    return int(number) if number.isdecimal() else -1
+
+
 def newest_ply(run: Path) -> Path:
     """The PLY with the highest iteration in a run directory."""
-    found = [p for p in run.glob("point_cloud/iteration_*/point_cloud.ply") if p.parent.name[10:].isdigit()]
+    found = [p for p in run.glob("point_cloud/iteration_*/point_cloud.ply") if image_of_ply(p) >= 0]
     if not found:
         raise ClmError(
             f"No PLY in {run}. Looked for: point_cloud/iteration_*/point_cloud.ply.",
             "Finish the training (`clm train ... --resume`) or pass a PLY file.",
         )
-    return max(found, key=lambda p: int(p.parent.name[10:]))
+    return max(found, key=image_of_ply)
 
 
 def open_model(path: Path) -> ModelFile:

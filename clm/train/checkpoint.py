@@ -80,7 +80,7 @@ def save_checkpoint(
     except BaseException:
         clean_checkpoints(folder)
         raise
-    earlier = [p for p in checkpoints(folder) if _number(p) < iteration and _belongs(p, state.get("run"))]
+    earlier = [p for p in checkpoints(folder) if image_of_checkpoint(p) < iteration and _belongs(p, state.get("run"))]
     for old in earlier[: len(earlier) - max(keep - 1, 0)]:
         _drop(old, "pruned")
     return target
@@ -172,7 +172,8 @@ def _format_1_file(path: Path) -> bool:
 # ---- in ----
 
 
-def _number(path: Path) -> int:
+def image_of_checkpoint(path: Path) -> int:
+    """N of `step_N`."""
     match = _STEP.fullmatch(path.name)
     assert match is not None, path
     return int(match[1])
@@ -181,7 +182,7 @@ def _number(path: Path) -> int:
 def checkpoints(folder: Path) -> list[Path]:
     """Folders that were written as checkpoints, oldest first; `load_checkpoint` says whether they are still whole."""
     named = (p for p in folder.glob("step_*") if _STEP.fullmatch(p.name))
-    return sorted((p for p in named if (p / _STATE).exists() or (p / _MANIFEST).exists()), key=_number)
+    return sorted((p for p in named if (p / _STATE).exists() or (p / _MANIFEST).exists()), key=image_of_checkpoint)
 
 
 def latest_checkpoint(folder: Path) -> Path:
@@ -194,7 +195,9 @@ def latest_checkpoint(folder: Path) -> Path:
 
 def _newest_first(path: Path) -> list[Path]:
     """`path` and the checkpoints older than it."""
-    older = [p for p in checkpoints(path.parent) if _STEP.fullmatch(path.name) and _number(p) < _number(path)]
+    if not _STEP.fullmatch(path.name):
+        return [path]
+    older = [p for p in checkpoints(path.parent) if image_of_checkpoint(p) < image_of_checkpoint(path)]
     return [path, *reversed(older)]
 
 

@@ -10,16 +10,12 @@ from clm.config import Config
 from clm.gaussians.densify import Thresholds, densify, reset_opacity, resort, wants_resort
 from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
+from clm.optim.schedules import crossed
 from clm.plan.budget import slots_for, store_row_bytes
 from clm.train.events import Densified, OpacityReset
 from clm.train.session import Session, all_visible_sets, host_budget
 
 _ARENA_FILL = 0.9  # views may grow to this share of the arena: rows also move and swell until the end of the run
-
-
-def crossed(every: int, before: int, now: int) -> bool:
-    """Whether a multiple of `every` lies in (before, now]; batches may jump over the exact image."""
-    return every > 0 and now // every > before // every
 
 
 def densify_due(config: Config, before: int, now: int) -> bool:

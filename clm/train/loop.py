@@ -13,14 +13,14 @@ from typing import Any
 from clm.config import Config
 from clm.errors import ClmError, OutOfDeviceMemory
 from clm.kernels.rows import colour_columns
-from clm.optim.schedules import sh_degree_at
+from clm.optim.schedules import crossed, sh_degree_at
 from clm.plan.residency import Plan, Traffic
 from clm.scene import CorruptImage, Scene
 from clm.stream.lanes import Lanes
 from clm.stream.spans import LaneSeconds, Span
 from clm.train.evaluate import evaluate
 from clm.train.events import BatchDone, Emit, Finished, Started
-from clm.train.grow import crossed, rebuild, rebuild_due
+from clm.train.grow import rebuild, rebuild_due
 from clm.train.run_files import finish_run, start_run
 from clm.train.session import Session
 

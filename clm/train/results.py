@@ -6,18 +6,21 @@ A run that has not finished has checkpoints that are newer than its PLY, or no P
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from clm.errors import ClmError
-from clm.files import atomic_write
-from clm.gaussians.layout import CHUNK_ROWS
-from clm.gaussians.model import ModelFile, newest_ply, open_model
+from clm.gaussians.model import ModelFile, image_of_ply, newest_ply, open_model
 from clm.gaussians.ply import write_ply
-from clm.progress import counted, rows_of
+from clm.gaussians.store import Store
+from clm.kernels.rows import AdamStep
+from clm.progress import Report, counted, rows_of
+from clm.scene.georef import read_georef, write_georef
 from clm.train.arrays import Damaged
-from clm.train.checkpoint import checkpoints, load_sound_checkpoint
+from clm.train.checkpoint import checkpoints, image_of_checkpoint, load_sound_checkpoint
 from clm.train.events import Emit, Message, reporter
 from clm.train.session import Saved
 
@@ -33,8 +36,8 @@ def open_result(path: Path, emit: Emit = lambda event: None) -> ModelFile:
 
 def _export_checkpoint(run: Path, emit: Emit) -> None:
     """Write the newest checkpoint that is whole as a PLY, unless a PLY of its image or of a later one is there."""
-    written, saved = _image_of_ply(run), checkpoints(run / "checkpoints")
-    if not saved or int(saved[-1].name.rpartition("_")[2]) <= written:
+    written, saved = _newest_image(run), checkpoints(run / "checkpoints")
+    if not saved or image_of_checkpoint(saved[-1]) <= written:
         return
     try:
         path, state, store = load_sound_checkpoint(
@@ -51,19 +54,37 @@ def _export_checkpoint(run: Path, emit: Emit) -> None:
     progress = state.progress
     if progress.iteration <= written:
         return
-    folder = run / "point_cloud" / f"iteration_{progress.iteration}"
-    emit(Message(f"The run is at image {progress.iteration}: taking {path}, written as {folder / 'point_cloud.ply'}."))
-    rows = store.exact_chunks(progress.leg.adam().at(progress.leg.index(progress.step) + 1), CHUNK_ROWS)
-    chunks = counted(rows, "exporting point_cloud.ply", store.rows, "Gaussians", reporter(emit), rows_of)
-    write_ply(folder / "point_cloud.ply", chunks, antialiased=state.config.antialias)
-    if (run / "georef.json").exists():
-        with atomic_write(folder / "georef.json") as file, open(run / "georef.json", "rb") as offset:
-            shutil.copyfileobj(offset, file)
+    ply = ply_path(run, progress.iteration)
+    emit(Message(f"The run is at image {progress.iteration}: taking {path}, written as {ply}."))
+    step = progress.leg.adam().at(progress.leg.index(progress.step) + 1)
+    offset = read_georef(run / "georef.json")
+    write_result(ply, store, step, antialiased=state.config.antialias, offset=offset, report=reporter(emit))
 
 
-def _image_of_ply(run: Path) -> int:
+def ply_path(run: Path, image: int) -> Path:
+    return run / "point_cloud" / f"iteration_{image}" / "point_cloud.ply"
+
+
+def write_result(
+    ply: Path, store: Store, step: AdamStep, *, antialiased: bool, offset: np.ndarray, report: Report
+) -> None:
+    """The rows of a whole store, caught up to `step - 1`, as a PLY, with georef.json beside it where an offset [3] f64 was
+    subtracted."""
+    write_ply(ply, exact_rows(store, step, "exporting point_cloud.ply", report), antialiased=antialiased)
+    if offset.any():
+        write_georef(ply.parent / "georef.json", offset)
+
+
+def exact_rows(
+    store: Store, step: AdamStep | None, what: str, report: Report
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`Store.exact_chunks`, reported as `what`."""
+    return counted(store.exact_chunks(step), what, store.rows, "Gaussians", report, rows_of)
+
+
+def _newest_image(run: Path) -> int:
     """The image of the newest PLY of a run; -1 where there is none."""
     try:
-        return int(newest_ply(run).parent.name.rpartition("_")[2])
+        return image_of_ply(newest_ply(run))
     except ClmError:
         return -1

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
 
 from clm.config import Config
 from clm.files import atomic_write, remove_leftovers, write_json
 from clm.gaussians.ply import write_ply
-from clm.kernels.rows import AdamStep
 from clm.plan.budget import format_bytes
-from clm.progress import counted, rows_of
 from clm.scene import Scene, cameras_json, write_georef
 from clm.train.begun import read_split, write_run_config, write_split
 from clm.train.checkpoint import clean_checkpoints
 from clm.train.evaluate import evaluate
 from clm.train.events import Message
 from clm.train.report import report
+from clm.train.results import exact_rows, ply_path, write_result
 from clm.train.session import Session
 
 
@@ -39,7 +35,7 @@ def start_run(session: Session) -> None:
         write_georef(run / "georef.json", scene.offset)
     if not begun:
         session.tiers.write_back()
-        chunks = exact_rows(session, None, "writing input.ply")
+        chunks = exact_rows(session.store, None, "writing input.ply", session.report)
         write_ply(run / "input.ply", chunks, antialiased=config.antialias)
 
 
@@ -64,21 +60,15 @@ def _cfg_args(config: Config, scene: Scene, run: Path) -> Namespace:
     )
 
 
-def exact_rows(session: Session, step: AdamStep | None, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`Store.exact_chunks`, reported as `what`."""
-    store = session.store
-    return counted(store.exact_chunks(step), what, store.rows, "Gaussians", session.report, rows_of)
-
-
 def save_ply(session: Session) -> Path:
     """The Gaussians as they are now, streamed to `point_cloud/iteration_N/point_cloud.ply` (georef.json beside it)."""
-    folder = session.run / "point_cloud" / f"iteration_{session.progress.iteration}"
     session.tiers.write_back()
-    chunks = exact_rows(session, session.next_step(), "exporting point_cloud.ply")
-    write_ply(folder / "point_cloud.ply", chunks, antialiased=session.config.antialias)
-    if session.scene.offset.any():
-        write_georef(folder / "georef.json", session.scene.offset)
-    return folder / "point_cloud.ply"
+    ply = ply_path(session.run, session.progress.iteration)
+    write_result(
+        ply, session.store, session.next_step(), antialiased=session.config.antialias, offset=session.scene.offset,
+        report=session.report,
+    )  # fmt: skip
+    return ply
 
 
 def finish_run(session: Session) -> None:

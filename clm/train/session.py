@@ -25,7 +25,7 @@ from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
 from clm.kernels.memory import return_freed_memory
 from clm.kernels.rows import AdamStep, colour_columns
-from clm.optim.schedules import Leg, sh_degree_at
+from clm.optim.schedules import Leg, crossed, sh_degree_at
 from clm.plan.budget import arena_bytes, in_core_bytes, lanes_bytes, parse_bytes
 from clm.plan.describe import short_plan
 from clm.plan.placement import (
@@ -127,13 +127,15 @@ class Session:
             self._restore(resume)
         self.adam = self.progress.leg.adam()
         self.refresh_store()
-        if resume is None:
-            self._say_unseen()
         self.images = ImageCache(scene, parse_bytes(config.image_cache))
         self.plans = PlanAhead(self._plan)
         self.trace = Trace(Path(config.trace)) if config.trace else None
         self.reserved = 0  # device bytes that placements leave free, since memory ran out once
-        self.placement, blocks = self._place()
+        unseen_rows = np.ones(self.store.rows, bool) if resume is None else None
+        self.placement, blocks = self._place(unseen_rows)
+        if unseen_rows is not None and unseen_rows.any():
+            count = f"{int(unseen_rows.sum()):,} of {self.store.rows:,} Gaussians"
+            emit(Message(f"{count} are seen by no training view: they stay as they are"))
         self._open_lanes(blocks, self.placement.arena_slots)
         for line in [self.budget.reason] * bool(self.budget.reason) + self._short_plan():
             emit(Message(line))
@@ -148,18 +150,6 @@ class Session:
 
     def _warn(self, text: str) -> None:
         self.emit(Message(text, "warning"))
-
-    def _say_unseen(self) -> None:
-        """Gaussians that no training view sees will stay as they are: their number is said."""
-        unseen = np.ones(self.store.rows, bool)
-        for rows in all_visible_sets(self.store, [self.cameras[k] for k in self.scene.train]):
-            unseen[rows] = False
-        if count := int(unseen.sum()):
-            self.emit(
-                Message(
-                    f"{count:,} of {self.store.rows:,} Gaussians are seen by no training view: they stay as they are"
-                )
-            )
 
     def refresh_store(self) -> None:
         """Cull entries and bounds of all rows, as of the step reached."""
@@ -251,8 +241,7 @@ class Session:
     def save_due(self, before: int) -> bool:
         """Whether a checkpoint is due after the batch that began at image `before`. It never changes the model."""
         if self.config.save_every is not None:
-            every = self.config.save_every
-            return every > 0 and self.progress.iteration // every > before // every
+            return crossed(self.config.save_every, before, self.progress.iteration)
         wait = max(SAVE_SECONDS, self._save_seconds / _SAVE_SHARE)
         return time.perf_counter() - self._last_save >= wait
 
@@ -336,10 +325,11 @@ class Session:
         self.images.prefetch(planned.views)
         return planned
 
-    def _place(self) -> tuple[Placement, np.ndarray]:
-        """Where rows go, and which blocks are resident [blocks] bool."""
+    def _place(self, unseen_rows: np.ndarray | None = None) -> tuple[Placement, np.ndarray]:
+        """Where rows go, and which blocks are resident [blocks] bool. unseen_rows [N] bool: false afterwards for the rows that
+        a training view may see."""
         store, config = self.store, self.config
-        seen = sightings(store, self.cameras, self.report)
+        seen = sightings(store, self.cameras, self.report, self.scene.train, unseen_rows)
         self.largest_view = seen.largest_view
         usual = seen.usual_union(config.batch_size)
         needed, usual = arena_needs(store.rows, seen.largest_view, usual, config.batch_size, store.block_rows)
@@ -458,10 +448,25 @@ def all_visible_sets(store: Store, cameras: list[Camera]) -> Iterator[np.ndarray
         yield from visible_sets(store.entries, store.bounds, group, block_rows=store.block_rows)
 
 
-def sightings(store: Store, cameras: list[Camera], report: Report = unseen) -> Sightings:
-    """What `cameras` see of the store."""
+def sightings(
+    store: Store,
+    cameras: list[Camera],
+    report: Report = unseen,
+    watching: np.ndarray | None = None,
+    unseen_rows: np.ndarray | None = None,
+) -> Sightings:
+    """What `cameras` see of the store; `unseen_rows` [N] bool becomes false where one of those in `watching` [V] may see."""
     sets = counted(all_visible_sets(store, cameras), "finding what views see", len(cameras), "views", report)
+    if watching is not None and unseen_rows is not None:
+        sets = _marking(sets, frozenset(watching.tolist()), unseen_rows)
     return Sightings.of(sets, store.rows, store.block_rows)
+
+
+def _marking(sets: Iterator[np.ndarray], watching: frozenset[int], unseen_rows: np.ndarray) -> Iterator[np.ndarray]:
+    for k, rows in enumerate(sets):
+        if k in watching:
+            unseen_rows[rows] = False
+        yield rows
 
 
 def host_budget(config: Config, held: int) -> int:
