@@ -1,8 +1,9 @@
-"""Where the real scenes are, and what to say when they are not here."""
+"""Where the real scenes are, and what to say when they are not here; how many threads of its own torch has."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,14 @@ def scene_path(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"real scene {name} not found in {SCENES} (set CLM_SCENES)")
     return path
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """torch computes in the thread that calls it, for as long as a module's tests run."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,17 +23,10 @@ from clm.render.gsplat import GsplatRasterizer  # noqa: E402
 from tests.device_rules import NoWaiting  # noqa: E402
 from tests.render import gsplat_stub  # noqa: E402
 
+# The stub's tensors are small: a second thread would only be waited for.
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 ROWS, SLOTS = 300, 420
 BACKGROUND = np.array([0.2, 0.5, 0.8], np.float32)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The stub's tensors are small: a second thread would only be waited for."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,17 +25,15 @@ from clm.render.gsplat_ops import alpha_limit  # noqa: E402
 from tests.device_rules import NoWaiting  # noqa: E402
 from tests.render import gsplat_stub  # noqa: E402
 
+# The stub's tensors are small: a second thread would only be waited for.
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 ROWS = 200
 BACKGROUND = np.array([0.2, 0.5, 0.8], np.float32)
 
 
 @pytest.fixture(autouse=True)
-def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     gsplat_stub.install(monkeypatch)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def arena(count: int = ROWS, seed: int = 0) -> tuple[Any, ...]:

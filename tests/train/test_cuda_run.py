@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,8 @@ def part_of(rows: int) -> str:
 PLACEMENTS = {"none": ("none", "8GiB"), "host": ("host", "8GiB"), "auto": ("auto", part_of(ROWS))}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """torch is called by several lanes at once here: threads of its own only stand in each other's way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# torch is called by several lanes at once here: threads of its own only stand in each other's way.
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def use_cuda_double(patch: pytest.MonkeyPatch, **replaced: Callable[..., Any]) -> None:
