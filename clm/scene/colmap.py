@@ -7,12 +7,14 @@ the binary form of one model give equal values. Poses are world to camera, OpenC
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import signal
 import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -139,9 +141,7 @@ def _no_model(path: Path) -> ClmError:
 
 def _reconstruct(folder: Path) -> Any:
     """Read with pycolmap; points3D may be absent, which COLMAP itself does not allow."""
-    import pycolmap
-
-    _keep_our_signals()
+    pycolmap = _load_pycolmap()
     pycolmap.logging.minloglevel = 3  # its C++ logs to stderr; whatever matters arrives as an exception
     suffix = _suffix(folder)
     if suffix == ".bin":
@@ -166,10 +166,23 @@ def _reconstruct(folder: Path) -> Any:
         ) from None
 
 
-def _keep_our_signals() -> None:
-    """Importing pycolmap sets glog's handler, with which SIGTERM prints a stack trace: what Python had set comes back."""
-    if threading.current_thread() is threading.main_thread():
+def _load_pycolmap() -> Any:
+    """Import pycolmap, with signals as Python had set them.
+
+    Importing it sets glog's handler, with which SIGTERM prints a stack trace. And Ctrl-C in the middle of the import would come
+    out as an ImportError that advises to install it: it is heard when the import is done."""
+    if threading.current_thread() is not threading.main_thread():
+        return importlib.import_module("pycolmap")
+    heard: list[tuple[int, FrameType | None]] = []
+    interrupt = signal.signal(signal.SIGINT, lambda *call: heard.append(call))
+    try:
+        pycolmap = importlib.import_module("pycolmap")
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
+    if heard and callable(interrupt):
+        interrupt(*heard[0])
+    return pycolmap
 
 
 def _suspect(folder: Path, suffix: str | None) -> str:

@@ -151,3 +151,26 @@ def test_reading_a_model_leaves_sigterm_to_python(tmp_path: Path) -> None:
     code = "import os, sys; from clm.scene import read_model; read_model(sys.argv[1]); os.kill(os.getpid(), 15)"
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stderr) == (-15, "")  # pycolmap's handler prints a stack trace
+
+
+def test_ctrl_c_while_pycolmap_is_imported_is_no_missing_package() -> None:
+    """It would come out of the import as an ImportError that advises to install it."""
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'pyceres':  # looked for inside the extension's own start\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "from clm.scene import read_model\n"
+        "try:\n"
+        "    read_model(sys.argv[1])\n"
+        "    print('nothing was imported there')\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    scene = Path(__file__).resolve().parents[2] / "data" / "demo"
+    ended = subprocess.run([sys.executable, "-c", code, str(scene)], capture_output=True, text=True, timeout=60)
+    if ended.stdout == "nothing was imported there\n":
+        pytest.skip("this pycolmap imports nothing while its extension starts")
+    assert (ended.returncode, ended.stdout) == (0, "interrupted\n"), ended.stderr
