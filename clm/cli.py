@@ -50,7 +50,7 @@ Device = Annotated[str, typer.Option("--gpu-memory", help="Device budget for the
 @contextmanager
 def _console(quiet: bool) -> Iterator[Any]:
     """Who is told what happens while a command works (a person, on stderr), or nobody."""
-    from clm.train.console import Console
+    from clm.run.console import Console
 
     console = Console()
     try:
@@ -223,7 +223,7 @@ def info(
 ) -> None:
     """Say what a run, a PLY or a scene contains."""
     from clm.commands.info import describe, format_description
-    from clm.train.events import reporter
+    from clm.run.events import reporter
 
     with _console(as_json) as emit:
         facts = describe(path, reporter(emit))

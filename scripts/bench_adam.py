@@ -12,11 +12,11 @@ import numpy as np
 from bench_common import header
 
 from clm import kernels
-from clm.gaussians.layout import BLOCK_ROWS, GRAD_DRAWN
-from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
 from clm.optim.adam import Adam, Betas
 from clm.plan.budget import CULL_BYTES, GRADIENT_BYTES, MOMENT_BYTES, store_row_bytes
+from clm.store.layout import BLOCK_ROWS, GRAD_DRAWN
+from clm.store.store import Store
 from clm.stream.parking import GradientBuffer
 
 

@@ -17,15 +17,15 @@ import numpy as np
 from bench_common import SCENES, header
 
 from clm.config import Config, load_config
-from clm.gaussians.layout import GRAD_DRAWN
+from clm.device.interface import Arena
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
+from clm.run.batches import batch_views
+from clm.run.loop import train_batch
+from clm.run.session import Session, initial_store
 from clm.scene import Scene, load_scene
-from clm.stream.device import Arena
-from clm.train.batches import batch_views
-from clm.train.loop import train_batch
-from clm.train.session import Session, initial_store
+from clm.store.layout import GRAD_DRAWN
 
 
 class PlainLoop:

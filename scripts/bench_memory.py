@@ -28,10 +28,10 @@ from PIL import Image
 
 from clm.commands.train import open_scene
 from clm.config import load_config
-from clm.gaussians.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS, SH0
-from clm.gaussians.ply import write_ply
-from clm.train import grow, loop, session
-from clm.train.loop import train
+from clm.formats.ply import write_ply
+from clm.run import grow, loop, session
+from clm.run.loop import train
+from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS, SH0
 
 SIDE, HEIGHT = 100.0, 10.0  # of the field, and of the cameras above it
 WIDTH, TALL = 96, 64  # px

@@ -15,10 +15,10 @@ from bench_common import SCENES, header
 
 from clm.config import Config, load_config
 from clm.plan.budget import format_bytes
+from clm.run.grow import rebuild, rebuild_due
+from clm.run.loop import train_batch
+from clm.run.session import Session
 from clm.scene import Scene, load_scene
-from clm.train.grow import rebuild, rebuild_due
-from clm.train.loop import train_batch
-from clm.train.session import Session
 
 
 def advance(session: Session) -> float:

@@ -21,12 +21,12 @@ import numpy as np
 import pycolmap
 
 from clm.camera import NEAR, Camera
-from clm.gaussians.blocks import block_order
-from clm.gaussians.init import neighbour_scales
 from clm.kernels import get_threads, variant
 from clm.plan.order import order_views
 from clm.plan.residency import Traffic, make_plan
 from clm.plan.visibility import BLOCK_ROWS, block_bounds, visible_sets
+from clm.store.init import neighbour_scales
+from clm.store.order import block_order
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = Path(os.environ.get("CLM_SCENES", ROOT.parent / "shared" / "scenes"))

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clm import kernels
 from clm.camera import Camera
+from clm.image.losses import l1_ssim
 from clm.render.cpu import CpuRasterizer
-from clm.render.losses import l1_ssim
 
 
 def scene(count: int, width: int, height: int, pixels: float, seed: int) -> tuple[np.ndarray, np.ndarray, Camera]:
@@ -73,7 +73,8 @@ def run_twin(geometry: np.ndarray, colour: np.ndarray, camera: Camera, target: n
     """Milliseconds of one pass of the torch twin."""
     import torch
 
-    from clm.render import torch_loss, twin
+    from clm.image import torch_losses as torch_loss
+    from clm.render import twin
 
     torch.set_num_threads(kernels.get_threads())
     rows = torch.tensor(geometry, requires_grad=True), torch.tensor(colour, requires_grad=True)

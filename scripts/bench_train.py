@@ -12,9 +12,9 @@ import numpy as np
 from bench_common import SCENES, header
 
 from clm.config import load_config
+from clm.run.loop import train_batch
+from clm.run.session import Session
 from clm.scene import load_scene
-from clm.train.loop import train_batch
-from clm.train.session import Session
 
 
 def main() -> None:

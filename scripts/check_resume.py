@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.train.resumes import check_case, random_case, tiny_scene
+from tests.run.resumes import check_case, random_case, tiny_scene
 
 
 def main(count: int, first: int) -> int:

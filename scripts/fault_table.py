@@ -64,7 +64,7 @@ def warm_up() -> None:
     import clm.commands.export
     import clm.commands.info
     import clm.commands.render
-    import clm.train.loop  # noqa: F401
+    import clm.run.loop  # noqa: F401
     from clm.cli import main
 
     Image.init()

@@ -22,9 +22,9 @@ from PIL import Image
 from clm.cli import main
 from clm.commands.train import open_scene
 from clm.config import Config, load_config
-from clm.train.checkpoint import latest_checkpoint
-from clm.train.events import Event
-from clm.train.loop import train
+from clm.run.checkpoint import latest_checkpoint
+from clm.run.events import Event
+from clm.run.loop import train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "data" / "demo"

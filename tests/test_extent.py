@@ -11,13 +11,13 @@ import pytest
 from clm.camera import Camera
 from clm.errors import ClmError
 from clm.extent import near_plane, scene_scale, usual_cameras, view_distance
-from clm.gaussians.init import focus_of
 from clm.plan.visibility import block_bounds, drawn_bound, visible_rows
 from clm.render import CpuRasterizer
 from clm.scene import camera_from_json, cameras_json, load_scene
 from clm.scene.colmap import read_model
 from clm.scene.georef import find_offset
 from clm.scene.scene import camera_centres
+from clm.store.init import focus_of
 from tests.conftest import scene_path
 from tests.demo_run import DEMO
 from tests.scene.synthetic import write_scene

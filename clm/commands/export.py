@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from clm.errors import ClmError
-from clm.gaussians.ply import write_ply
-from clm.train.events import Emit, Message, reporter
-from clm.train.results import open_result
+from clm.formats.ply import write_ply
+from clm.run.events import Emit, Message, reporter
+from clm.run.results import open_result
 
 
 def export_model(model: Path, out: Path, sh_degree: int, emit: Emit = lambda event: None) -> int:

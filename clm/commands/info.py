@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from clm.errors import ClmError
-from clm.gaussians.layout import MEANS
-from clm.gaussians.model import image_of_ply, newest_ply, open_model
-from clm.gaussians.ply import ply_header_summary
+from clm.formats.model import image_of_ply, newest_ply, open_model
+from clm.formats.ply import ply_header_summary
 from clm.plan.budget import format_bytes
 from clm.progress import Report, unseen
-from clm.train.bars import clock
+from clm.run.bars import clock
+from clm.store.layout import MEANS
 
 _READ_BYTES = 512 << 20  # a larger PLY is described from its header alone
 _MANY_VIEWS = 200  # scenes of more cameras are usually flown, and each sees little
@@ -47,7 +47,7 @@ def _values(path: Path, report: Report) -> dict[str, Any]:
 
 
 def _describe_run(run: Path) -> dict[str, Any]:
-    from clm.train.checkpoint import checkpoints, image_of_checkpoint
+    from clm.run.checkpoint import checkpoints, image_of_checkpoint
 
     saved = checkpoints(run / "checkpoints")
     facts: dict[str, Any] = {"kind": "run", "path": str(run), **_plan_of(run)}

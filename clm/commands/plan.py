@@ -1,4 +1,4 @@
-"""`clm plan`: a dry run. The forecast of `clm.train.forecast` as facts for programs and as text for people."""
+"""`clm plan`: a dry run. The forecast of `clm.forecast.forecast` as facts for programs and as text for people."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from typing import Any
 
 from clm.commands.train import open_scene
 from clm.config import load_config
+from clm.device.choose import cuda_devices
+from clm.forecast.describe import draw_timeline
+from clm.forecast.forecast import Budget, Budgets, Forecast, find_budgets, make_forecast, whole_views_up_to
+from clm.forecast.machine import load_machine
+from clm.forecast.measure import THIS
+from clm.forecast.simulate import bus_bytes
+from clm.forecast.steps import count_step
 from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
 from clm.plan.budget import (
@@ -22,13 +29,6 @@ from clm.plan.budget import (
     store_bytes,
     store_row_bytes,
 )
-from clm.plan.describe import draw_timeline
-from clm.plan.machine import load_machine
-from clm.plan.simulate import bus_bytes
-from clm.plan.steps import count_step
-from clm.train.device import cuda_devices
-from clm.train.forecast import Budget, Budgets, Forecast, find_budgets, make_forecast, whole_views_up_to
-from clm.train.measure import THIS
 
 PLY_ROW_BYTES = 4 * 62  # INRIA's columns, padded to SH degree 3
 

@@ -14,25 +14,25 @@ import numpy as np
 
 from clm.camera import Camera
 from clm.config import parse_background
+from clm.device.budget import find_device_budget
+from clm.device.choose import open_device
 from clm.errors import ClmError
 from clm.extent import FAR_PER_NEAR, near_plane
 from clm.files import atomic_write
-from clm.gaussians.layout import MEANS
-from clm.gaussians.model import ModelFile
-from clm.gaussians.store import Store
+from clm.formats.model import ModelFile
 from clm.plan.budget import SLOT_BYTES
 from clm.progress import counted, pending
 from clm.render import Render
+from clm.run.begun import read_run_config, read_split
+from clm.run.evaluate import file_stems, save_png, to_uint8
+from clm.run.events import Emit, Message, reporter
+from clm.run.results import open_result
+from clm.run.session import available_memory
 from clm.scene import camera_from_json, ellipse_path, interp_path
+from clm.store.layout import MEANS
+from clm.store.store import Store
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
-from clm.train.begun import read_run_config, read_split
-from clm.train.device import open_device
-from clm.train.device_budget import find_device_budget
-from clm.train.evaluate import file_stems, save_png, to_uint8
-from clm.train.events import Emit, Message, reporter
-from clm.train.results import open_result
-from clm.train.session import available_memory
 
 Named = list[tuple[str, Camera]]
 

@@ -1,4 +1,4 @@
-"""`clm train`: configuration, scene, run directory, signals, consumers; the training itself is `clm.train.loop`."""
+"""`clm train`: configuration, scene, run directory, signals, consumers; the training itself is `clm.run.loop`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from clm.commands.stopping import StopRequest, outlasting_output
 from clm.config import Config, from_dict, load_config
 from clm.errors import ClmError
-from clm.train.events import Emit, Message, reporter
+from clm.run.events import Emit, Message, reporter
 
 
 def open_scene(data: Path, config: Config, **overrides: Any):
@@ -40,8 +40,8 @@ def near_reason(near: float) -> str:
 
 def _consumers(run: Path, resume: bool, as_json: bool, quiet: bool) -> tuple[Emit, Callable[[], None]]:
     """Who is told what happens, and what to call when nothing more will."""
-    from clm.train.bars import sparse
-    from clm.train.console import Console, EventLog, fan_out, json_lines
+    from clm.run.bars import sparse
+    from clm.run.console import Console, EventLog, fan_out, json_lines
 
     log, console = EventLog(run / "events.jsonl", append=resume), Console()
 
@@ -56,7 +56,7 @@ def _consumers(run: Path, resume: bool, as_json: bool, quiet: bool) -> tuple[Emi
 def begun_with(run: Path, checkpoint: Path) -> tuple[Path | None, Config]:
     """Scene and configuration of a run that goes on; the checkpoint's, which names no scene, where config.yaml is gone or
     damaged."""
-    from clm.train.begun import read_run_config
+    from clm.run.begun import read_run_config
 
     try:
         return read_run_config(run)
@@ -70,7 +70,7 @@ def begun_with(run: Path, checkpoint: Path) -> tuple[Path | None, Config]:
 
 def resumed_scene(run: Path, before: Path | None, data: Path | None) -> tuple[Path, str | None]:
     """Where the scene of a run that goes on is, and what to say when that is not the one it was trained on so far."""
-    from clm.train.begun import scene_of_run
+    from clm.run.begun import scene_of_run
 
     if data is None:
         if before is None:
@@ -107,7 +107,7 @@ def run_training(
     run = output or Path("runs") / data.resolve().name
     given = partial(load_config, flags, preset=preset, file=file)
 
-    from clm.train.lock import locked
+    from clm.run.lock import locked
 
     with outlasting_output(), locked(run):
         begin = _resumed(run, data, given) if resume else _fresh(run, data, given)
@@ -125,8 +125,8 @@ class _Begin(NamedTuple):
 
 def _fresh(run: Path, data: Path | None, given: Callable[..., Config]) -> _Begin:
     """given: `load_config` with what the caller stated."""
-    from clm.train.begun import refuse_foreign
-    from clm.train.checkpoint import checkpoints
+    from clm.run.begun import refuse_foreign
+    from clm.run.checkpoint import checkpoints
 
     config = given()
     if checkpoints(run / "checkpoints"):
@@ -137,7 +137,7 @@ def _fresh(run: Path, data: Path | None, given: Callable[..., Config]) -> _Begin
 
 
 def _resumed(run: Path, data: Path | None, given: Callable[..., Config]) -> _Begin:
-    from clm.train.checkpoint import latest_checkpoint
+    from clm.run.checkpoint import latest_checkpoint
 
     checkpoint = latest_checkpoint(run / "checkpoints")
     before, begun = begun_with(run, checkpoint)
@@ -148,7 +148,7 @@ def _resumed(run: Path, data: Path | None, given: Callable[..., Config]) -> _Beg
 
 def _train_locked(run: Path, begin: _Begin, *, as_json: bool, quiet: bool) -> bool:
     """Train in a run directory that is ours alone."""
-    from clm.train.loop import train
+    from clm.run.loop import train
 
     config, resume = begin.config, begin.checkpoint is not None
     emit, close = _consumers(run, resume, as_json, quiet)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clm.gaussians.layout import GROUPS
 from clm.kernels.rows import AdamStep
+from clm.store.layout import GROUPS
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from clm.config import Config
-from clm.gaussians.layout import GROUPS
 from clm.optim.adam import Adam, Betas
+from clm.store.layout import GROUPS
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 import re
 
 from clm.errors import ClmError
-from clm.gaussians.layout import CHUNK_ROWS
+from clm.store.layout import CHUNK_ROWS
 
 PARAMETER_BYTES = 240  # geometry 12 floats (one is padding), colour 48 floats
 MOMENT_BYTES = {"f32": 480, "bf16": 240}  # both Adam moments, laid out as the parameters
@@ -84,7 +84,7 @@ def lanes_bytes(largest_view: int) -> int:
 
 
 def device_work_bytes(rows: int) -> int:
-    """Bytes of the workspace of Adam, or of catching up, for resident rows (`clm.optim.device`), which takes so many at
+    """Bytes of the workspace of Adam, or of catching up, for resident rows (`clm.device.cuda_adam`), which takes so many at
     once; each of its 40 or so temporaries begins at a multiple of 16."""
     return min(rows, DEVICE_ROWS) * DEVICE_ROW_WORK + 1024
 

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from clm.camera import Camera
+from clm.image.losses import Loss, l1_ssim, metrics
 from clm.render.cpu import CpuRasterizer, Render
-from clm.render.losses import Loss, l1_ssim, metrics
 
 __all__ = ["CpuRasterizer", "Loss", "Rasterizer", "Render", "l1_ssim", "metrics"]
 

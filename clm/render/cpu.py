@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from clm.camera import Camera
+from clm.image.losses import l1_ssim
 from clm.kernels.raster import RasterWorkspace
-from clm.render.losses import l1_ssim
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from clm.camera import Camera
 from clm.errors import OutOfDeviceMemory
+from clm.image.torch_losses import DeviceLoss, l1_ssim
 from clm.render import splats as seam
 from clm.render.gsplat_ops import load_ops
 from clm.render.splats import Projected, Raster, SplatGradients, Splats
 from clm.render.temporaries import FIXED_BYTES, Temporaries, view_bytes
-from clm.render.torch_loss import DeviceLoss, l1_ssim
 
 __all__ = ["DeviceRender", "GsplatRasterizer", "SplatGradients", "Splats", "Temporaries"]
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from clm.camera import Camera
-from clm.gaussians.layout import (
+from clm.kernels.rows import colour_columns
+from clm.render.gsplat_ops import Ops
+from clm.store.layout import (
     GRAD_DRAWN,
     GRAD_GEOMETRY_COLUMNS,
     GRAD_SCREEN,
@@ -25,8 +27,6 @@ from clm.gaussians.layout import (
     MEANS,
     QUATS,
 )
-from clm.kernels.rows import colour_columns
-from clm.render.gsplat_ops import Ops
 
 _BLUR = 0.3  # px^2 (RASTER.md 3)
 _TILE = 16  # px

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from clm.device.interface import Event, Moment, Stream
 from clm.kernels.rows import AdamStep
 from clm.plan.residency import Plan, Traffic
-from clm.stream.device import Event, Moment, Stream
 from clm.stream.handover import Outcome
 from clm.stream.parking import ParkedGradients
 from clm.stream.route import Route

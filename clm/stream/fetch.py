@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from clm.device.interface import Rows, Stream, gradient_floats, packed_gradients, packed_rows, row_floats
 from clm.kernels import rows as row_kernels
 from clm.plan.budget import STEPS_UNDER_WAY
 from clm.stream.batch import Batch
-from clm.stream.device import Rows, Stream, gradient_floats, packed_gradients, packed_rows, row_floats
 from clm.stream.handover import after
 from clm.stream.route import Arrivals, route_step
 from clm.stream.staging import Ring

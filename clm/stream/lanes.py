@@ -27,12 +27,12 @@ from concurrent.futures import CancelledError
 from threading import Lock
 from typing import TypeVar
 
-from clm.gaussians.layout import CHUNK_ROWS
+from clm.device.interface import Event, Indices
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep
 from clm.plan.residency import Plan, Traffic, held_after
+from clm.store.layout import CHUNK_ROWS
 from clm.stream.batch import Batch
-from clm.stream.device import Event, Indices
 from clm.stream.fetch import Fetch
 from clm.stream.handover import HostLane, Outcome, after
 from clm.stream.send_back import SendBack

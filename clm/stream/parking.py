@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from clm.gaussians.layout import COLOUR_COLUMNS, GRAD_GEOMETRY_COLUMNS
 from clm.kernels import rows as row_kernels
 from clm.kernels.memory import row_array
 from clm.kernels.rows import GradientRows
+from clm.store.layout import COLOUR_COLUMNS, GRAD_GEOMETRY_COLUMNS
 
 
 class GradientBuffer:

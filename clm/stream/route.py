@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clm.device.interface import Indices
 from clm.plan.residency import Step
-from clm.stream.device import Indices
 from clm.stream.tiers import Tiers
 
 

@@ -13,9 +13,9 @@ from threading import Lock
 
 import numpy as np
 
+from clm.device.interface import Indices, Stream, gradient_floats, packed_gradients
 from clm.kernels import rows as row_kernels
 from clm.stream.batch import Batch
-from clm.stream.device import Indices, Stream, gradient_floats, packed_gradients
 from clm.stream.handover import HostLane, Outcome, after
 from clm.stream.staging import Buffer, Ring
 from clm.stream.tiers import Tiers

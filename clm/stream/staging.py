@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from clm.gaussians.layout import CHUNK_ROWS
+from clm.device.interface import Device, Event, Staging
 from clm.plan.budget import staging_depth
-from clm.stream.device import Device, Event, Staging
+from clm.store.layout import CHUNK_ROWS
 from clm.stream.handover import Outcome
 
 

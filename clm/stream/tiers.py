@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from clm.gaussians.store import Store
+from clm.device.interface import Arena, Device, ResidentRows
 from clm.plan.budget import resident_row_bytes
-from clm.stream.device import Arena, Device, ResidentRows
+from clm.store.store import Store
 
 _NOTHING, _EVERYTHING = np.zeros(0, np.int32), slice(None)
 Choice = slice | np.ndarray  # picks some of a list of rows

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from clm.camera import Camera
+from clm.device.interface import Indices, packed_rows, row_floats
 from clm.errors import ResourceError
-from clm.gaussians.layout import CHUNK_ROWS
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep, colour_columns
 from clm.plan.budget import SLOT_BYTES, format_bytes, size_flag
 from clm.plan.visibility import visible_rows
 from clm.render import Rasterizer, Render
-from clm.stream.device import Indices, packed_rows, row_floats
+from clm.store.layout import CHUNK_ROWS
 from clm.stream.tiers import Tiers
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from clm.config import Config, load_config
-from clm.gaussians.store import Store
+from clm.run import session as session_module
+from clm.run.loop import train_batch
+from clm.run.session import Session
 from clm.scene import Scene, load_scene
-from clm.train import session as session_module
-from clm.train.loop import train_batch
-from clm.train.session import Session
+from clm.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,10 @@ def use_doubles() -> None:
     import pytest
     import torch
 
+    from clm.device.cuda import CudaDevice
     from clm.render.gsplat import GsplatRasterizer
-    from clm.stream.cuda import CudaDevice
+    from tests.device.test_cuda import Cuda
     from tests.render import gsplat_stub
-    from tests.stream.test_cuda import Cuda
 
     torch.set_num_threads(1)
     Store.__init__.__kwdefaults__["block_rows"] = 32  # so that few rows have blocks to choose from

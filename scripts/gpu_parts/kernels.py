@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from clm.camera import Camera
-from clm.gaussians.layout import GRAD_DRAWN, GRAD_SCREEN, LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS
-from clm.gaussians.store import Store
+from clm.image import losses
 from clm.kernels import rows as row_kernels
 from clm.optim.adam import Adam, Betas
-from clm.render import CpuRasterizer, losses
+from clm.render import CpuRasterizer
+from clm.run.session import available_memory
+from clm.store.layout import GRAD_DRAWN, GRAD_SCREEN, LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS
+from clm.store.store import Store
 from clm.stream.parking import GradientBuffer
-from clm.train.session import available_memory
 from gpu_parts.check import Check, Findings, outliers
 from tests.render.scenes import look_at_origin, random_rows
 
@@ -73,7 +74,7 @@ def driver_version() -> str:
 
 
 def bus_rates(check: Check, megabytes: int = 256) -> dict[str, float]:
-    from clm.stream.cuda import CudaDevice
+    from clm.device.cuda import CudaDevice
 
     device = CudaDevice()
     stream, floats = device.stream("load"), megabytes * 2**18
@@ -197,7 +198,7 @@ def image_loss(check: Check, findings: Findings) -> None:
     """Loss and gradient against the CPU kernel, and its time."""
     import torch
 
-    from clm.render import torch_loss
+    from clm.image import torch_losses as torch_loss
 
     width, height = (96, 64) if check.double else (1600, 1064)
     rng = np.random.default_rng(0)
@@ -220,7 +221,7 @@ def device_adam(check: Check, findings: Findings) -> None:
     """Adam on resident rows against the host's kernel, over several steps of random touch patterns."""
     import torch
 
-    from clm.optim.device import DeviceAdam, adam_rows
+    from clm.device.cuda_adam import DeviceAdam, adam_rows
 
     count, steps = check.size(500_000, 100_000, 400), 6
     rng = np.random.default_rng(0)

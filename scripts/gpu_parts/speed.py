@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from clm.camera import Camera
-from clm.gaussians.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS
 from clm.plan.budget import format_bytes, parse_bytes, store_bytes
+from clm.run.batches import batch_views
+from clm.run.session import Session, available_memory, sightings
 from clm.scene import Scene
-from clm.train.batches import batch_views
-from clm.train.session import Session, available_memory, sightings
+from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS
 from gpu_parts.check import Check, Findings, Spans, advance, open_session
 from gpu_parts.synthetic import flat_scene, flat_store, open_flat, small_scene, small_store
 
@@ -244,10 +244,10 @@ def climb(check: Check, findings: Findings, scene: Scene, rows: int) -> None:
 def predicted(check: Check, findings: Findings) -> None:
     """Images/s of host offload, as the simulator says for a machine file and as they are here."""
     try:
-        from clm.plan.machine import load_machine
-        from clm.plan.simulate import simulate
+        from clm.forecast.machine import load_machine
+        from clm.forecast.simulate import simulate
     except ImportError:
-        findings.figure("skipped", True, "This version has no simulator (`clm.plan.simulate`).")
+        findings.figure("skipped", True, "This version has no simulator (`clm.forecast.simulate`).")
         return
     scene, machine, plans = small_scene(check), load_machine(check.machine), []
     with open_flat(check, scene, small_store(check), check.config(offload="host", batch_size=4), []) as session:

@@ -16,12 +16,12 @@ import numpy as np
 
 from clm.camera import Camera
 from clm.config import Config
-from clm.gaussians.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS
-from clm.gaussians.store import Store
+from clm.run import session as session_module
+from clm.run.session import Session
 from clm.scene import Scene
 from clm.scene.scene import View
-from clm.train import session as session_module
-from clm.train.session import Session
+from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS
+from clm.store.store import Store
 from gpu_parts.check import Check
 
 SIDE, HEIGHT = 100.0, 10.0  # of the field, and of the cameras above it, in scene units

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from clm.config import Config
-from clm.gaussians.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS
 from clm.plan.budget import RESIDENT_ROW_BYTES, in_core_bytes
+from clm.run.checkpoint import latest_checkpoint
+from clm.run.events import BatchDone, Message
+from clm.run.loop import train
+from clm.run.session import Session, sightings
 from clm.scene import Scene
-from clm.train.checkpoint import latest_checkpoint
-from clm.train.events import BatchDone, Message
-from clm.train.loop import train
-from clm.train.session import Session, sightings
+from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS
 from gpu_parts.check import Check, Findings, advance, open_session, unlike
 from gpu_parts.synthetic import open_flat, small_scene, small_store
 

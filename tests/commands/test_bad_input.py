@@ -18,14 +18,14 @@ import pytest
 from PIL import Image
 
 from clm.errors import ClmError, ResourceError
+from clm.image.losses import Loss
 from clm.plan.budget import SLOT_BYTES
 from clm.render import cpu
-from clm.render.losses import Loss
+from clm.run import checkpoint as checkpoint_module
+from clm.run import session
+from clm.run.checkpoint import checkpoints
+from clm.run.events import Message
 from clm.stream.view import render_view, view_too_large
-from clm.train import checkpoint as checkpoint_module
-from clm.train import session
-from clm.train.checkpoint import checkpoints
-from clm.train.events import Message
 from tests.conftest import scene_path
 from tests.demo_run import (
     DEMO,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clm.train.checkpoint import checkpoints
+from clm.run.checkpoint import checkpoints
 from tests.demo_run import DEMO, assert_same_model, clm, files_under, read_events, read_json
 
 OPTIONS = ("--batch-size", "4", "--downscale", "8", "--seed", "3")

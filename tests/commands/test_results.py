@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from clm.train.checkpoint import checkpoints
+from clm.run.checkpoint import checkpoints
 from tests.demo_run import clm, run_demo
 
 

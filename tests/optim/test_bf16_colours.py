@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from clm import kernels
-from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep
 from clm.optim.adam import Adam, Betas
 from clm.optim.reference import bf16_values, nearest_bf16
+from clm.store.store import Store
 from clm.stream.parking import GradientBuffer
 from tests.optim.test_adam import random_store, schedule
 
@@ -166,7 +166,7 @@ def test_every_build_rounds_to_the_same_bits(name: str, columns: int, monkeypatc
 
 def test_resident_rows_in_torch_are_rounded_to_the_same_bits() -> None:
     torch = pytest.importorskip("torch")
-    device = pytest.importorskip("clm.optim.device")
+    device = pytest.importorskip("clm.device.cuda_adam")
     names = ("geometry", "colour", "m_geometry", "v_geometry", "m_colour", "v_colour", "stamp")
 
     def both(store: Store, adam: Adam, step: int) -> list[np.ndarray]:

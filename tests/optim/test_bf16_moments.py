@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from clm import kernels
-from clm.gaussians.layout import GRAD_DRAWN
-from clm.gaussians.store import Store
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep
 from clm.optim.adam import Adam, Betas
 from clm.optim.reference import bf16_values, round_to_bf16
+from clm.store.layout import GRAD_DRAWN
+from clm.store.store import Store
 from clm.stream.parking import GradientBuffer
 
 MOMENTS = ("m_geometry", "m_colour", "v_geometry", "v_colour")

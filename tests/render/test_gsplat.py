@@ -18,7 +18,7 @@ from tests.render.scenes import look_at_origin, random_rows
 torch = pytest.importorskip("torch")
 gsplat = pytest.importorskip("gsplat", reason="gsplat is not installed")
 
-from clm.render import torch_loss  # noqa: E402
+from clm.image import torch_losses as torch_loss  # noqa: E402
 from clm.render.gsplat import GsplatRasterizer  # noqa: E402
 from tests.device_rules import NoWaiting  # noqa: E402
 from tests.render import gsplat_stub  # noqa: E402

@@ -36,7 +36,7 @@ def test_a_tiny_view_teaches_nothing_about_large_ones() -> None:
 
 def test_the_loss_needs_what_the_estimate_counts_for_it_per_pixel() -> None:
     torch = pytest.importorskip("torch")
-    from clm.render import torch_loss
+    from clm.image import torch_losses as torch_loss
     from tests.device_rules import PeakBytes
 
     rgb, photo = torch.rand(3, 120, 200), torch.zeros(120, 200, 3, dtype=torch.uint8)
@@ -55,7 +55,7 @@ def test_what_a_view_is_counted_to_take_is_what_its_tensors_hold(
     """gsplat's own Python over the stub, every tensor counted that an operation or a kernel returns."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("gsplat", reason="gsplat is not installed")
-    from clm.render import torch_loss
+    from clm.image import torch_losses as torch_loss
     from clm.render.gsplat import GsplatRasterizer
     from tests.device_rules import PeakBytes
     from tests.render import gsplat_stub

@@ -15,8 +15,8 @@ import pytest
 
 from clm import kernels
 from clm.camera import Camera
-from clm.gaussians.blocks import block_order
-from clm.gaussians.store import Store
+from clm.device.cpu import CpuDevice
+from clm.device.interface import Device, Staging, packed_rows, row_floats
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import colour_columns
 from clm.optim.adam import Adam, Betas
@@ -24,18 +24,18 @@ from clm.plan.budget import STEPS_UNDER_WAY
 from clm.plan.residency import Traffic, make_plan, rest_of
 from clm.plan.visibility import visible_rows, visible_sets
 from clm.render.cpu import CpuRasterizer
+from clm.store.order import block_order
+from clm.store.store import Store
 from clm.stream import fetch as fetch_module
 from clm.stream import lanes as lanes_module
 from clm.stream import send_back as send_back_module
-from clm.stream.cpu import CpuDevice
-from clm.stream.device import Device, Staging, packed_rows, row_floats
 from clm.stream.fetch import Fetch
 from clm.stream.handover import after
 from clm.stream.lanes import Lanes
 from clm.stream.parking import GradientBuffer, ParkedGradients
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
-from tests.stream.fake_device import SCHEDULES, FakeDevice
+from tests.device.fake_device import SCHEDULES, FakeDevice
 
 BLACK = (0.0, 0.0, 0.0)
 VIEWS = 6

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clm.gaussians.layout import CHUNK_ROWS
+from clm.device.cpu import CpuDevice
+from clm.device.interface import Device
 from clm.optim.adam import Adam, Betas
 from clm.plan.budget import staging_bytes
 from clm.plan.residency import make_plan
-from clm.stream.cpu import CpuDevice
-from clm.stream.device import Device
+from clm.store.layout import CHUNK_ROWS
 from clm.stream.lanes import Lanes
 from clm.stream.staging import Ring
 from clm.stream.tiers import Tiers
-from tests.stream.fake_device import FakeDevice
+from tests.device.fake_device import FakeDevice
 from tests.stream.test_lanes import every_other, nothing, scene
 
 

@@ -1,0 +1,383 @@
+"""Deferred Adam in torch, on whatever device the rows are: the mathematics of `clm/kernels/src/rows.cpp` for resident rows.
+
+Rows are the store's, index tensors say which. Nothing waits for the device: rows that no view drew are carried through the
+arithmetic with neutral coefficients instead of being picked out, and get back exactly what they had. Nothing is allocated
+either: a step that ran out of memory half-way could not be repeated, because some of its rows would have moved. Hence every
+operation writes to a `Workspace`, which bounds the rows that are worked on at a time. Derivation of the tables:
+`clm/optim/adam.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clm.optim.adam import Adam
+from clm.plan.budget import DEVICE_ROWS, device_work_bytes
+from clm.store.layout import EXTENT_SIGMAS, GRAD_DRAWN, GRAD_SCREEN, GROUPS, LOG_SCALES, MEANS
+
+_PARAMETERS = 11  # columns of geometry that are parameters; the twelfth is padding, in a gradient row a count
+_GEOMETRY_GROUPS = [0] * 3 + [1] * 4 + [2] * 3 + [3]  # group of each column, as in GROUPS
+_COLOUR_GROUPS = [4] * 3 + [5] * 45
+_ALIGNED = 16  # bytes: any vector load
+
+
+class DeviceStore(Protocol):
+    """Rows on the device: parameters and moments [N, 12] and [N, 48] f32, stamp [N] i32 (step of the last update)."""
+
+    geometry: Tensor
+    colour: Tensor
+    m_geometry: Tensor
+    v_geometry: Tensor
+    m_colour: Tensor
+    v_colour: Tensor
+    stamp: Tensor
+
+
+class DeviceGradients(Protocol):
+    """A place that holds gradient rows: grad_geometry [n, 16], grad_colour [n, 48] f32."""
+
+    grad_geometry: Tensor
+    grad_colour: Tensor
+
+
+@dataclass(frozen=True)
+class DeviceStep:
+    """One optimizer step: tables on the device, shared by all steps, and this step's numbers on the host."""
+
+    step: int  # the step to apply; rows are caught up to step - 1 first
+    drift: Tensor  # [steps + 1, 6] f64 lr-weighted sum of all later zero-gradient steps, per group
+    ratio_power: Tensor  # [steps + 1] f64 r^d
+    beta1_power: Tensor  # [steps + 1] f32 beta1^d
+    beta2_power: Tensor  # [steps + 1] f32 beta2^d
+    eps_drift: Tensor  # [steps + 1] f32 eps as it acts on the first missed step after s
+    rate_geometry: Tensor  # [11] f32 lr_t c_t of each column
+    rate_colour: Tensor  # [48] f32
+    geometry_groups: Tensor  # [11] i64 group of each column
+    colour_groups: Tensor  # [48] i64
+    beta1: float
+    beta2: float
+    eps_step: float  # eps sqrt(1 - beta2^t)
+    eps_after: float  # eps_drift of this step
+    gradient_scale: float  # 1 / views of the batch
+    reach_means: float  # pending drift after this step, for cull entries
+    reach_log_scales: float
+    bf16_colours: bool  # fetched colours are rounded to bf16
+
+
+class DeviceAdam:
+    """The tables of an `Adam` on a device: uploaded once, 304 bytes per step of the schedule."""
+
+    def __init__(self, adam: Adam, device: torch.device | str):
+        def upload(values: object, dtype: torch.dtype) -> Tensor:
+            return torch.as_tensor(values, dtype=dtype).to(device)
+
+        self._adam, tables = adam, adam.tables()
+        self._drift = upload(tables.drift.T.copy(), torch.float64)
+        self._ratio_power = upload(tables.ratio_power, torch.float64)
+        self._beta1_power = upload(tables.beta1_power, torch.float32)
+        self._beta2_power = upload(tables.beta2_power, torch.float32)
+        self._eps_drift = upload(tables.eps_drift, torch.float32)
+        rates = np.ascontiguousarray(tables.rates.T)
+        self._rates_geometry = upload(rates[:, _GEOMETRY_GROUPS], torch.float32)
+        self._rates_colour = upload(rates[:, _COLOUR_GROUPS], torch.float32)
+        self._geometry_groups = upload(_GEOMETRY_GROUPS, torch.int64)
+        self._colour_groups = upload(_COLOUR_GROUPS, torch.int64)
+        self._tables = tables
+
+    def at(self, step: int, views: int = 1, bf16_colours: bool = False) -> DeviceStep:
+        """As `Adam.at`: constants for applying `step` (1-based) to gradients summed over `views` views."""
+        constants = self._adam.at(step, views)
+        return DeviceStep(
+            step=step,
+            drift=self._drift,
+            ratio_power=self._ratio_power,
+            beta1_power=self._beta1_power,
+            beta2_power=self._beta2_power,
+            eps_drift=self._eps_drift,
+            rate_geometry=self._rates_geometry[step],
+            rate_colour=self._rates_colour[step],
+            geometry_groups=self._geometry_groups,
+            colour_groups=self._colour_groups,
+            beta1=constants.beta1,
+            beta2=constants.beta2,
+            eps_step=constants.eps_step,
+            eps_after=float(self._tables.eps_drift[step]),
+            gradient_scale=constants.gradient_scale,
+            reach_means=float(self._tables.drift[GROUPS.index("means"), step]),
+            reach_log_scales=float(self._tables.drift[GROUPS.index("log_scales"), step]),
+            bf16_colours=bf16_colours,
+        )
+
+
+class Workspace:
+    """Device memory that the temporaries of `rows` rows are cut from, one behind the other; one per stream that works."""
+
+    def __init__(self, rows: int, device: torch.device | str):
+        """rows: worked on at a time, at most; DEVICE_ROWS where it is more."""
+        self.rows = max(1, min(rows, DEVICE_ROWS))
+        self._bytes = torch.empty(device_work_bytes(self.rows), dtype=torch.uint8, device=device)
+        self._taken = 0
+
+    def take(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Memory for a tensor, uninitialised; only within a `part`."""
+        first, size = self._taken, math.prod(shape) * dtype.itemsize
+        self._taken = first + -(-size // _ALIGNED) * _ALIGNED
+        assert self._taken <= len(self._bytes), "DEVICE_ROW_WORK holds the temporaries of a row"
+        return self._bytes[first : first + size].view(dtype).view(shape)
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """What is taken inside is free again afterwards."""
+        before = self._taken
+        try:
+            yield
+        finally:
+            self._taken = before
+
+    def select(self, values: Tensor, ids: Tensor, dim: int = 0) -> Tensor:
+        """`values.index_select(dim, ids)` for 1-D or 2-D values."""
+        shape = list(values.shape)
+        shape[dim] = len(ids)
+        return torch.index_select(values, dim, ids, out=self.take(*shape, dtype=values.dtype))
+
+    def copied(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """The values in another dtype; themselves where they have it."""
+        return values if values.dtype == dtype else self.take(*values.shape, dtype=dtype).copy_(values)
+
+
+@dataclass(frozen=True)
+class _Behind:
+    """The missed steps of k rows, in closed form."""
+
+    drift: Tensor  # [k, 6] f32
+    eps: Tensor  # [k, 1] f32
+    missed: Tensor  # [k] i64
+
+
+def _behind(work: Workspace, step: DeviceStep, stamp: Tensor) -> _Behind:
+    """What rows with these stamps [k] i32 missed up to `step - 1`.
+
+    A row that missed nothing needs no case of its own: its drift is exactly 0, its powers are 1, and eps cancels. Nor does one
+    that never had a gradient (stamp 0): its moments are zero.
+    """
+    k = len(stamp)
+    stamp = work.copied(stamp, torch.int64)
+    missed = torch.neg(stamp, out=work.take(k, dtype=torch.int64)).add_(step.step - 1)
+    rounded = work.take(k, len(GROUPS))
+    with work.part():
+        # The difference cancels digits: it is taken in float64 and only then rounded.
+        drift, power = work.select(step.drift, stamp), work.select(step.ratio_power, missed)
+        later = torch.mul(power[:, None], step.drift[step.step - 1], out=work.take(k, len(GROUPS), dtype=torch.float64))
+        rounded.copy_(drift.sub_(later))
+    return _Behind(rounded, work.select(step.eps_drift, stamp)[:, None], missed)
+
+
+@torch.no_grad()
+def fetch_rows(
+    store: DeviceStore,
+    step: DeviceStep | None,
+    rows: Tensor,
+    geometry: Tensor,
+    colour: Tensor,
+    columns: int,
+    slots: Tensor | None = None,
+    work: Workspace | None = None,
+) -> None:
+    """Catch rows [M] up to `step - 1` and copy them to geometry/colour at slots [M] (None: positions 0..M-1).
+
+    rows, slots: i32 or i64, unique. step None: copied as they are. The store is not changed. As `clm.kernels.rows.fetch`.
+    work None: one that goes with the call.
+    """
+    work = work or Workspace(len(rows), rows.device)
+    for first in range(0, len(rows), work.rows):
+        part = slice(first, first + work.rows)
+        with work.part():
+            ids = work.copied(rows[part], torch.int64)
+            new_geometry = work.select(store.geometry, ids)
+            new_colour = work.select(store.colour[:, :columns], ids)
+            if step is not None:
+                _catch_up(work, store, step, ids, new_geometry, new_colour)
+            at = None if slots is None else work.copied(slots[part], torch.int64)
+            for target, values in ((geometry, new_geometry), (colour[:, :columns], new_colour)):
+                if at is None:
+                    target[part].copy_(values)
+                else:
+                    target.index_copy_(0, at, values)
+
+
+def _catch_up(
+    work: Workspace, store: DeviceStore, step: DeviceStep, ids: Tensor, geometry: Tensor, colour: Tensor
+) -> None:
+    """Move copies of the rows `ids`, geometry [k, 12] and colour [k, C], by what they missed."""
+    behind, columns = _behind(work, step, work.select(store.stamp, ids)), colour.shape[1]
+    pieces = (
+        (geometry[:, :_PARAMETERS], store.m_geometry, store.v_geometry, step.geometry_groups),
+        (colour, store.m_colour, store.v_colour, step.colour_groups[:columns]),
+    )
+    for values, m, v, groups in pieces:
+        width = values.shape[1]
+        with work.part():
+            below = work.select(v[:, :width], ids).sqrt_().add_(behind.eps)
+            move = work.select(m[:, :width], ids).div_(below).mul_(work.select(behind.drift, groups, 1))
+            values.sub_(move)
+    if step.bf16_colours:
+        with work.part():
+            colour.copy_(work.copied(colour, torch.bfloat16))  # to nearest, ties to even
+
+
+@torch.no_grad()
+def adam_rows(
+    store: DeviceStore,
+    step: DeviceStep,
+    rows: Tensor,
+    gradients: DeviceGradients,
+    slots: Tensor | None,
+    columns: int,
+    statistics: Tensor | None,
+    entries: Tensor,
+    work: Workspace | None = None,
+) -> None:
+    """Apply `step` to rows [M] with the gradients at slots [M] (None: positions 0..M-1). As `clm.kernels.rows.adam`.
+
+    rows, slots: i32 or i64, unique. A row that no view drew keeps all it has, its stamp too. statistics [N, 2] (views that
+    drew the row, summed screen gradient) accumulates; entries [M, 4] receives the new cull entries, radius -1 where the row
+    did not change. With `work` nothing is allocated; None: one that goes with the call.
+    """
+    work = work or Workspace(len(rows), rows.device)
+    for first in range(0, len(rows), work.rows):
+        part = slice(first, first + work.rows)
+        with work.part():
+            ids = work.copied(rows[part], torch.int64)
+            at = part if slots is None else work.copied(slots[part], torch.int64)
+            _step_rows(work, store, step, ids, gradients, at, columns, statistics, entries[part])
+
+
+def _step_rows(
+    work: Workspace,
+    store: DeviceStore,
+    step: DeviceStep,
+    ids: Tensor,
+    gradients: DeviceGradients,
+    at: Tensor | slice,
+    columns: int,
+    statistics: Tensor | None,
+    entries: Tensor,
+) -> None:
+    """As `adam_rows`, for as many rows as the workspace holds."""
+    grad_geometry = _rows_of(work, gradients.grad_geometry, at)
+    undrawn = torch.eq(grad_geometry[:, GRAD_DRAWN], 0, out=work.take(len(ids), dtype=torch.bool))
+    stamp = work.select(store.stamp, ids)
+    c = _coefficients(work, step, _behind(work, step, stamp), undrawn)
+    with work.part():
+        stored = (store.geometry, store.m_geometry, store.v_geometry)
+        gradient = grad_geometry[:, :_PARAMETERS]
+        new = _step_columns(work, stored, ids, gradient, c, step.rate_geometry, step.geometry_groups)
+        _write_entries(work, step, *new, undrawn, entries)
+    with work.part():
+        stored = (store.colour, store.m_colour, store.v_colour)
+        gradient = _rows_of(work, gradients.grad_colour[:, :columns], at)
+        _step_columns(work, stored, ids, gradient, c, step.rate_colour[:columns], step.colour_groups[:columns])
+    drawn = torch.logical_not(undrawn, out=work.take(len(ids), dtype=torch.bool))
+    store.stamp.index_copy_(0, ids, stamp.masked_fill_(drawn, step.step))
+    if statistics is not None:
+        seen = work.take(len(ids), 2)
+        seen[:, 0].copy_(grad_geometry[:, GRAD_DRAWN])
+        seen[:, 1].copy_(grad_geometry[:, GRAD_SCREEN])
+        seen.masked_fill_(undrawn[:, None], 0.0)
+        statistics.index_copy_(0, ids, work.select(statistics, ids).add_(seen))
+
+
+def _rows_of(work: Workspace, values: Tensor, at: Tensor | slice) -> Tensor:
+    return values[at] if isinstance(at, slice) else work.select(values, at)
+
+
+@dataclass(frozen=True)
+class _Coefficients:
+    """Per row what a column of it is multiplied with; neutral (keep 1, everything else 0) for a row that was not drawn."""
+
+    drift: Tensor  # [k, 6]
+    eps: Tensor  # [k, 1] of the catch-up
+    eps_step: float
+    keep1: Tensor  # [k, 1] beta1^missed beta1
+    keep2: Tensor  # [k, 1]
+    gain1: Tensor  # [k, 1] (1 - beta1) gradient_scale
+    gain2: Tensor  # [k, 1] (1 - beta2) gradient_scale^2
+    active: Tensor  # [k, 1] 1 or 0: multiplies the rate
+
+
+def _coefficients(work: Workspace, step: DeviceStep, behind: _Behind, undrawn: Tensor) -> _Coefficients:
+    """undrawn [k]: rows that no view drew."""
+    scale, k = step.gradient_scale, len(undrawn)
+    active = work.take(k).fill_(1.0).masked_fill_(undrawn, 0.0)
+    keep1 = work.select(step.beta1_power, behind.missed).mul_(step.beta1).masked_fill_(undrawn, 1.0)
+    keep2 = work.select(step.beta2_power, behind.missed).mul_(step.beta2).masked_fill_(undrawn, 1.0)
+    return _Coefficients(
+        drift=behind.drift.masked_fill_(undrawn[:, None], 0.0),
+        eps=behind.eps,
+        eps_step=step.eps_step,
+        keep1=keep1[:, None],
+        keep2=keep2[:, None],
+        gain1=torch.mul(active, (1.0 - step.beta1) * scale, out=work.take(k))[:, None],
+        gain2=torch.mul(active, (1.0 - step.beta2) * scale * scale, out=work.take(k))[:, None],
+        active=active[:, None],
+    )
+
+
+def _step_columns(
+    work: Workspace,
+    stored: tuple[Tensor, Tensor, Tensor],
+    ids: Tensor,
+    g: Tensor,
+    c: _Coefficients,
+    rate: Tensor,
+    groups: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Catch up and step the first g.shape[1] columns of the rows `ids` in place; returns their new (p, m, v) [k, C].
+
+    One fraction for both, as in rows.cpp: drift m/a + rate m'/b = (drift m b + rate m' a) / (a b); a and b are at least eps,
+    so the product stays a normal float.
+    """
+    shape = len(ids), g.shape[1]
+    places = [array[:, : shape[1]] for array in stored]
+    p, m, v = (work.select(place, ids) for place in places)
+    with work.part():
+        before = torch.sqrt(v, out=work.take(*shape)).add_(c.eps)
+        drifted = work.select(c.drift, groups, 1).mul_(m)
+        m.mul_(c.keep1).addcmul_(g, c.gain1)
+        other = torch.mul(g, g, out=work.take(*shape))
+        v.mul_(c.keep2).addcmul_(other, c.gain2)
+        after = torch.sqrt(v, out=work.take(*shape)).add_(c.eps_step)
+        moved = torch.mul(m, before, out=other).mul_(rate).mul_(c.active)
+        p.sub_(drifted.mul_(after).add_(moved).div_(before.mul_(after)))
+    for place, value in zip(places, (p, m, v), strict=True):
+        place.index_copy_(0, ids, value)
+    return p, m, v
+
+
+def _write_entries(
+    work: Workspace, step: DeviceStep, p: Tensor, m: Tensor, v: Tensor, undrawn: Tensor, out: Tensor
+) -> None:
+    """Cull entries out [k, 4] of rows just updated: centre, and where the row may be drawn until its next gradient.
+
+    3.33 sigma, every log-scale grown by its whole pending movement, plus the pending movement of the centre (rows.cpp,
+    write_entry); -1 as the radius of a row that was not drawn.
+    """
+    k = len(p)
+    below = torch.sqrt(v, out=work.take(*v.shape)).add_(step.eps_after)
+    pending = torch.div(m, below, out=below)
+    squares = torch.mul(pending[:, MEANS], step.reach_means, out=work.take(k, 3)).square_()
+    centre = torch.sum(squares, 1, out=work.take(k)).sqrt_()
+    grown = torch.mul(pending[:, LOG_SCALES], -step.reach_log_scales, out=work.take(k, 3)).clamp_(min=0)
+    radius = torch.amax(grown.add_(p[:, LOG_SCALES]), 1, out=work.take(k)).exp_()
+    # The last factor is the float32 rounding of this bound itself.
+    radius.mul_(EXTENT_SIGMAS).add_(centre).mul_(1.0001).masked_fill_(undrawn, -1.0)
+    out[:, :3].copy_(p[:, MEANS])
+    out[:, 3].copy_(radius)

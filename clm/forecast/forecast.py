@@ -1,0 +1,228 @@
+"""What a run would need, where its rows would live, what it would move and how fast it would be: known before step 0.
+
+Starts nothing, reads no photo. Rows of the scene's own points stand for the Gaussians of a larger model: plans are made
+on them, counts are scaled. So the answer for a billion rows takes as long as for ten thousand, and allocates as little.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import numpy as np
+
+from clm.config import Config
+from clm.device.budget import DeviceBudget
+from clm.errors import ResourceError
+from clm.forecast.machine import Machine
+from clm.forecast.measure import Sizes, measure_this
+from clm.forecast.simulate import Timeline, simulate
+from clm.kernels.rows import colour_columns
+from clm.plan.budget import (
+    AUTO,
+    arena_bytes,
+    format_bytes,
+    format_rows,
+    lanes_bytes,
+    parse_bytes,
+    size_flag,
+    store_bytes,
+    store_row_bytes,
+)
+from clm.plan.placement import (
+    Placement,
+    Sightings,
+    arena_needs,
+    check_shared_memory,
+    choose_placement,
+    resident_blocks,
+)
+from clm.plan.residency import Plan
+from clm.render.temporaries import Temporaries
+from clm.run.batches import EXACT_MARGIN, batch_views, plan_batch
+from clm.run.session import RANDOM_ROWS, all_visible_sets, available_memory, initial_store
+from clm.scene import Scene
+from clm.store.store import Store
+
+SAMPLE_ROWS = 500_000  # more points than these are thinned out: plans of 500 k rows take milliseconds
+PLANNED_IMAGES = 256  # real plans are made for about so many images
+LEFT_FREE = 0.8  # of a machine's memory counts as available where no flag states a budget, as in `--host-memory auto`
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that may be used, and who says so."""
+
+    bytes: int
+    source: str
+    of_the_host: bool = False  # device memory that the host's budget holds: the store takes its part of it
+
+
+@dataclass(frozen=True)
+class Budgets:
+    device: Budget
+    host: Budget
+    disk: Budget
+    photos: Budget
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """Everything that is known before step 0. `refused` says why there is no placement; then nothing is predicted."""
+
+    scene: Scene
+    config: Config
+    gaussians: int
+    scale: float  # Gaussians per row of the plans
+    largest_view: int  # Gaussians
+    beside_arena: int  # device bytes that the largest view in one piece takes besides: temporaries, lanes
+    budgets: Budgets
+    placement: Placement | None
+    whole_views: bool  # False: placed as if the largest views were rendered in pieces; `clm train` would refuse them
+    refused: ResourceError | None
+    plans: tuple[Plan, ...]  # of the first batches, in rows of the points
+    resident: np.ndarray | None  # rows of the plans that live on the device [rows] bool; None: refused
+    machine: Machine | None
+    timeline: Timeline | None
+
+
+def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machine | None) -> Forecast:
+    """Plan a run on `scene` (photos not needed) as training would; machine None: this one, measured if there is a run.
+
+    Memory: that of `SAMPLE_ROWS` rows, however many Gaussians are asked for.
+    """
+    gaussians = config.max_gaussians or len(scene.points) or RANDOM_ROWS
+    thinned = dataclasses.replace(config, max_gaussians=min(gaussians, SAMPLE_ROWS))
+    store = initial_store(scene, thinned, lambda _event: None)
+    store.refresh(None)
+    scale = gaussians / store.rows
+    cameras = [view.camera for view in scene.views]
+    # Blocks of the larger model hold fewer of the points; finer ones than these change little and cost time.
+    block_rows = max(min(store.block_rows, 16), int(store.block_rows / scale))
+    seen = Sightings.of(all_visible_sets(store, cameras), store.rows, block_rows)
+    largest = math.ceil(seen.largest_view * scale)
+    shared = machine is None or machine.on_cpu
+    beside = 0 if shared else _beside_arena(scene, config, largest)
+    usual = math.ceil(seen.usual_union(config.batch_size) * scale)
+    known = (scene, config, gaussians, scale, largest, beside, budgets)
+    try:
+        placement, whole_views = _place(config, gaussians, largest, usual, beside, budgets, shared), True
+    except ResourceError:
+        try:
+            placement, whole_views = _place(config, gaussians, largest, usual, 0, budgets, shared), False
+        except ResourceError as refused:
+            return Forecast(*known, None, False, refused, (), None, machine, None)
+    capacity = max(seen.largest_view, math.floor(placement.arena_slots / scale))
+    plans = _first_plans(scene, config, store, capacity)
+    blocks = resident_blocks(seen, math.floor(placement.resident_rows / scale))
+    resident = np.repeat(blocks, block_rows)[: store.rows]
+    if machine is None:
+        sizes = Sizes(budgets.device.bytes, budgets.host.bytes, budgets.disk.bytes)
+        training = [cameras[k] for k in scene.train]
+        machine = measure_this(
+            store, training, sizes, gaussians=gaussians, batch_size=config.batch_size, sh_degree=config.sh_degree
+        )
+    timeline = simulate(
+        plans,
+        machine,
+        [camera.width * camera.height for camera in cameras],
+        columns=colour_columns(config.sh_degree),
+        resident=resident,
+        scale=scale,
+        moments=config.moments,
+        colour_bus=config.colour_bus,
+    )
+    return Forecast(*known, placement, whole_views, None, plans, resident, machine, timeline)
+
+
+def find_budgets(config: Config, machine: Machine | None) -> Budgets:
+    """What is there: what flags (or a preset, or a file) state, else what the machine has, less a part left free."""
+    memory = available_memory() if machine is None else machine.host_memory
+    owner = "this machine has free" if machine is None else f"{machine.name} has"
+    host = Budget(int(LEFT_FREE * memory), f"{LEFT_FREE:.0%} of what {owner}")
+    if config.host_memory != "auto":
+        host = Budget(parse_bytes(config.host_memory), "--host-memory")
+        if machine is not None and host.bytes > memory:
+            host = Budget(memory, f"all that {machine.name} has")
+    if config.gpu_memory != AUTO:
+        device = Budget(parse_bytes(config.gpu_memory), "--gpu-memory")
+    elif machine is None:
+        device = Budget(host.bytes, "the host's, as the CPU is the device", of_the_host=True)
+    else:
+        device = Budget(int(LEFT_FREE * machine.device_memory), f"{LEFT_FREE:.0%} of what {machine.name} has")
+    if (
+        machine is not None and device.bytes > machine.device_memory
+    ):  # a statement beyond the machine counts as all of it
+        device = Budget(machine.device_memory, f"100% of what {machine.name} has")
+    disk = Budget(shutil.disk_usage(".").free, "free here") if machine is None else Budget(machine.disk, machine.name)
+    return Budgets(device, host, disk, Budget(parse_bytes(config.image_cache), "image_cache"))
+
+
+def _beside_arena(scene: Scene, config: Config, largest: int) -> int:
+    """Device bytes beside arena and residents on a GPU, as a training session counts them before it has measured any."""
+    pixels = max(view.camera.width * view.camera.height for view in scene.views)
+    return Temporaries().temporary_bytes(largest, pixels, config.sh_degree) + lanes_bytes(largest)
+
+
+def whole_views_up_to(forecast: Forecast) -> int:
+    """How many Gaussians leave a GPU room for the largest view in one piece, if views see the same share of the scene."""
+
+    def needed(gaussians: int) -> int:
+        largest = math.ceil(forecast.largest_view * gaussians / forecast.gaussians)
+        return arena_bytes(largest) + _beside_arena(forecast.scene, forecast.config, largest)
+
+    return bisect_right(range(forecast.gaussians), forecast.budgets.device.bytes, key=needed) - 1
+
+
+def _place(
+    config: Config, gaussians: int, largest: int, usual: int, beside: int, budgets: Budgets, shared: bool
+) -> Placement:
+    """As a training session places its store, with `beside` device bytes kept free; a refusal names every budget that is too
+    small. shared: device memory is the host's."""
+    needed, usual = arena_needs(gaussians, largest, usual, config.batch_size)
+    device, host = budgets.device.bytes, budgets.host.bytes
+    if budgets.device.of_the_host:
+        check_shared_memory(gaussians, largest, host, config.moments)
+        device = DeviceBudget(None).beside(gaussians, config.moments, host, config.offload)
+    try:
+        return choose_placement(
+            gaussians,
+            needed,
+            largest,
+            device,
+            host,
+            config.offload,
+            usual_union=usual,
+            moments=config.moments,
+            temporaries=beside,
+            shared_memory=shared,
+        )
+    except ResourceError:
+        least = arena_bytes(largest) + beside
+        store = store_bytes(gaussians, store_row_bytes(config.moments))
+        if config.offload == "none" or least <= device or store <= host:
+            raise
+    fewer = min(gaussians * device // least, gaussians * host // store)
+    raise ResourceError(
+        f"{gaussians:,} Gaussians need {format_bytes(store)} of host memory, but have "
+        f"{format_bytes(host)}, and the largest view needs {format_bytes(least)} on the device, but its budget is "
+        f"{format_bytes(device)}.",
+        f"Use `--host-memory {size_flag(store)}` with `--gpu-memory {size_flag(least)}`, or "
+        f"`--max-gaussians {format_rows(fewer)}`.",
+    )
+
+
+def _first_plans(scene: Scene, config: Config, store: Store, capacity: int) -> tuple[Plan, ...]:
+    """Plans of the run's first batches, in its own data order."""
+    cameras, plans = [view.camera for view in scene.views], []
+    last = min(config.iterations, max(PLANNED_IMAGES, 2 * config.batch_size))
+    for first in range(0, last, config.batch_size):
+        count = min(config.batch_size, config.iterations - first)
+        views = batch_views(scene.train, config.seed, first, count)
+        planned = plan_batch(store, cameras, views, capacity, EXACT_MARGIN, config.seed)
+        assert planned.plan is not None  # an exact margin and an arena that holds the largest view
+        plans.append(planned.plan)
+    return tuple(plans)

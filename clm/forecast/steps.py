@@ -1,0 +1,290 @@
+"""The tasks of one batch on a machine: what each step of a plan costs, and who waits for whom.
+
+The rules are those of the executor (`clm/stream/lanes.py`), per step i of a batch; rows move in pieces:
+  route(i)      host    once step i-4 is over
+  gather(i)     host    after the piece before, once an earlier one has left the staging buffer; then a copy over the bus
+  early rows    device  placed once send back(i-2) has released their slots; late rows: send back(i-1)
+  compute(i)    device  after the rows of step i and compute(i-1)
+  send back(i)  device  after compute(i): gradients are collected piece by piece, once an earlier one has been read from the
+                        staging buffer, and copied over the bus; resident rows are updated where they are; then the slots
+                        are released
+  update(i)     host    Adam, once the gradients of a piece have arrived
+  plan          host    of the next batch, on one thread beside compute, once the first view is computed; before it, the
+                        cull entries of the last batch are written
+A batch begins when the updates of the one before have ended and its plan is made. Rows of resident blocks cost neither bus
+nor host time: they are fetched and updated in device memory. On a CPU device there is no bus, a stream is the thread that
+uses it, and everything shares the cores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clm.forecast.machine import Machine, adam_bytes, fetch_bytes, gradient_bytes, row_bytes
+from clm.forecast.tasks import Graph, Task
+from clm.plan.budget import CULL_BYTES, STEPS_UNDER_WAY, staging_depth
+from clm.plan.residency import Step
+from clm.store.layout import CHUNK_ROWS
+
+_MOST_PIECES = 16  # of one step: more are simulated as so many larger ones
+_ENTRY_TRAFFIC = 80  # publishing: cull entry read twice and written once, its id, its share of the block bounds
+
+
+@dataclass(frozen=True)
+class Load:
+    """Rows of one part of a step's loads: from the store, from resident blocks, and partial gradients that come back."""
+
+    rows: float
+    resident: float
+    partial: float
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What one step moves and computes, in rows; counts may be scaled."""
+
+    rows: float  # of the visible set
+    pixels: float
+    loads: tuple[Load, Load]  # early, late
+    final: float  # rows of the store that are final: sent back and updated on the host
+    final_resident: float  # rows of resident blocks that are final: updated on the device
+    parked: float  # partial gradients of evicted rows: they go to the host, wherever their rows live
+
+
+def count_step(step: Step, pixels: float, resident: np.ndarray | None, scale: float) -> StepCounts:
+    """Counts of a plan's step, times `scale`. resident [N] bool: rows that live on the device (None: no row does)."""
+    loads = []
+    for part in (slice(0, step.load_early), slice(step.load_early, None)):
+        rows = step.load_rows[part]
+        on_device = 0 if resident is None else int(resident[rows].sum())
+        partial = int(step.load_partial[part].sum())
+        loads.append(Load(scale * (len(rows) - on_device), scale * on_device, scale * partial))
+    final = int(step.send_final.sum())
+    kept = 0 if resident is None else int(resident[step.send_rows[step.send_final]].sum())
+    return StepCounts(
+        rows=scale * len(step.rows),
+        pixels=pixels,
+        loads=(loads[0], loads[1]),
+        final=scale * (final - kept),
+        final_resident=scale * kept,
+        parked=scale * (len(step.send_rows) - final),
+    )
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Indices of the tasks that the accounts need."""
+
+    computes: tuple[int, ...]
+    updates: tuple[int, ...]
+    plan: int  # of the next batch
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of each piece of work for so many rows, on one machine and at one number of colour columns."""
+
+    machine: Machine
+    columns: int
+    moments: str = "f32"  # in the store; a device with memory of its own keeps those of resident rows in f32
+    colour_bus: str = "f32"
+
+    @property
+    def device(self) -> str:
+        """The resource that device work takes."""
+        return "host" if self.machine.on_cpu else "device"
+
+    @property
+    def fixed(self) -> float:
+        return 1e-6 * self.machine.step_us
+
+    def gather(self, rows: float) -> float:
+        return rows * fetch_bytes(self.columns, self.moments) / (1e9 * self.machine.host_gather_gb_s)
+
+    def host_copy(self, gradients: float) -> float:
+        return gradients * 2 * gradient_bytes(self.columns) / (1e9 * self.machine.host_gather_gb_s)
+
+    def copy_in(self, size: float) -> float:
+        return 0.0 if self.machine.on_cpu else size / (1e9 * self.machine.bus_in_gb_s)
+
+    def copy_out(self, size: float) -> float:
+        return 0.0 if self.machine.on_cpu else size / (1e9 * self.machine.bus_out_gb_s)
+
+    def place(self, part: Load) -> float:
+        """Rows from staging into slots, resident ones caught up into theirs, gradient rows zeroed."""
+        row, gradient, fetch = row_bytes(self.columns), gradient_bytes(self.columns), fetch_bytes(self.columns)
+        device = 1e9 * self.machine.device_gb_s
+        if self.machine.on_cpu:
+            zeroing = part.resident * gradient / device
+            return part.rows * row / (1e9 * self.machine.bus_in_gb_s) + self.gather(part.resident) + zeroing
+        return (part.rows * (2 * row + gradient) + part.resident * (fetch + gradient)) / device
+
+    def move_gradients(self, rows: float) -> float:
+        """Gradient rows between slots and staging."""
+        if self.machine.on_cpu:
+            return rows * gradient_bytes(self.columns) / (1e9 * self.machine.bus_out_gb_s)
+        return rows * 2 * gradient_bytes(self.columns) / (1e9 * self.machine.device_gb_s)
+
+    def adam(self, rows: float, on_device: bool) -> float:
+        if on_device and not self.machine.on_cpu:
+            return rows * adam_bytes(self.columns) / (1e9 * self.machine.device_gb_s)
+        return rows * adam_bytes(self.columns, self.moments) / (1e9 * self.machine.host_adam_gb_s)
+
+
+def _pieces(rows: float) -> int:
+    """In how many pieces so many rows move; none of no rows."""
+    return min(math.ceil(rows / CHUNK_ROWS), _MOST_PIECES)
+
+
+class BatchTasks:
+    """Adds the tasks of one batch to a graph. Tasks of a step may wait for those of earlier steps only."""
+
+    def __init__(
+        self, graph: Graph, rates: Rates, number: int, steps: Sequence[StepCounts], begin: tuple[int, ...]
+    ) -> None:
+        self.graph, self.rates, self.number, self.begin = graph, rates, number, begin
+        self.load_depth = staging_depth(math.ceil(max(sum(part.rows for part in step.loads) for step in steps)))
+        self.send_depth = staging_depth(math.ceil(max(step.final + step.parked for step in steps)))
+        # Per piece:
+        self.copied: list[int] = []  # its rows have left their staging buffer
+        self.read: list[int] = []  # what came back in its staging buffer has been used
+        # Per step:
+        self.handed: list[int] = []  # the load thread has done its part
+        self.submitted: list[int] = []  # the send back thread has handed its part over to the device
+        self.released: list[int] = []
+        self.computes: list[int] = []
+        self.updated: list[int] = []
+
+    def add(self, lane: str, worker: str, name: str, step: int, resource: str, seconds: float, *after: int) -> int:
+        if self.rates.machine.on_cpu:  # a stream is the thread that uses it, and nothing has to arrive before Adam
+            worker = {"copy in": "load", "copy out": "send back", "update": "send back"}.get(worker, worker)
+        return self.graph.add(
+            Task(lane, worker, name, self.number, step, resource, seconds, after=(*self.begin, *after))
+        )
+
+    def load(self, i: int, step: StepCounts) -> int:
+        """Gather, copy, place; returns what compute waits for."""
+        over = (self.updated[i - STEPS_UNDER_WAY],) if i >= STEPS_UNDER_WAY else ()
+        handed = placed = self.add("load", "load", "route", i, "host", 0.0, *over)
+        for part, earlier in zip(step.loads, (i - 2, i - 1), strict=True):
+            pieces = _pieces(part.rows)
+            for _ in range(pieces):
+                piece = Load(part.rows / pieces, 0.0, 0.0)
+                gathered = self.gather(i, piece.rows)
+                handed, placed = self.arrive(i, piece, earlier, gathered)
+            if part.resident > 0:
+                handed, placed = self.arrive(i, Load(0.0, part.resident, 0.0), earlier, handed)
+            if part.partial > 0:
+                handed, placed = self.bring_back(i, part.partial)
+        self.handed.append(handed)
+        return placed
+
+    def gather(self, i: int, rows: float) -> int:
+        """Rows from the store to the device's staging."""
+        rates, free = self.rates, self.copied[-self.load_depth :][:1] if len(self.copied) >= self.load_depth else []
+        gathered = self.add("load", "load", "gather", i, "host", rates.gather(rows) + rates.fixed, *free)
+        seconds = rates.copy_in(rows * row_bytes(rates.columns, rates.colour_bus))
+        self.copied.append(self.add("load", "copy in", "copy in", i, "bus_in", seconds, gathered))
+        return gathered
+
+    def arrive(self, i: int, piece: Load, earlier: int, before: int) -> tuple[int, int]:
+        """Rows into the slots that step `earlier` releases; returns (handed over, in their slots)."""
+        rates = self.rates
+        released = (self.released[earlier],) if earlier >= 0 else ()
+        # The load thread hands work over as soon as send back was handed over; on the CPU that is when it is done.
+        ready = released if rates.machine.on_cpu or earlier < 0 else (self.submitted[earlier],)
+        handed = self.add("load", "load", "hand over", i, "host", 0.0, before, *ready)
+        seconds = rates.place(piece)
+        return handed, self.add("load", "copy in", "place", i, rates.device, seconds, handed, *released)
+
+    def bring_back(self, i: int, gradients: float) -> tuple[int, int]:
+        """Partial gradients from the host into their slots; returns (handed over, in their slots)."""
+        rates = self.rates
+        parked = self.add("load", "load", "bring back", i, "host", rates.host_copy(gradients))
+        size = gradients * gradient_bytes(rates.columns)
+        copied = self.add("load", "copy in", "bring back", i, "bus_in", rates.copy_in(size), parked)
+        seconds = rates.move_gradients(gradients)
+        return parked, self.add("load", "copy in", "restore", i, rates.device, seconds, copied)
+
+    def compute(self, i: int, step: StepCounts, placed: int) -> None:
+        machine = self.rates.machine
+        seconds = machine.render_seconds(step.rows, step.pixels)
+        share = machine.compute_cores / machine.cores if machine.on_cpu else 1.0
+        task = Task(
+            "compute", "compute", "render", self.number, i, self.rates.device, seconds, share, (*self.begin, placed)
+        )
+        self.computes.append(self.graph.add(task))
+
+    def send_back(self, i: int, step: StepCounts) -> None:
+        """Collect, copy and update final rows; update resident ones; park what leaves before its last use."""
+        rates = self.rates
+        last = self.add("send_back", "send back", "hand over", i, "host", 0.0, self.handed[i])
+        updated, released = last, self.computes[i]
+        pieces = _pieces(step.final)
+        for _ in range(pieces):
+            last, released = self.collect(i, step.final / pieces)
+            seconds = rates.adam(step.final / pieces, on_device=False) + rates.fixed
+            updated = self.add("update", "update", "host adam", i, "host", seconds, released)
+            self.read.append(updated)
+        if step.final_resident > 0:
+            seconds = rates.adam(step.final_resident, on_device=True)
+            before = self.computes[i], last
+            stepped = self.add("update", "copy out", "device adam", i, rates.device, seconds, *before)
+            seconds = rates.copy_out(step.final_resident * CULL_BYTES)
+            released = updated = self.add("send_back", "copy out", "copy out", i, "bus_out", seconds, stepped)
+        pieces = _pieces(step.parked)
+        for _ in range(pieces):
+            last, released = self.collect(i, step.parked / pieces)
+            seconds = rates.host_copy(step.parked / pieces)
+            last = self.add("send_back", "send back", "park", i, "host", seconds, released)
+            self.read.append(last)
+        self.submitted.append(last)
+        self.released.append(released)
+        self.updated.append(self.add("update", "update", "updated", i, "host", 0.0, updated, released))
+
+    def collect(self, i: int, rows: float) -> tuple[int, int]:
+        """Gradients of `rows` rows to the host; returns (handed over, arrived)."""
+        rates, free = self.rates, self.read[-self.send_depth :][:1] if len(self.read) >= self.send_depth else []
+        handed = self.add("send_back", "send back", "hand over", i, "host", 0.0, self.handed[i], *free)
+        seconds = rates.move_gradients(rows) + rates.fixed
+        waits = handed, self.computes[i]
+        collected = self.add("send_back", "copy out", "collect", i, rates.device, seconds, *waits)
+        seconds = rates.copy_out(rows * gradient_bytes(rates.columns))
+        return handed, self.add("send_back", "copy out", "copy out", i, "bus_out", seconds, collected)
+
+    def plan(self, published: float, rows: float, first: int) -> int:
+        """Cull entries of `published` rows are written, and the next batch is planned, which sees `rows` rows in all; not
+        before the task `first`."""
+        machine = self.rates.machine
+        entries = published * _ENTRY_TRAFFIC / (1e9 * machine.host_gather_gb_s)
+        self.add("update", "plan", "publish", -1, "host", entries, first)
+        seconds, core = 1e-9 * machine.plan_ns_per_row * rows, 1.0 / machine.cores
+        return self.graph.add(
+            Task("plan", "plan", "cull, order, plan", self.number, -1, "host", seconds, core, (*self.begin, first))
+        )
+
+
+def add_batch(
+    graph: Graph,
+    rates: Rates,
+    number: int,
+    steps: Sequence[StepCounts],
+    following: Sequence[StepCounts],
+    published: float,
+    begin: tuple[int, ...],
+) -> Ends:
+    """The tasks of one batch; `following`: the batch that is planned beside it; published: rows that the batch before it
+    touched."""
+    batch, planned = BatchTasks(graph, rates, number, steps, begin), -1
+    for i, step in enumerate(steps):
+        placed = batch.load(i, step)
+        batch.compute(i, step, placed)
+        if i == 0:
+            rows = sum(step.rows for step in following)
+            planned = batch.plan(published, rows, batch.computes[0] if len(steps) > 1 else placed)
+        batch.send_back(i, step)
+    return Ends(tuple(batch.computes), tuple(batch.updated), planned)

@@ -1,0 +1,62 @@
+"""A trained model opened for rendering or export: a run directory or a PLY of any tool, streamed into a host store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clm.errors import ClmError
+from clm.formats.ply import PlyRows, open_ply
+from clm.progress import Report, counted, rows_of, unseen
+from clm.store.layout import CHUNK_ROWS
+from clm.store.store import Store
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """Where a model's rows are; `run` is the run directory it belongs to, if any."""
+
+    ply: Path
+    rows: PlyRows
+    run: Path | None
+
+    def store(self, report: Report = unseen) -> Store:
+        """All rows in host memory, without moments, culling bounds ready."""
+        store = Store.from_chunks(self.rows.count, self.chunks(f"loading {self.ply.name}", report), moments=None)
+        store.refresh(None)
+        return store
+
+    def chunks(self, what: str, report: Report) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows as `PlyRows.chunks` gives them, reported as `what`."""
+        return counted(self.rows.chunks(CHUNK_ROWS), what, self.rows.count, "Gaussians", report, rows_of)
+
+
+def image_of_ply(ply: Path) -> int:
+    """N of `point_cloud/iteration_N/point_cloud.ply`; -1 where the folder has another name."""
+    number = ply.parent.name.removeprefix("iteration_")
+    return int(number) if number.isdecimal() else -1
+
+
+def newest_ply(run: Path) -> Path:
+    """The PLY with the highest iteration in a run directory."""
+    found = [p for p in run.glob("point_cloud/iteration_*/point_cloud.ply") if image_of_ply(p) >= 0]
+    if not found:
+        raise ClmError(
+            f"No PLY in {run}. Looked for: point_cloud/iteration_*/point_cloud.ply.",
+            "Finish the training (`clm train ... --resume`) or pass a PLY file.",
+        )
+    return max(found, key=image_of_ply)
+
+
+def open_model(path: Path) -> ModelFile:
+    """A run directory or a .ply file; ClmError says what was looked for otherwise."""
+    if path.is_dir():
+        ply = newest_ply(path)
+        return ModelFile(ply, open_ply(ply), path)
+    if not path.exists():
+        raise ClmError(f"No such file or directory: {path}.", "Pass a run directory or a .ply file.")
+    run = path.resolve().parents[2] if len(path.resolve().parents) > 2 else None
+    return ModelFile(path, open_ply(path), run if run is not None and (run / "cameras.json").exists() else None)

@@ -1,0 +1,112 @@
+"""Held-out quality: PSNR and SSIM per view, rendered out of core through the same arena as training."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clm.camera import Camera
+from clm.errors import ClmError, ResourceError
+from clm.files import atomic_write, write_json
+from clm.progress import counted
+from clm.render import Render, metrics
+from clm.run.events import Emit, Evaluated, Message, reporter
+from clm.run.session import Session
+from clm.scene import CorruptImage, ImageCache, Scene
+
+_TRAIN_SAMPLE = 8  # training views measured for comparison with the held-out ones
+
+
+def to_uint8(rgb: np.ndarray) -> np.ndarray:
+    """[3, H, W] f32 in 0..1 (clamped) -> [H, W, 3] u8, rounded."""
+    return np.ascontiguousarray((np.clip(rgb, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8).transpose(1, 2, 0))
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """[H, W, 3] or [H, W] u8, or [H, W] u16, written whole."""
+    with atomic_write(path) as file:
+        Image.fromarray(pixels).save(file, format="PNG")
+
+
+def file_stems(names: Sequence[str]) -> list[str]:
+    """For each image name one file name without extension, subfolders flattened; no two are equal.
+
+    Names that differ in their extension only keep it (a.jpg, a.png); what is equal even so is numbered in order."""
+    plain = [os.path.splitext(name)[0] for name in names]
+    counts = Counter(plain)
+    flat = [_flat(stem if counts[stem] < 2 else name) for name, stem in zip(names, plain, strict=True)]
+    taken: set[str] = set()
+    for k, stem in enumerate(flat):
+        number = 2
+        while flat[k].casefold() in taken:
+            flat[k], number = f"{stem}~{number}", number + 1
+        taken.add(flat[k].casefold())
+    return flat
+
+
+def _flat(name: str) -> str:
+    return name.replace("/", "__").replace("\\", "__").replace("\0", "")[:80] or "image"
+
+
+def measure_views(
+    render: Callable[[Camera], Render],
+    scene: Scene,
+    images: ImageCache,
+    views: Sequence[int] | np.ndarray,
+    emit: Emit,
+    folder: Path | None = None,
+    skip: tuple[type[ClmError], ...] = (CorruptImage,),
+) -> dict[str, Any]:
+    """`{"psnr", "ssim", "per_view": {name: {...}}}` over views; renders are saved to `folder` if given.
+
+    A view that raises one of `skip` is left out with a warning; other errors pass.
+    """
+    per_view: dict[str, dict[str, float]] = {}
+    stems = file_stems([view.name for view in scene.views]) if folder is not None else []
+    for index in counted(views, "evaluating", len(views), "views", reporter(emit)):
+        view = scene.views[index]
+        try:
+            photo, mask = images.get(index), images.mask(index)
+            image = render(view.camera)
+        except skip as error:
+            emit(Message(f"{view.name} is not evaluated: {error}", "warning"))
+            continue
+        psnr, ssim = metrics(image.rgb, photo, mask)
+        if math.isnan(psnr) or math.isnan(ssim):
+            why = "its mask leaves no pixel" if mask is not None and not mask.any() else "its render is not finite"
+            emit(Message(f"{view.name} is not evaluated: {why}.", "warning"))
+            continue
+        per_view[view.name] = {"psnr": psnr, "ssim": ssim}
+        if folder is not None:
+            save_png(folder / f"{stems[index]}.png", to_uint8(image.rgb))
+    means = {key: float(np.mean([v[key] for v in per_view.values()])) for key in ("psnr", "ssim")} if per_view else {}
+    return {"psnr": means.get("psnr"), "ssim": means.get("ssim"), "per_view": per_view}
+
+
+def evaluate(session: Session) -> dict[str, Any]:
+    """Measure the test views (and a sample of the training views), write `eval/step_N/` and `metrics.json`."""
+    iteration, scene = session.progress.iteration, session.scene
+    folder = session.run / "eval" / f"step_{iteration}"
+    sample = np.unique(np.linspace(0, len(scene.train) - 1, min(_TRAIN_SAMPLE, len(scene.train))).astype(int))
+    render = session.view_renderer()
+    # Rows move until the end, so a view may have outgrown the budget: that costs its figure, never the trained model.
+    measure = partial(
+        measure_views, render, scene, session.images, emit=session.emit, skip=(CorruptImage, ResourceError)
+    )
+    test = measure(scene.test, folder=folder) if len(scene.test) else None
+    train = measure(scene.train[sample])
+    result = {"iteration": iteration, "num_gaussians": session.store.rows, "test": test, "train": train}
+    write_json(folder / "metrics.json", result)
+    write_json(session.run / "metrics.json", result)
+    shown, split = (test, "test") if test else (train, "train")
+    if shown["per_view"]:
+        session.emit(Evaluated(iteration, split, shown["psnr"], shown["ssim"], len(shown["per_view"])))
+    return result

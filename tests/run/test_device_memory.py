@@ -1,0 +1,110 @@
+"""A device with memory of its own trains the CPU's model, bit for bit: whatever reads or changes the store between batches
+(densification, evaluation, checkpoints, PLYs) sees resident rows as they are, and never as they were.
+
+The device is the tests' own, with kernels of the CPU and streams that do everything at once; rows of the store that live on
+it are NaN until they are written back.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clm.device.cpu import CpuStream
+from clm.render import CpuRasterizer
+from clm.run import session
+from clm.run.events import Densified, Evaluated, OpacityReset
+from clm.run.grow import admits
+from clm.store.store import Store
+from tests.demo_run import assert_same_model, of_type, read_json, run_demo
+from tests.device.fake_device import FakeDevice
+
+# Rows are cloned and split at image 20, and become transparent at image 24, between two evaluations and two checkpoints.
+OPTIONS: dict[str, Any] = {"downscale": "8", "opacity_reset_every": 24, "eval_every": 12, "save_every": 12}
+
+
+class DeviceWithMemory(FakeDevice):
+    def stream(self, name: str) -> Any:
+        return CpuStream()
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(Store.__init__.__kwdefaults__, "block_rows", 256)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Training runs on it from now on."""
+
+    def open_device(choice: str, *, antialiased: bool, absgrad: bool, say: Any) -> Any:
+        return DeviceWithMemory(), CpuRasterizer(antialiased, absgrad)
+
+    monkeypatch.setattr(session, "open_device", open_device)
+
+
+@pytest.fixture(scope="module")
+def on_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("cpu") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(Store.__init__.__kwdefaults__, "block_rows", 256)
+        events = run_demo(run, offload="none", **OPTIONS)
+    assert of_type(events, Densified)[0].split > 0 and of_type(events, OpacityReset)
+    return run
+
+
+@pytest.mark.parametrize(("offload", "gpu_memory"), [("none", "8GiB"), ("host", "8GiB"), ("auto", "34MiB")])
+def test_a_run_on_a_device_with_memory_of_its_own_trains_the_same_model(
+    on_the_cpu: Path, device: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offload: str, gpu_memory: str
+) -> None:
+    shares: list[float] = []
+    real = session.Session.save
+
+    def save(self: session.Session) -> None:
+        shares.append(self.tiers.resident_rows / self.store.rows)
+        real(self)
+
+    monkeypatch.setattr(session.Session, "save", save)
+    events = run_demo(tmp_path / "run", offload=offload, gpu_memory=gpu_memory, **OPTIONS)
+    assert_same_model(on_the_cpu, tmp_path / "run")
+    assert read_json(tmp_path / "run" / "metrics.json") == read_json(on_the_cpu / "metrics.json")
+    assert len(of_type(events, Evaluated)) > 5
+    least, most = {"none": (1, 1), "host": (0, 0), "auto": (0.1, 0.9)}[offload]
+    assert least <= shares[-1] <= most, shares
+
+
+def test_a_run_on_a_device_with_memory_of_its_own_resumes_to_the_same_model(
+    on_the_cpu: Path, device: None, tmp_path: Path
+) -> None:
+    run_demo(tmp_path / "run", offload="none", stop_at=28, **OPTIONS)
+    run_demo(tmp_path / "run", offload="auto", gpu_memory="34MiB", resume=True, **OPTIONS)
+    assert_same_model(on_the_cpu, tmp_path / "run")
+
+
+def test_growth_is_admitted_only_where_temporaries_and_staging_leave_room_for_the_arena(
+    device: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What densification admits, placement can place: else a run would end in the middle of it."""
+    needed = 3 * 2**20
+    monkeypatch.setattr(CpuRasterizer, "temporary_bytes", lambda self, rows, pixels: needed + 100 * rows)
+    verdicts: list[bool] = []
+
+    def watched(*arguments: Any) -> bool:
+        verdicts.append(admits(*arguments))
+        return verdicts[-1]
+
+    monkeypatch.setattr("clm.run.grow.admits", watched)
+    options = {**OPTIONS, "grow_screen_gradient": 1e-5, "offload": "host", "eval_every": 0}
+    run_demo(tmp_path / "run", gpu_memory="32MiB", **options)
+    assert False in verdicts and True in verdicts, verdicts
+
+
+def test_the_host_budget_counts_what_the_store_already_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a scene grows, memory that is still available shrinks: the store must not be refused for what it takes itself."""
+    monkeypatch.setattr(session, "available_memory", lambda: 50)
+    config = session.from_dict({}, "the test")
+    assert session.host_budget(config, 150) == int(0.8 * 200)
+    assert np.isclose(session.host_budget(session.from_dict({"host_memory": "100"}, "the test"), 150), 100)

@@ -1,0 +1,158 @@
+"""Placement, arena size, threads: none of them changes a bit of the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clm.commands.train import open_scene
+from clm.plan.budget import SLOT_BYTES
+from clm.run import session
+from clm.run.batches import EXACT_MARGIN
+from clm.run.checkpoint import latest_checkpoint
+from clm.run.events import Densified
+from tests.conftest import scene_path
+from tests.demo_run import (
+    DEMO,
+    FIXED,
+    assert_same_model,
+    of_type,
+    read_json,
+    run_demo,
+    small_config,
+    write_survey_scene,
+)
+
+# Every batch needs far more rows than a view; several SH degrees; rows are added twice.
+SURVEY: dict[str, Any] = {"downscale": "1", "batch_size": 12, "iterations": 72, "sh_interval": 12}
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_survey_scene(tmp_path_factory.mktemp("survey") / "scene")
+
+
+@pytest.fixture
+def largest(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of the largest set that was fetched or admitted: the fewest slots with which the same run works."""
+    seen: list[int] = []
+
+    def watched(find: Any) -> Any:
+        def visible(*arguments: Any, **options: Any) -> Any:
+            sets = find(*arguments, **options)
+            seen.append(max(map(len, sets)) if isinstance(sets, list) else len(sets))
+            return sets
+
+        return visible
+
+    for place in ("clm.run.batches.visible_sets", "clm.run.session.visible_sets", "clm.stream.view.visible_rows"):
+        module, name = place.rsplit(".", 1)
+        monkeypatch.setattr(place, watched(getattr(__import__(module, fromlist=[name]), name)))
+    return seen
+
+
+@pytest.fixture(scope="module")
+def demo_resident(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled scene trained with everything resident, on two threads."""
+    run = tmp_path_factory.mktemp("demo") / "run"
+    events = run_demo(run, offload="none", threads=2)
+    assert [e.resorted for e in of_type(events, Densified)] == [True, True]
+    return run
+
+
+@pytest.mark.parametrize(("threads", "gpu_memory"), [(1, "8GiB"), (2, "8GiB"), (2, "5MiB")])
+def test_host_offload_trains_the_same_model_as_everything_resident(
+    demo_resident: Path, tmp_path: Path, threads: int, gpu_memory: str
+) -> None:
+    events = run_demo(tmp_path / "run", offload="host", threads=threads, gpu_memory=gpu_memory)
+    assert not any(e.refused for e in of_type(events, Densified)), "this arena is too small to grow as the other does"
+    assert_same_model(demo_resident, tmp_path / "run")
+
+
+def test_colours_rounded_for_the_bus_train_the_same_model_on_the_device_and_on_the_host(
+    demo_resident: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"colour_bus": "bf16"}
+    run_demo(tmp_path / "none", offload="none", threads=2, **options)
+    run_demo(tmp_path / "host", offload="host", threads=1, gpu_memory="5MiB", **options)
+    assert_same_model(tmp_path / "none", tmp_path / "host")
+    exact, rounded = (read_json(run / "metrics.json")["test"]["psnr"] for run in (demo_resident, tmp_path / "host"))
+    assert exact != rounded and abs(exact - rounded) < 0.2
+
+
+def test_views_are_rendered_from_the_colours_that_are_stored_whatever_the_bus_carries(tmp_path: Path) -> None:
+    run_demo(tmp_path / "run", colour_bus="bf16", iterations=24, **FIXED)
+    checkpoint, images = latest_checkpoint(tmp_path / "run" / "checkpoints"), []
+    for bus, offload in (("f32", "host"), ("bf16", "host"), ("bf16", "none")):
+        config = small_config(colour_bus=bus, offload=offload, iterations=24, **FIXED)
+        with session.Session(open_scene(DEMO, config), config, tmp_path, lambda event: None, checkpoint) as again:
+            images.append(again.view_renderer()(again.cameras[3]).rgb.copy())
+    np.testing.assert_array_equal(images[1], images[0])
+    np.testing.assert_array_equal(images[2], images[0])
+
+
+@pytest.mark.parametrize("growing", [False, True], ids=["fixed rows", "rows added"])
+def test_an_arena_that_must_evict_trains_the_same_model(
+    survey: Path, tmp_path: Path, largest: list[int], growing: bool
+) -> None:
+    options = {"data": survey, **SURVEY, **({} if growing else FIXED)}
+    events = run_demo(tmp_path / "all", offload="none", threads=1, **options)
+    assert bool(of_type(events, Densified)) == growing
+    # Growth is admitted only while views fill 90% of the arena.
+    barely = int(max(largest) / 0.9) + 2 if growing else max(largest)
+    traffic = {}
+    for slots, threads in ((barely, 2), (barely, 1), (barely * 3 // 2, 2)):
+        run = tmp_path / f"{slots}_{threads}"
+        run_demo(run, offload="host", gpu_memory=str(slots * SLOT_BYTES), threads=threads, **options)
+        assert_same_model(tmp_path / "all", run)
+        report = read_json(run / "report.json")
+        assert report["peak"]["device_bytes"] <= slots * SLOT_BYTES
+        traffic[slots] = report["traffic"]
+    assert traffic[barely]["rows_loaded"] > traffic[barely]["rows_lower_bound"], "nothing was evicted"
+    assert traffic[barely]["rows_loaded"] <= traffic[barely]["rows_loaded_consecutive_reuse"]
+    assert traffic[barely]["rows_loaded"] > traffic[barely * 3 // 2]["rows_loaded"]
+
+
+def test_an_arena_without_room_for_the_margin_of_plans_made_ahead_trains_the_same_model(
+    survey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan made ahead covers how far rows may move; where only the exact sets fit, they are planned in the same order."""
+    refused: list[int] = []
+    plan = session.Session._plan
+
+    def watched(self: session.Session, first: int, margin: tuple[float, float]) -> Any:
+        planned = plan(self, first, margin)
+        if planned.plan is None:
+            refused.append(first)
+            assert margin != EXACT_MARGIN
+        return planned
+
+    options = {"data": survey, "downscale": "1", "batch_size": 16, "iterations": 80, "test_every": 0, **FIXED}
+    options["means_lr"] = 8e-3  # rows move far, so that the order of views under the margin is another
+    run_demo(tmp_path / "all", offload="none", **options)
+    monkeypatch.setattr(session.Session, "_plan", watched)
+    run_demo(tmp_path / "tight", offload="host", gpu_memory=str(910 * SLOT_BYTES), **options)
+    assert refused, "every plan made ahead did fit"
+    assert_same_model(tmp_path / "all", tmp_path / "tight")
+
+
+def test_a_real_drone_survey_in_a_tight_arena_trains_the_same_model(tmp_path: Path) -> None:
+    options = {"data": scene_path("caliterra"), "downscale": "8", "batch_size": 16, "iterations": 48, **FIXED}
+    run_demo(tmp_path / "all", offload="none", threads=2, **options)
+    run_demo(tmp_path / "tight", offload="host", threads=1, gpu_memory=str(9500 * SLOT_BYTES), **options)
+    assert_same_model(tmp_path / "all", tmp_path / "tight")
+    traffic = read_json(tmp_path / "tight" / "report.json")["traffic"]
+    assert traffic["rows_loaded"] > traffic["rows_lower_bound"], "nothing was evicted"
+
+
+def test_real_photos_train_the_same_model_on_the_device_and_on_the_host(tmp_path: Path) -> None:
+    options = {"data": scene_path("sceaux"), "iterations": 200, "densify_from": 50, "densify_every": 50}
+    options |= {"densify_until": 150, "grow_screen_gradient": 2e-4}
+    events = run_demo(tmp_path / "none", offload="none", **options)
+    assert sum(e.cloned + e.split for e in of_type(events, Densified)) > 1000
+    events = run_demo(tmp_path / "host", offload="host", gpu_memory="16MiB", threads=1, **options)
+    assert not any(e.refused for e in of_type(events, Densified))
+    assert_same_model(tmp_path / "none", tmp_path / "host")
