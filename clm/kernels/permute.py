@@ -23,7 +23,7 @@ def _library() -> ctypes.CDLL:
 
 
 def permute_rows(arrays: Sequence[np.ndarray], order: np.ndarray) -> None:
-    """Row i of every array [N, ...] becomes what its row order[i] was; order [N] i64.
+    """Row i of every array [N, ...] becomes what its row order[i] was; order [N] i32 (others are converted).
 
     Scratch: 4.2 bytes per row, whatever the arrays are. ValueError when `order` is not a permutation.
     """
@@ -34,9 +34,9 @@ def permute_rows(arrays: Sequence[np.ndarray], order: np.ndarray) -> None:
     if rows >= 2**31:
         raise ValueError("rows are numbered in 31 bits")
     walk, seen = np.empty(rows, np.int32), np.zeros(-(-rows // 64), np.uint64)
-    ids = np.ascontiguousarray(order, np.int64)
+    ids = np.ascontiguousarray(order, np.int32)
     steps = library.clm_permutation_walk(
-        pointer(ids, np.int64, None), rows, pointer(seen, np.uint64, None), pointer(walk, np.int32, None)
+        pointer(ids, np.int32, None), rows, pointer(seen, np.uint64, None), pointer(walk, np.int32, None)
     )
     if steps < 0:
         raise ValueError("the order of rows names a row twice, or one that does not exist")

@@ -7,55 +7,30 @@ from __future__ import annotations
 
 import numpy as np
 
-from clm.store.layout import CHUNK_ROWS
+from clm.kernels.sort import sorted_rows, space_keys
 
 _CLASS_EDGES = (4.0, 16.0, 64.0)  # multiples of the median bounding radius
-_BITS = 20  # per axis
-
-
-def _spread_bits(x: np.ndarray) -> np.ndarray:
-    """Insert two zero bits between the bits of 20-bit integers (uint64)."""
-    x = (x | (x << np.uint64(32))) & np.uint64(0x001F00000000FFFF)
-    x = (x | (x << np.uint64(16))) & np.uint64(0x001F0000FF0000FF)
-    x = (x | (x << np.uint64(8))) & np.uint64(0x100F00F00F00F00F)
-    x = (x | (x << np.uint64(4))) & np.uint64(0x10C30C30C30C30C3)
-    return (x | (x << np.uint64(2))) & np.uint64(0x1249249249249249)
+_SAMPLED_ROWS = 100_000  # at least, for the grid
 
 
 def _grid(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Corner and span [3] f64 of the box of the 1st to 99th percentile."""
-    sample = means[:: max(1, len(means) // 100_000)]
-    low, high = np.percentile(sample, [1, 99], axis=0)
+    sample = means[:: max(1, len(means) // _SAMPLED_ROWS)]
+    low, high = np.percentile(sample, [1, 99], axis=0).astype(np.float64)
     span = high - low
     return low, np.where(span > 0, span, 1.0)
 
 
-def _codes(means: np.ndarray, low: np.ndarray, span: np.ndarray) -> np.ndarray:
-    cells = np.clip((means - low) / span, 0.0, 1.0) * ((1 << _BITS) - 1)
-    x, y, z = (_spread_bits(cells[:, axis].astype(np.uint64)) for axis in range(3))
-    return x | (y << np.uint64(1)) | (z << np.uint64(2))
-
-
-def morton_codes(means: np.ndarray) -> np.ndarray:
-    """Morton codes [N] u64 of positions [N, 3], on the grid of the 1st to 99th percentile box (outliers clamp to its faces)."""
-    low, span = _grid(means)
-    codes = np.empty(len(means), np.uint64)
-    for first in range(0, len(means), CHUNK_ROWS):
-        piece = slice(first, first + CHUNK_ROWS)
-        codes[piece] = _codes(means[piece], low, span)
-    return codes
+def space_keys_of(entries: np.ndarray) -> np.ndarray:
+    """Keys [N] u64 in whose order rows with these cull entries [N, 4] f32 (centre, bounding radius) are laid out."""
+    edges = np.median(entries[:, 3]) * np.asarray(_CLASS_EDGES, np.float32)
+    return space_keys(entries, *_grid(entries[:, :3]), edges.astype(np.float32))
 
 
 def block_order(entries: np.ndarray) -> np.ndarray:
-    """Row ids [N] in store order, from cull entries [N, 4] (centre, bounding radius). Stable: equal keys keep their order.
+    """Row ids [N] i32 in store order, from cull entries [N, 4]. Stable: equal keys keep their order.
 
-    Memory: 20 bytes per row, the result included."""
+    Memory: 24 bytes per row, the result included."""
     if not len(entries):
-        return np.zeros(0, np.int64)
-    keys = morton_codes(entries[:, :3])
-    edges = np.median(entries[:, 3]) * np.asarray(_CLASS_EDGES, np.float32)
-    for first in range(0, len(entries), CHUNK_ROWS):
-        piece = slice(first, first + CHUNK_ROWS)
-        radius_class = np.searchsorted(edges, entries[piece, 3]).astype(np.uint64)
-        keys[piece] |= radius_class << np.uint64(3 * _BITS)
-    return np.argsort(keys, kind="stable")
+        return np.zeros(0, np.int32)
+    return sorted_rows(space_keys_of(entries))

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clm import kernels
 from clm.kernels.memory import RowPages
 from clm.kernels.permute import permute_rows
 from clm.plan.budget import store_bytes, store_row_bytes
 from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS
-from clm.store.order import block_order, morton_codes
+from clm.store.order import block_order
 from clm.store.store import Store
 from clm.strategy.default import (
     SPLIT_SHRINK,
@@ -23,6 +24,7 @@ from clm.strategy.default import (
     resort,
     split_rows,
 )
+from tests.store.slow_order import slow_block_order
 
 LIMITS = Thresholds(screen_gradient=2e-4, split_scale=0.05, prune_opacity=0.005, prune_scale=None)
 
@@ -87,9 +89,33 @@ def test_large_rows_get_their_own_blocks_at_the_end() -> None:
     assert (entries[order[-100:], 3] == 1e4).all()
 
 
-def test_morton_order_keeps_neighbours_together() -> None:
-    means = np.random.default_rng(0).uniform(size=(50_000, 3)).astype(np.float32)
-    blocks = means[np.argsort(morton_codes(means))][: 2048 * 24].reshape(24, 2048, 3)
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([1, 2, 100, 5000, 70_000]), st.integers(0, 100), st.sampled_from([0, 1, 3]))
+def test_block_order_is_that_of_the_slow_twin(rows: int, seed: int, digits: int) -> None:
+    """Rounded centres: equal keys, which keep their order. Spread radii: every class."""
+    rng = np.random.default_rng(seed)
+    entries = np.column_stack([rng.normal(size=(rows, 3)), np.exp(rng.normal(0, 3, rows))]).astype(np.float32)
+    if digits:
+        entries = entries.round(digits)
+    before = kernels.get_threads()
+    try:
+        for threads in (1, 3):
+            kernels.set_threads(threads)
+            np.testing.assert_array_equal(block_order(entries), slow_block_order(entries))
+    finally:
+        kernels.set_threads(before)
+
+
+def test_rows_that_are_not_finite_are_ordered_too() -> None:
+    entries = np.random.default_rng(0).uniform(size=(3000, 4)).astype(np.float32)
+    entries[::7, 1], entries[::11, 3] = np.nan, np.inf
+    assert sorted(block_order(entries)) == list(range(3000))
+
+
+def test_store_order_keeps_neighbours_together() -> None:
+    entries = np.random.default_rng(0).uniform(size=(50_000, 4)).astype(np.float32)
+    entries[:, 3] = 0.01
+    blocks = entries[block_order(entries), :3][: 2048 * 24].reshape(24, 2048, 3)
     volume = np.prod(blocks.max(axis=1) - blocks.min(axis=1), axis=1)
     assert np.median(volume) < 3 * 2048 / 50_000
 

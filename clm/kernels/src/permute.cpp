@@ -42,7 +42,7 @@ void walk_piece(const Piece& piece, const int32_t* walk, int64_t steps) {
 
 // Cuts `order` [rows] into cycles: row ids one cycle after the other, the first of each as its complement, rows that stay
 // left out. seen: [(rows + 63) / 64] zeros. Returns how many ids, or -1 where `order` is no permutation.
-CLM_API int64_t clm_permutation_walk(const int64_t* order, int64_t rows, uint64_t* seen, int32_t* walk) {
+CLM_API int64_t clm_permutation_walk(const int32_t* order, int64_t rows, uint64_t* seen, int32_t* walk) {
     auto first_time = [&](int64_t row) {
         uint64_t bit = uint64_t(1) << (row & 63);
         bool fresh = (seen[row >> 6] & bit) == 0;
