@@ -15,7 +15,7 @@ from clm.forecast.forecast import Budget, Budgets, Forecast, find_budgets, make_
 from clm.forecast.machine import load_machine
 from clm.forecast.measure import THIS
 from clm.forecast.simulate import bus_bytes
-from clm.forecast.steps import count_step
+from clm.forecast.turns import count_turn
 from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
 from clm.plan.budget import (
@@ -131,14 +131,14 @@ def _traffic(forecast: Forecast) -> dict[str, Any]:
     totals = {"rows_loaded": 0.0, "rows_loaded_resident": 0.0, "rows_lower_bound": 0.0}
     totals |= {"rows_loaded_no_reuse": 0.0, "rows_loaded_consecutive_reuse": 0.0}
     for plan in forecast.plans:
-        counts = [count_step(step, 0, forecast.resident, scale) for step in plan.steps]
+        counts = [count_turn(turn, 0, forecast.resident, scale) for turn in plan.turns]
         loaded, sent = bus_bytes(counts, colour_columns(sh_degree_at(config, first)), config.colour_bus)
-        rows = sum(part.rows for step in counts for part in step.loads)
+        rows = sum(part.rows for turn in counts for part in turn.loads)
         batches.append({"rows_loaded": round(rows), "bytes_loaded": loaded, "bytes_sent_back": sent})
-        first += len(plan.steps)
+        first += len(plan.turns)
         totals["rows_loaded"] += rows
-        totals["rows_loaded_resident"] += sum(part.resident for step in counts for part in step.loads)
-        totals["rows_lower_bound"] += sum(step.final for step in counts)  # each row is final once
+        totals["rows_loaded_resident"] += sum(part.resident for turn in counts for part in turn.loads)
+        totals["rows_lower_bound"] += sum(turn.final for turn in counts)  # each row is final once
         totals["rows_loaded_no_reuse"] += scale * plan.traffic.no_reuse
         totals["rows_loaded_consecutive_reuse"] += scale * plan.traffic.consecutive_reuse
     per_image = {name: round(count / images) for name, count in totals.items()}
@@ -168,7 +168,7 @@ def _prediction(forecast: Forecast) -> dict[str, Any]:
                 "lane": s.lane,
                 "worker": s.worker,
                 "name": s.name,
-                "step": s.step,
+                "turn": s.turn,
                 "start": s.start - begin,
                 "end": s.end - begin,
             }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from clm.forecast.simulate import WORKERS, Timeline, bus_bytes
-from clm.forecast.steps import count_step
+from clm.forecast.turns import count_turn
 from clm.plan.budget import format_bytes
 from clm.plan.placement import Placement
 from clm.plan.residency import Plan
@@ -30,8 +30,8 @@ def short_plan(
     device = f"{format_bytes(placement.device_bytes)} of {format_bytes(device_budget)} device memory"
     host = f"{format_bytes(placement.host_bytes)} of {format_bytes(host_budget)} host memory"
     needs = f"needs {device}, {host}; {placement.reason}"
-    counts, images = [count_step(step, 0, resident, 1.0) for step in first.steps], len(first.steps)
-    rows = sum(part.rows for step in counts for part in step.loads)
+    counts, images = [count_turn(turn, 0, resident, 1.0) for turn in first.turns], len(first.turns)
+    rows = sum(part.rows for turn in counts for part in turn.loads)
     loaded, sent = bus_bytes(counts, columns, colour_bus)
     if not loaded + sent:
         return f"{needs}\nfirst batch: nothing crosses the bus"
@@ -58,7 +58,7 @@ def draw_timeline(timeline: Timeline, batch: int, width: int = 72) -> list[str]:
             for cell in range(int(first), min(width, int(last) + 1)):
                 covered = min(last, cell + 1) - max(first, cell)
                 if covered > max(cells[cell][0], 0.05):
-                    cells[cell] = covered, "*" if span.step < 0 else str(span.step % 10)
+                    cells[cell] = covered, "*" if span.turn < 0 else str(span.turn % 10)
         if any(mark != _IDLE for _, mark in cells):
             lines.append(f"{worker:9} |{''.join(mark for _, mark in cells)}|")
     return lines

@@ -75,7 +75,7 @@ class Machine:
     bus_out_gb_s: float  # device to host: gradient_bytes per row
     device_gb_s: float  # read plus written in device memory
     plan_ns_per_row: float  # cull, order and plan on one thread, per row and view of the batch
-    step_us: float  # fixed cost of one step of a lane: hand-over between threads, calls, launches
+    hand_over_us: float  # fixed cost of one piece of work of a lane: hand-over between threads, calls, launches
     render_ms_per_view: float  # render, loss and backward of a view: fixed part,
     render_ns_per_row: float  # per row of its visible set,
     render_ns_per_pixel: float  # per pixel
@@ -100,7 +100,7 @@ class Machine:
         return 1e-3 * self.render_ms_per_view + 1e-9 * nanoseconds
 
 
-_MAY_BE_ZERO = ("disk", "step_us", "render_ms_per_view", "render_ns_per_row", "compute_cores", "plan_ns_per_row")
+_MAY_BE_ZERO = ("disk", "hand_over_us", "render_ms_per_view", "render_ns_per_row", "compute_cores", "plan_ns_per_row")
 
 
 def machine_folders() -> list[Path]:

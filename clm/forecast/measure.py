@@ -73,7 +73,7 @@ def measure_this(
         disk=sizes.disk,
         cores=float(os.cpu_count() or 1),
         plan_ns_per_row=1e9 * planning / max(1, planned),
-        step_us=1e6 * _hand_over_seconds(working, step.at(1)),
+        hand_over_us=1e6 * _hand_over_seconds(working, step.at(1)),
         **_row_rates(working, rows, step, columns),
         **_render_model(store, some, sh_degree),
         notes=(("all rates", f"measured with {len(rows):,} of {working.rows:,} rows and {len(some)} views"),),
@@ -134,7 +134,7 @@ def _row_rates(store: Store, rows: np.ndarray, adam: Adam, columns: int) -> dict
 
 
 def _hand_over_seconds(store: Store, step: AdamStep) -> float:
-    """Seconds until another thread has done next to nothing: the fixed cost of a lane's step."""
+    """Seconds until another thread has done next to nothing: the fixed cost of one piece of work of a lane."""
     row, arena = np.zeros(1, np.int32), Arena(1)
 
     def work() -> None:

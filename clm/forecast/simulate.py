@@ -1,6 +1,6 @@
 """When each lane does what, predicted from the plans that run and the rates of a machine. A pure function; no device.
 
-What a batch consists of, and who waits for whom, is `clm.forecast.steps`; how tasks share the machine is `clm.forecast.tasks`.
+What a batch consists of, and who waits for whom, is `clm.forecast.turns`; how tasks share the machine is `clm.forecast.tasks`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from clm.forecast.machine import Machine, gradient_bytes, row_bytes
-from clm.forecast.steps import Ends, Rates, StepCounts, add_batch, count_step
 from clm.forecast.tasks import Graph, Task, run
+from clm.forecast.turns import Ends, Rates, TurnCounts, add_batch, count_turn
 from clm.plan.residency import Plan
 
 LANES = ("load", "compute", "send_back", "update", "plan")  # as in `report.json`
@@ -27,7 +27,7 @@ class Span:
     worker: str
     name: str
     batch: int
-    step: int  # view of the batch; -1: of the whole batch
+    turn: int  # view of the batch; -1: of the whole batch
     start: float
     end: float
 
@@ -63,13 +63,13 @@ class Timeline:
         return 1.0 if work <= 0 else min(1.0, max(0.0, 1.0 - self.exposed / work))
 
 
-def bus_bytes(counts: Iterable[StepCounts], columns: int, colour_bus: str = "f32") -> tuple[int, int]:
+def bus_bytes(counts: Iterable[TurnCounts], columns: int, colour_bus: str = "f32") -> tuple[int, int]:
     """Bytes that cross the bus (to the device, back from it), as `report.json` counts them."""
     row, gradient = row_bytes(columns, colour_bus), gradient_bytes(columns)
     loaded = sent = 0.0
-    for step in counts:
-        loaded += sum(part.rows * row + part.partial * gradient for part in step.loads)
-        sent += (step.final + step.parked) * gradient
+    for turn in counts:
+        loaded += sum(part.rows * row + part.partial * gradient for part in turn.loads)
+        sent += (turn.final + turn.parked) * gradient
     return round(loaded), round(sent)
 
 
@@ -93,13 +93,13 @@ def simulate(
     """
     if not plans:
         raise ValueError("there is no plan to simulate")
-    batches = [[count_step(step, pixels[step.view], resident, scale) for step in plan.steps] for plan in plans]
+    batches = [[count_turn(turn, pixels[turn.view], resident, scale) for turn in plan.turns] for plan in plans]
     unions = [scale * len(plan.union_rows) for plan in plans]
     graph, ends, rates = Graph(), [], Rates(machine, columns, moments, colour_bus)
     begin: tuple[int, ...] = ()
-    for k, steps in enumerate(batches):
+    for k, turns in enumerate(batches):
         following = batches[(k + 1) % len(batches)]  # behind the last batch runs another one
-        last = add_batch(graph, rates, k, steps, following, unions[k - 1], begin)
+        last = add_batch(graph, rates, k, turns, following, unions[k - 1], begin)
         ends.append(last)
         begin = (*last.updates, last.plan)
     start, end = run(graph.tasks)
@@ -111,7 +111,7 @@ def _timeline(
     start: np.ndarray,
     end: np.ndarray,
     ends: Sequence[Ends],
-    batches: Sequence[Sequence[StepCounts]],
+    batches: Sequence[Sequence[TurnCounts]],
     rates: Rates,
 ) -> Timeline:
     lanes, resources = dict.fromkeys(LANES, 0.0), {"host": 0.0, "bus_in": 0.0, "bus_out": 0.0, "device": 0.0}
@@ -127,16 +127,16 @@ def _timeline(
         exposed += finished - now
         now = max(finished, end[last.plan])
         plan_exposed += now - finished
-    counts = (step for steps in batches for step in steps)
+    counts = (turn for turns in batches for turn in turns)
     loaded, sent = bus_bytes(counts, rates.columns, rates.colour_bus)
     return Timeline(
         spans=tuple(
-            Span(t.lane, t.worker, t.name, t.batch, t.step, float(a), float(b))
+            Span(t.lane, t.worker, t.name, t.batch, t.turn, float(a), float(b))
             for t, a, b in zip(tasks, start, end, strict=True)
             if b > a or t.lane == "compute"
         ),
         batches=len(batches),
-        images=sum(len(steps) for steps in batches),
+        images=sum(len(turns) for turns in batches),
         seconds=float(now),
         lanes=lanes,
         resources=resources,

@@ -35,7 +35,7 @@ class ResidencyArrays(ctypes.Structure):
 
 @dataclass(frozen=True, eq=False)
 class Residency:
-    """Lists of all steps one after the other; `counts` cuts loads and sends, the sizes of the sets cut `slots`."""
+    """Lists of all turns one after the other; `counts` cuts loads and sends, the sizes of the sets cut `slots`."""
 
     slots: np.ndarray  # [total rows] i32
     load_rows: np.ndarray  # [loads] i32
@@ -79,7 +79,7 @@ def _addresses(sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def residency(sets: Sequence[np.ndarray], capacity: int, block_rows: int) -> Residency:
-    """Slots, loads and sends of every step; sets as in `clm.plan.residency.make_plan`.
+    """Slots, loads and sends of every turn; sets as in `clm.plan.residency.make_plan`.
 
     `capacity` must hold the largest set (not checked here). ValueError when a set is not strictly ascending from 0 on.
     """

@@ -17,7 +17,7 @@ STATISTICS_BYTES = 8  # densification: accumulated screen gradient and count of 
 GRADIENT_BYTES = 256  # geometry gradient 16 floats (two are statistics, three padding), colour gradient 48 floats
 SLOT_BYTES = PARAMETER_BYTES + GRADIENT_BYTES
 
-STEPS_UNDER_WAY = 4  # of one batch: routed, and not over
+TURNS_UNDER_WAY = 4  # of one batch: routed, and not over
 DEVICE_ROWS = 1 << 15  # resident rows that one call of Adam or catching up takes at once
 DEVICE_ROW_WORK = 1792  # bytes of temporaries for each of them, at most
 
@@ -61,15 +61,15 @@ def in_core_bytes(rows: int, arena_slots: int, row_bytes: int = RESIDENT_ROW_BYT
     return rows * row_bytes + arena_bytes(arena_slots)
 
 
-def staging_depth(largest: int, piece_rows: int = CHUNK_ROWS) -> int:
-    """Staging buffers per direction between memories, where a step moves at most `largest` rows: one is filled while the
-    other is under way; where a step takes several pieces, gathering, copying and Adam each have one."""
-    return 2 if largest <= piece_rows else 3
+def staging_depth(largest: int, parcel_rows: int = CHUNK_ROWS) -> int:
+    """Staging buffers per direction between memories, where a turn moves at most `largest` rows: one is filled while the
+    other is under way; where a turn takes several parcels, gathering, copying and Adam each have one."""
+    return 2 if largest <= parcel_rows else 3
 
 
 def staging_bytes(largest_view: int, shared_memory: bool = False) -> int:
     """Bytes of staging, at most: rows that come, gradients that go, new cull entries, one buffer of partial gradients on
-    their way back. Each holds a quarter more than is needed, or one piece. On the host, and where the device has memory of
+    their way back. Each holds a quarter more than is needed, or one parcel. On the host, and where the device has memory of
     its own, there once more."""
     rows, depth = min(largest_view * 5 // 4, CHUNK_ROWS), 1 if shared_memory else staging_depth(largest_view)
     return rows * (depth * (PARAMETER_BYTES + GRADIENT_BYTES + CULL_BYTES) + GRADIENT_BYTES)
@@ -77,9 +77,9 @@ def staging_bytes(largest_view: int, shared_memory: bool = False) -> int:
 
 def lanes_bytes(largest_view: int) -> int:
     """Bytes that the lanes take on a device with memory of its own, beside arena and residents: staging; lists of slots and
-    positions, int64, of the steps under way (per row of a view one list each, and two each for loads and for sends); what
+    positions, int64, of the turns under way (per row of a view one list each, and two each for loads and for sends); what
     Adam and catching up need for the rows that they take at once, on two streams."""
-    lists = largest_view * 8 * (STEPS_UNDER_WAY + 2 + 2)
+    lists = largest_view * 8 * (TURNS_UNDER_WAY + 2 + 2)
     return staging_bytes(largest_view) + lists + 2 * device_work_bytes(largest_view)
 
 

@@ -95,7 +95,7 @@ def train_batch(session: Session) -> None:
         session.trace.add(
             [Span("plan", "cull, order, plan", 0, planned.began, planned.began + planned.seconds), *spans]
         )
-    views = [step.view for step in planned.plan.steps]
+    views = [turn.view for turn in planned.plan.turns]
     _account(session, moved, seconds, views, losses, time.perf_counter() - began, degree)
 
 
@@ -104,9 +104,9 @@ def compute_views(session: Session, plan: Plan, degree: int) -> list[Any]:
     photo. A view for which the device has no memory is repeated in a smaller arena; where that is impossible the batch goes
     on without it, and the error takes the place of its loss."""
     lanes, losses, earlier = session.lanes, [], 0  # earlier: views done before the plan was replaced
-    while (i := len(losses) - earlier) < len(plan.steps):
+    while (i := len(losses) - earlier) < len(plan.turns):
         loss = attempt(
-            lanes, i, view_loss(session, plan.steps[i].view, degree, session.progress.iteration + len(losses))
+            lanes, i, view_loss(session, plan.turns[i].view, degree, session.progress.iteration + len(losses))
         )
         if isinstance(loss, OutOfDeviceMemory):
             rest = session.shrink_arena(plan, i)

@@ -181,7 +181,7 @@ class Session:
     def shrink_arena(self, plan: Plan, i: int) -> Plan | None:
         """The device has no memory for the view of step i: give it a quarter of the arena. Returns the plan of the rest of
         the batch, under way in the smaller arena; None: the views that are left need the arena as it is."""
-        slots, least = self.tiers.arena.slots, max(len(step.rows) for step in plan.steps[i:])
+        slots, least = self.tiers.arena.slots, max(len(turn.rows) for turn in plan.turns[i:])
         smaller = max(least, slots * 3 // 4)
         if smaller > 0.95 * slots:
             return None

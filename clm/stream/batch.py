@@ -1,4 +1,4 @@
-"""The state of one batch while the lanes carry it out: what each step has come to, and what is parked meanwhile."""
+"""The state of one batch while the lanes carry it out: what each turn has come to, and what is parked meanwhile."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from clm.stream.tiers import Tiers
 
 
 @dataclass
-class StepState:
-    """How far one step is. Settled when the work is handed to the device; the event is reached when it is done there."""
+class TurnState:
+    """How far one turn is. Settled when the work is handed to the device; the event is reached when it is done there."""
 
-    loaded: Outcome[Event] = field(default_factory=Outcome)  # the step's rows are in their slots
+    loaded: Outcome[Event] = field(default_factory=Outcome)  # the turn's rows are in their slots
     computed: Outcome[Event] = field(default_factory=Outcome)
-    released: Outcome[Event] = field(default_factory=Outcome)  # gradients have left the slots that the step gives up
+    released: Outcome[Event] = field(default_factory=Outcome)  # gradients have left the slots that the turn gives up
     updated: Outcome[None] = field(default_factory=Outcome)
     crossed: tuple[int, int, int] | None = (
         None  # rows loaded, brought back and sent back over the bus, once it is routed
@@ -35,14 +35,14 @@ class StepState:
 
     @property
     def route(self) -> Route:
-        assert self._route is not None, "a step is routed when it is loaded, until it is over"
+        assert self._route is not None, "a turn is routed when it is loaded, until it is over"
         return self._route
 
     def begin(self, route: Route) -> None:
         self._route, self.crossed = route, route.crossing
 
     def end(self) -> None:
-        """Nothing works for the step any more: its index lists leave the device."""
+        """Nothing works for the turn any more: its index lists leave the device."""
         self._route = None
         self.updated.succeed(None)
 
@@ -59,15 +59,15 @@ class Batch:
     columns: int
     traffic: Traffic  # of the whole batch, as planned
     union: np.ndarray  # rows of the whole batch
-    steps: list[StepState] = field(init=False)
+    turns: list[TurnState] = field(init=False)
     parked: ParkedGradients = field(default_factory=ParkedGradients)
     entries: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # rows and their new cull entries
-    marks: list[tuple[str, str, int, Event, Event]] = field(default_factory=list)  # lane, name, step, start, end
+    marks: list[tuple[str, str, int, Event, Event]] = field(default_factory=list)  # lane, name, turn, start, end
     began: float = field(default_factory=time.perf_counter)
     counted: tuple[int, int, int] = (0, 0, 0)  # rows loaded, brought back and sent back by parts that were interrupted
 
     def __post_init__(self) -> None:
-        self.steps = [StepState() for _ in self.plan.steps]
+        self.turns = [TurnState() for _ in self.plan.turns]
 
     @property
     def bf16_colours(self) -> bool:
@@ -90,12 +90,12 @@ class Batch:
 
     def cancel(self) -> None:
         """Nobody waits forever for what will not come."""
-        for step in self.steps:
-            for outcome in step.outcomes():
+        for turn in self.turns:
+            for outcome in turn.outcomes():
                 outcome.fail(CancelledError())
 
     def stop(self, i: int, parked_rows: int) -> None:
-        """The batch ends before step i; gradients of `parked_rows` rows were taken along to the host."""
+        """The batch ends before turn i; gradients of `parked_rows` rows were taken along to the host."""
         loaded, brought_back, sent_back = self._crossed(i)
         self.counted = loaded, brought_back, sent_back + parked_rows
 
@@ -104,8 +104,8 @@ class Batch:
         return replace(self, plan=plan)
 
     def _crossed(self, sent: int) -> tuple[int, int, int]:
-        begun = [step.crossed for step in self.steps if step.crossed is not None]
-        ended = [step.crossed for step in self.steps[:sent] if step.crossed is not None]
+        begun = [turn.crossed for turn in self.turns if turn.crossed is not None]
+        ended = [turn.crossed for turn in self.turns[:sent] if turn.crossed is not None]
         loaded, brought_back, sent_back = self.counted
         return (
             loaded + sum(rows for rows, _, _ in begun),
@@ -116,7 +116,7 @@ class Batch:
     def moved(self, tiers: Tiers) -> Traffic:
         """What crossed the bus, once the batch is over: the plan's traffic without the rows that stayed on the device."""
         planned, bound = self.traffic, len(self.union[tiers.split(self.union)[0]])
-        return Traffic(*self._crossed(len(self.steps)), planned.no_reuse, planned.consecutive_reuse, bound)
+        return Traffic(*self._crossed(len(self.turns)), planned.no_reuse, planned.consecutive_reuse, bound)
 
     def spans(self) -> list[Span]:
-        return [Span(lane, name, step, start.seconds(), end.seconds()) for lane, name, step, start, end in self.marks]
+        return [Span(lane, name, turn, start.seconds(), end.seconds()) for lane, name, turn, start, end in self.marks]

@@ -12,25 +12,25 @@ import numpy as np
 
 from clm.device.interface import Rows, Stream, gradient_floats, packed_gradients, packed_rows, row_floats
 from clm.kernels import rows as row_kernels
-from clm.plan.budget import STEPS_UNDER_WAY
+from clm.plan.budget import TURNS_UNDER_WAY
 from clm.stream.batch import Batch
 from clm.stream.handover import after
-from clm.stream.route import Arrivals, route_step
+from clm.stream.route import Arrivals, route_turn
 from clm.stream.staging import Ring
 from clm.stream.tiers import Tiers
 
 
 class Fetch:
-    """Carries out the loads of a plan, step by step, one at a time."""
+    """Carries out the loads of a plan, turn by turn, one at a time."""
 
-    def __init__(self, tiers: Tiers, stream: Stream, piece_rows: int):
+    def __init__(self, tiers: Tiers, stream: Stream, parcel_rows: int):
         self._tiers, self.stream = tiers, stream
-        self._rows, self._returning = Ring(tiers.device, piece_rows), Ring(tiers.device, piece_rows)
+        self._rows, self._returning = Ring(tiers.device, parcel_rows), Ring(tiers.device, parcel_rows)
 
     def reserve(self, batch: Batch) -> None:
         """While no lane works: staging for the largest load of the plan."""
         plan, columns = batch.plan, batch.columns
-        loads = max((len(step.load_rows) for step in plan.steps), default=0)
+        loads = max((len(turn.load_rows) for turn in plan.turns), default=0)
         rows, back = 0 if self._tiers.everything_resident else loads, loads if plan.traffic.loaded_partial else 0
         self._rows.reserve(rows, lambda n: row_floats(n, columns, batch.bf16_colours))
         self._returning.reserve(back, lambda n: gradient_floats(n, columns), in_turn=False)
@@ -40,34 +40,34 @@ class Fetch:
         return self._rows.bytes + self._returning.bytes
 
     def run(self, batch: Batch, i: int) -> None:
-        """Have all rows of step i in their slots before the batch's `loaded` event of that step."""
-        stream, steps = self.stream, batch.steps
-        if i >= STEPS_UNDER_WAY:
-            after(steps[i - STEPS_UNDER_WAY].updated, "the index lists of few steps are on the device at a time")
+        """Have all rows of turn i in their slots before the batch's `loaded` event of that turn."""
+        stream, turns = self.stream, batch.turns
+        if i >= TURNS_UNDER_WAY:
+            after(turns[i - TURNS_UNDER_WAY].updated, "the index lists of few turns are on the device at a time")
         with batch.host_span("load", "route", i):
-            route = route_step(batch.plan.steps[i], self._tiers)
-        steps[i].begin(route)
+            route = route_turn(batch.plan.turns[i], self._tiers)
+        turns[i].begin(route)
         for arrivals, earlier, why in (
-            (route.early, i - 2, "the slots of early rows were released two steps ago"),
-            (route.late, i - 1, "the slots of late rows are released by the previous step"),
+            (route.early, i - 2, "the slots of early rows were released two turns ago"),
+            (route.late, i - 1, "the slots of late rows are released by the previous turn"),
         ):
             if arrivals.any:
                 self._arrive(batch, i, arrivals, earlier, why)
                 self._bring_back(batch, i, arrivals)
-        steps[i].loaded.succeed(stream.record())
+        turns[i].loaded.succeed(stream.record())
 
     def _arrive(self, batch: Batch, i: int, arrivals: Arrivals, earlier: int, why: str) -> None:
-        """Rows into the slots that step `earlier` releases, where their gradient rows start at zero. The first piece is staged
+        """Rows into the slots that turn `earlier` releases, where their gradient rows start at zero. The first parcel is staged
         before that."""
         tiers, stream, columns = self._tiers, self.stream, batch.columns
 
         def run(work: Callable[..., None], *arguments: object) -> None:
             if earlier >= 0:
-                stream.wait(batch.steps[earlier].released.result(), why)
+                stream.wait(batch.turns[earlier].released.result(), why)
             with batch.span(stream, "load", "place", i):
                 stream.run(work, *arguments, tiers.arena, columns)
 
-        for part in self._rows.pieces(len(arrivals.rows)):
+        for part in self._rows.parcels(len(arrivals.rows)):
             run(tiers.device.place, self._stage(batch, i, arrivals.rows[part]), arrivals.slots[part])
         if len(arrivals.positions):
             run(tiers.resident.fetch, batch.adam, arrivals.positions, arrivals.resident_slots)
@@ -89,10 +89,10 @@ class Fetch:
     def _bring_back(self, batch: Batch, i: int, arrivals: Arrivals) -> None:
         """Partial gradients that rows left behind when they were evicted, back into their slots.
 
-        They are parked by now: a row evicted after step e comes back at step e + 2 at the earliest, into a slot that step
-        e + 1 released, and the send-back lane parks the rows of step e before it takes up step e + 1."""
+        They are parked by now: a row evicted after turn e comes back at turn e + 2 at the earliest, into a slot that turn
+        e + 1 released, and the send-back lane parks the rows of turn e before it takes up turn e + 1."""
         device, columns, stream = self._tiers.device, batch.columns, self.stream
-        for part in self._returning.pieces(len(arrivals.partial)):
+        for part in self._returning.parcels(len(arrivals.partial)):
             buffer, count = self._returning.take(), part.stop - part.start
             if buffer.left is not None:
                 buffer.left.synchronize("the gradients brought back before have left this staging buffer")

@@ -2,15 +2,15 @@
 
 The plan says what each lane does; the lanes only carry it out. Three host threads (load, send back, update) do the host's
 part and hand the rest to three streams of the device (load, compute, send back). Rows and gradients pass through staging in
-pieces. Who waits for whom, per step i:
+parcels. Who waits for whom, per turn i:
 
-  route(i)       host    waits until step i-4 is over: index lists of few steps are on the device
-  gather(i)      host    waits until an earlier piece has left the staging buffer whose turn it is
-  early rows(i)  stream  wait until send back i-2 has released their slots: they were free before step i-1 computed
+  route(i)       host    waits until turn i-4 is over: index lists of few turns are on the device
+  gather(i)      host    waits until an earlier parcel has left the staging buffer whose turn it is
+  early rows(i)  stream  wait until send back i-2 has released their slots: they were free before turn i-1 computed
   late rows(i)   stream  wait until send back i-1 has released their slots
-  compute(i)     stream  waits for the rows of step i
+  compute(i)     stream  waits for the rows of turn i
   send back(i)   stream  waits for compute i; the host waits until the staging buffer whose turn it is has been read
-  update(i)      host    waits until the gradients of its piece have arrived
+  update(i)      host    waits until the gradients of its parcel have arrived
 
 The store is only read by load and only written by update, and never the same rows in one batch: a row is final after its
 last use. What the caller would only wait for, the first load and the last update, it does itself: waking a thread and being
@@ -46,12 +46,12 @@ class Lanes:
     """Carries out plans between the tiers. Invariant: between `finish` and the next `begin` all lanes are idle, and the
     store's cull entries are those after the last batch once `publish_entries` returns."""
 
-    def __init__(self, tiers: Tiers, piece_rows: int = CHUNK_ROWS):
+    def __init__(self, tiers: Tiers, parcel_rows: int = CHUNK_ROWS):
         self.tiers = tiers
         self._host = {name: HostLane(name) for name in ("load", "send_back", "update")}
         load, self.compute_stream, back = (tiers.device.stream(name) for name in ("load", "compute", "send_back"))
-        self._fetch = Fetch(tiers, load, piece_rows)
-        self._send_back = SendBack(tiers, back, self._host["update"], piece_rows)
+        self._fetch = Fetch(tiers, load, parcel_rows)
+        self._send_back = SendBack(tiers, back, self._host["update"], parcel_rows)
         self._under_way: Batch | None = None
         self._unpublished: deque[Batch] = deque()
         self._publishing = Lock()
@@ -76,8 +76,8 @@ class Lanes:
     def first_view(self) -> Outcome[Event]:
         """Settled once the first view is computed (where it is the only one: once its rows are there). What can wait begins
         then: before, it would keep the first rows waiting."""
-        steps = self._batch.steps
-        return steps[0].computed if len(steps) > 1 else steps[0].loaded
+        turns = self._batch.turns
+        return turns[0].computed if len(turns) > 1 else turns[0].loaded
 
     def begin(self, plan: Plan, adam: AdamStep, columns: int) -> None:
         """Start loading for `plan`; rows are caught up to `adam.step - 1`, `columns` of their colours are active."""
@@ -90,31 +90,31 @@ class Lanes:
         self._fetch.reserve(batch)
         self._send_back.reserve(batch)
         self._under_way = batch
-        for i, step in enumerate(batch.steps):
-            self._run("load" if i else None, self._fetch.run, i, step.loaded)
+        for i, turn in enumerate(batch.turns):
+            self._run("load" if i else None, self._fetch.run, i, turn.loaded)
 
     def compute(self, i: int, work: Callable[[Indices], T]) -> T:
-        """Run `work(slots of step i)` on the device once its rows are there."""
-        step, stream = self._batch.steps[i], self.compute_stream
-        stream.wait(step.loaded.result(), "the rows of this step are in their slots")
+        """Run `work(slots of turn i)` on the device once its rows are there."""
+        turn, stream = self._batch.turns[i], self.compute_stream
+        stream.wait(turn.loaded.result(), "the rows of this turn are in their slots")
         began = stream.record()
-        result = stream.run(work, step.route.view_slots)
+        result = stream.run(work, turn.route.view_slots)
         done = stream.record()
         self._batch.marks.append(("compute", "render", i, began, done))
-        step.computed.succeed(done)
+        turn.computed.succeed(done)
         return result
 
     def send_back(self, i: int) -> None:
-        """Step i's gradients are complete: send back what the plan says and update the final rows."""
-        steps = self._batch.steps
-        last = i + 1 == len(steps)
-        self._run(None if last else "send_back", self._send_back.run, i, steps[i].released, steps[i].updated)
+        """Turn i's gradients are complete: send back what the plan says and update the final rows."""
+        turns = self._batch.turns
+        last = i + 1 == len(turns)
+        self._run(None if last else "send_back", self._send_back.run, i, turns[i].released, turns[i].updated)
 
     def finish(self) -> tuple[Traffic, LaneSeconds, list[Span]]:
         """Wait until every row of the batch is updated; then hand back what crossed the bus and what the lanes did."""
         batch = self._batch
-        for step in batch.steps:
-            after(step.updated, "the next batch reads the rows that this one updates")
+        for turn in batch.turns:
+            after(turn.updated, "the next batch reads the rows that this one updates")
         ended, spans = time.perf_counter(), batch.spans()
         while self._spans:
             spans.append(self._spans.popleft())
@@ -138,18 +138,18 @@ class Lanes:
                 self._spans.append(Span("update", "publish", -1, began, time.perf_counter()))
 
     def interrupt(self, i: int) -> None:
-        """Step i could not be computed: when this returns, the lanes are idle and the arena may be replaced.
+        """Turn i could not be computed: when this returns, the lanes are idle and the arena may be replaced.
 
-        Rows that earlier steps made final are updated; the gradients of all others are parked. `go_on` follows."""
+        Rows that earlier turns made final are updated; the gradients of all others are parked. `go_on` follows."""
         batch = self._batch
-        for step in batch.steps[i:]:
-            step.computed.fail(CancelledError())
-            step.released.fail(CancelledError())  # loads of later steps wait for these two
-            step.updated.fail(CancelledError())
+        for turn in batch.turns[i:]:
+            turn.computed.fail(CancelledError())
+            turn.released.fail(CancelledError())  # loads of later turns wait for these two
+            turn.updated.fail(CancelledError())
         for lane in self._host.values():  # each after those that hand work over to it
-            after(lane.at_rest(), "the host's lanes have done what earlier steps gave them")
-        for step in batch.steps[:i]:
-            step.updated.result()  # done: what went wrong in a lane is raised here
+            after(lane.at_rest(), "the host's lanes have done what earlier turns gave them")
+        for turn in batch.turns[:i]:
+            turn.updated.result()  # done: what went wrong in a lane is raised here
         self._fetch.stream.record().synchronize("rows under way to the arena are there before it is replaced")
         self.compute_stream.record().synchronize("what was begun of the view is over before the arena is replaced")
         rows, slots = held_after(batch.plan, i)
@@ -170,7 +170,7 @@ class Lanes:
             stream.record().synchronize("arena and staging may go when no stream works with them any more")
 
     def _run(self, lane: str | None, work: Callable[[Batch, int], None], i: int, *outcomes: Outcome) -> None:
-        """Have `work` done for step i by a lane, or do it now."""
+        """Have `work` done for turn i by a lane, or do it now."""
         batch = self._batch
 
         def run() -> None:

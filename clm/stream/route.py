@@ -1,4 +1,4 @@
-"""One step of a plan, split by where its rows are: what crosses the bus, and what stays on the device."""
+"""One turn of a plan, split by where its rows are: what crosses the bus, and what stays on the device."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from clm.device.interface import Indices
-from clm.plan.residency import Step
+from clm.plan.residency import Turn
 from clm.stream.tiers import Tiers
 
 
 @dataclass(frozen=True, eq=False)
 class Arrivals:
-    """Loads of one step that may begin at the same time, by id and slot; `Indices` are on the device."""
+    """Loads of one turn that may begin at the same time, by id and slot; `Indices` are on the device."""
 
     rows: np.ndarray  # ids of loads from the host
     slots: Indices  # where those go
@@ -29,7 +29,7 @@ class Arrivals:
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """Loads and sends of a step."""
+    """Loads and sends of a turn."""
 
     view_slots: Indices  # where the view's rows lie
     early: Arrivals
@@ -50,18 +50,18 @@ class Route:
         return loaded, brought_back, len(self.final) + len(self.partial)
 
 
-def route_step(step: Step, tiers: Tiers) -> Route:
-    """Split a step; every index list that the device needs goes there in one call."""
-    lists, ids = [step.slots], []
-    for part in (slice(0, step.load_early), slice(step.load_early, None)):
-        rows, slots, partial = step.load_rows[part], step.load_slots[part], step.load_partial[part]
+def route_turn(turn: Turn, tiers: Tiers) -> Route:
+    """Split a turn; every index list that the device needs goes there in one call."""
+    lists, ids = [turn.slots], []
+    for part in (slice(0, turn.load_early), slice(turn.load_early, None)):
+        rows, slots, partial = turn.load_rows[part], turn.load_slots[part], turn.load_partial[part]
         on_host, resident = tiers.split(rows)
         lists += [slots[on_host], tiers.positions(rows[resident]), slots[resident], slots[partial]]
         ids += [rows[on_host], rows[partial]]
-    finals = int(np.count_nonzero(step.send_final))  # they come first
-    final, slots = step.send_rows[:finals], step.send_slots[:finals]
+    finals = int(np.count_nonzero(turn.send_final))  # they come first
+    final, slots = turn.send_rows[:finals], turn.send_slots[:finals]
     on_host, resident = tiers.split(final)
-    lists += [slots[on_host], tiers.positions(final[resident]), slots[resident], step.send_slots[finals:]]
+    lists += [slots[on_host], tiers.positions(final[resident]), slots[resident], turn.send_slots[finals:]]
     there = tiers.device.indices(lists)
     return Route(
         there[0],
@@ -72,6 +72,6 @@ def route_step(step: Step, tiers: Tiers) -> Route:
         final[resident],
         there[10],
         there[11],
-        step.send_rows[finals:],
+        turn.send_rows[finals:],
         there[12],
     )

@@ -22,16 +22,16 @@ from clm.stream.tiers import Tiers
 
 
 class SendBack:
-    """Carries out the sends of a plan, one step at a time, in any thread; `update_lane` does the host's Adam."""
+    """Carries out the sends of a plan, one turn at a time, in any thread; `update_lane` does the host's Adam."""
 
-    def __init__(self, tiers: Tiers, stream: Stream, update_lane: HostLane, piece_rows: int):
+    def __init__(self, tiers: Tiers, stream: Stream, update_lane: HostLane, parcel_rows: int):
         self._tiers, self.stream, self._update_lane = tiers, stream, update_lane
-        self._gradients, self._entries = Ring(tiers.device, piece_rows), Ring(tiers.device, piece_rows)
+        self._gradients, self._entries = Ring(tiers.device, parcel_rows), Ring(tiers.device, parcel_rows)
         self._turn = Lock()
 
     def reserve(self, batch: Batch) -> None:
         """While no lane works: staging for the largest sends of the plan."""
-        traffic, sends = batch.plan.traffic, max((len(step.send_rows) for step in batch.plan.steps), default=0)
+        traffic, sends = batch.plan.traffic, max((len(turn.send_rows) for turn in batch.plan.turns), default=0)
         crossing = not self._tiers.everything_resident or traffic.sent_back > traffic.lower_bound  # some are parked
         self._reserve_gradients(sends if crossing else 0, batch)
         self._entries.reserve(sends if self._tiers.residents is not None else 0, lambda n: 4 * n)
@@ -44,30 +44,30 @@ class SendBack:
         return self._gradients.bytes + self._entries.bytes
 
     def run(self, batch: Batch, i: int) -> None:
-        """Release the slots that step i gives up; its final rows are updated when the batch's `updated` of that step is
+        """Release the slots that turn i gives up; its final rows are updated when the batch's `updated` of that turn is
         settled."""
         with self._turn:
             self._run(batch, i)
 
     def _run(self, batch: Batch, i: int) -> None:
-        step = batch.steps[i]
-        self.stream.wait(step.computed.result(), "the gradients of this step are complete")
-        route = step.route
-        for part in self._gradients.pieces(len(route.final)):
+        turn = batch.turns[i]
+        self.stream.wait(turn.computed.result(), "the gradients of this turn are complete")
+        route = turn.route
+        for part in self._gradients.parcels(len(route.final)):
             buffer = self._collect(batch, i, route.final_slots[part])
             self._once_arrived(batch, i, partial(self._host_adam, batch, i, route.final[part], buffer), buffer)
-        for part in self._entries.pieces(len(route.resident_final)):
+        for part in self._entries.parcels(len(route.resident_final)):
             buffer = self._device_adam(batch, i, route.resident_positions[part], route.resident_slots[part])
             self._once_arrived(batch, i, partial(_take_entries, batch, route.resident_final[part], buffer), buffer)
-        for part in self._gradients.pieces(len(route.partial)):
+        for part in self._gradients.parcels(len(route.partial)):
             self._park(batch, i, route.partial[part], route.partial_slots[part])
-        step.released.succeed(self.stream.record())
-        self._once_arrived(batch, i, step.end)
+        turn.released.succeed(self.stream.record())
+        self._once_arrived(batch, i, turn.end)
 
     def park(self, batch: Batch, i: int, rows: np.ndarray, slots: np.ndarray) -> None:
-        """While no lane works: take the gradients of rows [n] at arena slots [n] along to the host, before step i."""
+        """While no lane works: take the gradients of rows [n] at arena slots [n] along to the host, before turn i."""
         self._reserve_gradients(len(rows), batch)
-        for part in self._gradients.pieces(len(rows)):
+        for part in self._gradients.parcels(len(rows)):
             self._park(batch, i, rows[part], self._tiers.device.indices([slots[part]])[0])
 
     def _collect(self, batch: Batch, i: int, slots: Indices) -> Buffer:
@@ -100,7 +100,7 @@ class SendBack:
         return buffer
 
     def _once_arrived(self, batch: Batch, i: int, work: Callable[[], None], buffer: Buffer | None = None) -> None:
-        """Have `work` done on the update lane when the host has all that was handed over for step i so far; `buffer`: what it
+        """Have `work` done on the update lane when the host has all that was handed over for turn i so far; `buffer`: what it
         reads of that."""
         arrived, read = self.stream.record(), Outcome[None]()
         if buffer is not None:
@@ -108,10 +108,10 @@ class SendBack:
 
         def run() -> None:
             try:
-                arrived.synchronize("the gradients of this step have arrived on the host")
+                arrived.synchronize("the gradients of this turn have arrived on the host")
                 work()
             except BaseException as error:
-                batch.steps[i].updated.fail(error)
+                batch.turns[i].updated.fail(error)
             read.succeed(None)
 
         if self._tiers.device.shares_host_memory:

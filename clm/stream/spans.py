@@ -14,11 +14,11 @@ LANES = ("load", "compute", "send_back", "update", "plan")
 
 
 class Span(NamedTuple):
-    """`lane` did `name` for step `step` of its batch from `start` to `end`, in seconds of `time.perf_counter`."""
+    """`lane` did `name` for turn `turn` of its batch from `start` to `end`, in seconds of `time.perf_counter`."""
 
     lane: str
     name: str
-    step: int
+    turn: int
     start: float
     end: float
 
@@ -72,10 +72,10 @@ class Trace:
             {"ph": "M", "name": "thread_name", "pid": 1, "tid": tid, "args": {"name": lane.replace("_", " ")}}
             for tid, lane in enumerate(LANES)
         ]
-        for lane, name, step, start, end in self._spans:
+        for lane, name, turn, start, end in self._spans:
             times = {"ts": 1e6 * (start - origin), "dur": 1e6 * (end - start)}
             events.append(
-                {"ph": "X", "name": name, "pid": 1, "tid": LANES.index(lane), **times, "args": {"step": step}}
+                {"ph": "X", "name": name, "pid": 1, "tid": LANES.index(lane), **times, "args": {"turn": turn}}
             )
         with atomic_write(self.path, "w") as file:
             json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)

@@ -1,6 +1,6 @@
-"""Staging between host and device: rows and gradients pass in pieces, through a few buffers that are taken in turn.
+"""Staging between host and device: rows and gradients pass in parcels, through a few buffers that are taken in turn.
 
-A piece is at most `CHUNK_ROWS` rows, so what is page-locked, and its counterpart on the device, does not grow with the scene.
+A parcel is at most `CHUNK_ROWS` rows, so what is page-locked, and its counterpart on the device, does not grow with the scene.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ class Buffer:
 class Ring:
     """Buffers of one direction, taken in turn."""
 
-    def __init__(self, device: Device, piece_rows: int = CHUNK_ROWS):
-        self._device, self._piece_rows = device, piece_rows
+    def __init__(self, device: Device, parcel_rows: int = CHUNK_ROWS):
+        self._device, self._parcel_rows = device, parcel_rows
         self._buffers: list[Buffer] = []
         self._taken = 0
 
     def reserve(self, rows: int, floats: Callable[[int], int], in_turn: bool = True) -> None:
-        """While no lane works: room for steps that move up to `rows` rows, of which `floats(n)` says how long n are. Each
-        buffer gets a quarter more, up to a whole piece. in_turn False: one buffer is enough."""
-        # Within one memory nothing is under way while the next piece is made.
-        depth = staging_depth(rows, self._piece_rows) if in_turn and not self._device.shares_host_memory else 1
-        least = floats(min(rows, self._piece_rows))
+        """While no lane works: room for turns that move up to `rows` rows, of which `floats(n)` says how long n are. Each
+        buffer gets a quarter more, up to a whole parcel. in_turn False: one buffer is enough."""
+        # Within one memory nothing is under way while the next parcel is made.
+        depth = staging_depth(rows, self._parcel_rows) if in_turn and not self._device.shares_host_memory else 1
+        least = floats(min(rows, self._parcel_rows))
         sizes = [buffer.staging.floats for buffer in self._buffers]
         if least and (len(sizes) < depth or min(sizes) < least):
-            size = max(min(least + least // 4, floats(self._piece_rows)), *sizes, 0)
+            size = max(min(least + least // 4, floats(self._parcel_rows)), *sizes, 0)
             self._buffers.clear()  # the old memory is free before new memory is taken
             self._buffers = [Buffer(self._device.staging(size)) for _ in range(max(depth, len(sizes)))]
         for buffer in self._buffers:
             buffer.left = buffer.read = None
 
-    def pieces(self, count: int) -> Iterator[slice]:
+    def parcels(self, count: int) -> Iterator[slice]:
         """Consecutive parts of `count` rows, each for one buffer."""
-        for first in range(0, count, self._piece_rows):
-            yield slice(first, min(first + self._piece_rows, count))
+        for first in range(0, count, self._parcel_rows):
+            yield slice(first, min(first + self._parcel_rows, count))
 
     def take(self) -> Buffer:
         self._taken += 1

@@ -36,7 +36,7 @@ from tests.stream.test_lanes import (  # noqa: E402
 )
 
 COLUMNS = 27
-PIECE = 600  # rows: some steps take several pieces
+PARCEL = 600  # rows: some turns take several parcels
 MISTAKES = r"[Ee]xpected all tensors to be on the same device|expected to be in the same device|_local_scalar_dense"
 
 
@@ -67,14 +67,14 @@ def train(device: FakeTensorDevice, resident: Which, capacity: int, *, interrupt
     """Two batches, colours in f32 and then in bf16, and rows written back."""
     store, adam = scene(), Adam(np.full((6, 5), 1e-2), Betas.for_batch(VIEWS))
     tiers = Tiers(device, store, resident(store), capacity)
-    lanes = Lanes(tiers, PIECE)
+    lanes = Lanes(tiers, PARCEL)
     sets = visible_sets(store.entries, store.bounds, CAMERAS, block_rows=store.block_rows)
     try:
         for batch in range(2):
             plan = make_plan(list(range(VIEWS)), sets, tiers.arena.slots)
             lanes.begin(plan, adam.at(batch + 1, VIEWS, bf16_colours=batch == 1), COLUMNS)
             i = done = 0
-            while i < len(plan.steps):
+            while i < len(plan.turns):
                 if done == interrupted_at and tiers.arena.slots == capacity:
                     lanes.interrupt(i)
                     tiers.replace_arena(capacity - BLOCK)

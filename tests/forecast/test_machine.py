@@ -35,7 +35,7 @@ bus_in_gb_s: 12 # assumed: half of it
 bus_out_gb_s: 12
 device_gb_s: 200
 plan_ns_per_row: 10
-step_us: 100
+hand_over_us: 100
 render_ms_per_view: 2
 render_ns_per_row: 10
 render_ns_per_pixel: 10
@@ -77,7 +77,7 @@ def test_a_file_is_read_with_its_comments(tmp_path: Path) -> None:
         (("bus_in_gb_s: 12 ", "bus_in_gbs: 12 "), "Did you mean `bus_in_gb_s`"),
         (("cores: 8\n", ""), "does not say `cores`"),
         (("device: gpu", "device: tpu"), "cpu or gpu"),
-        (("step_us: 100", "step_us: -1"), "must be positive"),
+        (("hand_over_us: 100", "hand_over_us: -1"), "must be positive"),
         (("host_adam_gb_s: 20", "host_adam_gb_s: 0"), "must be positive"),
         (("host_adam_gb_s: 20", "host_adam_gb_s: fast"), "must be a number"),
         (("8GiB", "8 apples"), "Not a size in bytes"),

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from clm.forecast.machine import Machine
 from clm.forecast.simulate import WORKERS, Span, Timeline, bus_bytes, simulate
-from clm.forecast.steps import count_step
 from clm.forecast.tasks import Task, run
-from clm.plan.budget import GRADIENT_BYTES, PARAMETER_BYTES, STEPS_UNDER_WAY
+from clm.forecast.turns import count_turn
+from clm.plan.budget import GRADIENT_BYTES, PARAMETER_BYTES, TURNS_UNDER_WAY
 from clm.plan.residency import Plan, make_plan
 
 BLOCK_ROWS = 4
 GPU = Machine(
     name="test", device="gpu", device_memory=1, host_memory=1, disk=0, cores=4, host_gather_gb_s=1, host_adam_gb_s=1,
-    bus_in_gb_s=1, bus_out_gb_s=1, device_gb_s=10, plan_ns_per_row=10, step_us=1, render_ms_per_view=0.01,
+    bus_in_gb_s=1, bus_out_gb_s=1, device_gb_s=10, plan_ns_per_row=10, hand_over_us=1, render_ms_per_view=0.01,
     render_ns_per_row=100, render_ns_per_pixel=10,
 )  # fmt: skip
 CPU = replace(GPU, device="cpu", compute_cores=4)
@@ -28,13 +28,13 @@ CPU = replace(GPU, device="cpu", compute_cores=4)
 sets = st.lists(st.sets(st.integers(0, 40), min_size=1, max_size=20), min_size=1, max_size=7)
 batches = st.lists(st.tuples(sets, st.integers(0, 25)), min_size=1, max_size=3)
 RATES = ("host_gather_gb_s", "host_adam_gb_s", "bus_in_gb_s", "bus_out_gb_s", "device_gb_s")
-TIMES = ("plan_ns_per_row", "step_us", "render_ms_per_view", "render_ns_per_row", "render_ns_per_pixel")
+TIMES = ("plan_ns_per_row", "hand_over_us", "render_ms_per_view", "render_ns_per_row", "render_ns_per_pixel")
 
 
 @st.composite
 def machines(draw: st.DrawFn) -> Machine:
     rates = {name: draw(st.floats(0.01, 100)) for name in RATES}
-    fixed = {"step_us": draw(st.sampled_from([0.0, 1.0, 20.0])), "plan_ns_per_row": draw(st.floats(0, 1000))}
+    fixed = {"hand_over_us": draw(st.sampled_from([0.0, 1.0, 20.0])), "plan_ns_per_row": draw(st.floats(0, 1000))}
     return replace(draw(st.sampled_from([CPU, GPU])), **rates, **fixed)
 
 
@@ -50,8 +50,8 @@ def simulated(drawn: list[tuple[list[set[int]], int]], machine: Machine, **optio
     return simulate(plans_of(drawn), machine, [1000] * 7, **options)  # type: ignore[arg-type]
 
 
-def spans(timeline: Timeline, batch: int, step: int, *names: str) -> list[Span]:
-    return [s for s in timeline.spans if (s.batch, s.step) == (batch, step) and s.name in names]
+def spans(timeline: Timeline, batch: int, turn: int, *names: str) -> list[Span]:
+    return [s for s in timeline.spans if (s.batch, s.turn) == (batch, turn) and s.name in names]
 
 
 def ended(found: list[Span], otherwise: float) -> float:
@@ -84,7 +84,7 @@ def test_a_machine_that_does_everything_faster_takes_that_much_less(drawn, machi
 @settings(max_examples=150, deadline=None)
 @given(batches, machines(), st.data())
 def test_rows_that_live_on_the_device_never_make_a_gpu_slower_when_its_memory_is_quick(drawn, machine, data) -> None:
-    machine = replace(machine, device="gpu", compute_cores=0, device_gb_s=1e9, step_us=0, plan_ns_per_row=0)
+    machine = replace(machine, device="gpu", compute_cores=0, device_gb_s=1e9, hand_over_us=0, plan_ns_per_row=0)
     blocks = np.array(data.draw(st.lists(st.booleans(), min_size=11, max_size=11)))
     resident = np.repeat(blocks, BLOCK_ROWS)
     with_all, with_none = simulated(drawn, machine, resident=resident), simulated(drawn, machine)
@@ -103,7 +103,7 @@ def test_a_quicker_bus_never_makes_a_run_slower(drawn, machine, factor) -> None:
     """Exact where lanes do not contend for the host: the bus is then the only thing that changes."""
     machine = replace(
         machine, device="gpu", compute_cores=0, host_gather_gb_s=1e9, host_adam_gb_s=1e9, device_gb_s=1e9,
-        step_us=0, plan_ns_per_row=0,
+        hand_over_us=0, plan_ns_per_row=0,
     )  # fmt: skip
     quicker = replace(machine, bus_in_gb_s=machine.bus_in_gb_s * factor, bus_out_gb_s=machine.bus_out_gb_s * factor)
     assert simulated(drawn, quicker).seconds <= simulated(drawn, machine).seconds * (1 + 1e-6)
@@ -111,27 +111,27 @@ def test_a_quicker_bus_never_makes_a_run_slower(drawn, machine, factor) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(batches, machines(), st.lists(st.booleans(), min_size=11, max_size=11))
-def test_every_step_keeps_the_rules_of_the_executor(drawn, machine, blocks) -> None:
+def test_every_turn_keeps_the_rules_of_the_executor(drawn, machine, blocks) -> None:
     plans, tiny, before = plans_of(drawn), 1e-12, 0.0
     timeline = simulated(drawn, machine, resident=np.repeat(blocks, BLOCK_ROWS))
     for batch, plan in enumerate(plans):
-        render = [spans(timeline, batch, i, "render")[0] for i in range(len(plan.steps))]
-        gathers, copies, collects, reads = [], [], [], []  # of all pieces so far
-        released, updated = [], []  # when, per step
-        for i, step in enumerate(plan.steps):
+        render = [spans(timeline, batch, i, "render")[0] for i in range(len(plan.turns))]
+        gathers, copies, collects, reads = [], [], [], []  # of all parcels so far
+        released, updated = [], []  # when, per turn
+        for i, turn in enumerate(plan.turns):
             places, returns = spans(timeline, batch, i, "place", "restore"), spans(timeline, batch, i, "bring back")
             loads = spans(timeline, batch, i, "gather"), spans(timeline, batch, i, "copy in")
             arrivals = [*loads[0], *loads[1], *places, *returns]
             assert all(before - tiny <= span.start and span.end <= render[i].start + tiny for span in arrivals)
             assert i == 0 or render[i].start >= render[i - 1].end - tiny
             gathers, copies = gathers + loads[0], copies + loads[1]
-            if i >= STEPS_UNDER_WAY:
-                assert all(span.start >= updated[i - STEPS_UNDER_WAY] - tiny for span in loads[0]), (
-                    "few steps are routed"
+            if i >= TURNS_UNDER_WAY:
+                assert all(span.start >= updated[i - TURNS_UNDER_WAY] - tiny for span in loads[0]), (
+                    "few turns are routed"
                 )
             if i >= 2 and places:
                 assert min(span.start for span in places) >= released[i - 2] - tiny, "early slots"
-            if i >= 1 and step.load_early < len(step.load_rows):
+            if i >= 1 and turn.load_early < len(turn.load_rows):
                 assert max(span.start for span in places) >= released[i - 1] - tiny, "late slots"
             if i >= 2 and returns:
                 parked = ended(spans(timeline, batch, i - 2, "park"), before)
@@ -164,7 +164,7 @@ def test_every_step_keeps_the_rules_of_the_executor(drawn, machine, blocks) -> N
 def test_when_nothing_overlaps_the_time_is_the_sum() -> None:
     """One view: load, compute, send back and update run one after the other, publishing and the plan beside them."""
     rows = np.arange(1000, dtype=np.int32)
-    machine = replace(GPU, step_us=0, plan_ns_per_row=0)
+    machine = replace(GPU, hand_over_us=0, plan_ns_per_row=0)
     timeline = simulate([make_plan([0], [rows], 1000)], machine, [1000])
     load = 1000 * (4 * 240 + 4) / 1e9 + 1000 * 240 / 1e9 + 1000 * (2 * 240 + 256) / 10e9
     compute = 1e-5 + 1000 * 100e-9 + 1000 * 10e-9
@@ -182,7 +182,7 @@ def test_when_nothing_overlaps_the_time_is_the_sum() -> None:
 def test_loads_of_the_next_view_hide_behind_compute() -> None:
     """Two views without a common row: what is exposed is the first load and the last update, not the second load."""
     rows = np.arange(1000, dtype=np.int32)
-    machine = replace(GPU, step_us=0, plan_ns_per_row=0, render_ms_per_view=50)
+    machine = replace(GPU, hand_over_us=0, plan_ns_per_row=0, render_ms_per_view=50)
     timeline = simulate([make_plan([0, 1], [rows, rows + 1000], 4000)], machine, [0, 0])
     assert timeline.hidden_fraction == pytest.approx(0.52, abs=0.01), "the entries of the last batch are hidden, too"
     alone = 2 * (0.05 + 1000 * 100e-9)
@@ -195,7 +195,7 @@ def test_on_a_cpu_lanes_take_the_cores_from_compute() -> None:
     """The same work in the same order: hidden behind compute on a GPU, paid for on a CPU whose cores compute fills."""
     rows = [np.arange(k * 1000, k * 1000 + 2000, dtype=np.int32) for k in range(4)]
     plans = [make_plan(range(4), rows, 8000)] * 2
-    quiet = {"step_us": 0.0, "plan_ns_per_row": 0.0}
+    quiet = {"hand_over_us": 0.0, "plan_ns_per_row": 0.0}
     cpu = simulate(plans, replace(CPU, **quiet), [10**6] * 4)
     gpu = simulate(plans, replace(GPU, **quiet), [10**6] * 4)
     assert cpu.seconds == pytest.approx(cpu.resources["host"]), "the cores are busy all the time"
@@ -206,7 +206,7 @@ def test_on_a_cpu_lanes_take_the_cores_from_compute() -> None:
 @given(batches, st.sampled_from([3, 12, 27, 48]), st.sampled_from(["f32", "bf16"]))
 def test_bytes_are_those_of_the_plans(drawn, columns, colour_bus) -> None:
     plans, value = plans_of(drawn), {"f32": 4, "bf16": 2}[colour_bus]
-    counts = [count_step(step, 0, None, 1.0) for plan in plans for step in plan.steps]
+    counts = [count_turn(turn, 0, None, 1.0) for plan in plans for turn in plan.turns]
     row, gradient = PARAMETER_BYTES - 4 * 48 + value * columns, GRADIENT_BYTES - 4 * (48 - columns)
     loaded = sum(plan.traffic.loaded * row + plan.traffic.loaded_partial * gradient for plan in plans)
     sent = sum(plan.traffic.sent_back * gradient for plan in plans)
@@ -220,7 +220,7 @@ def test_bytes_are_those_of_the_plans(drawn, columns, colour_bus) -> None:
 @settings(max_examples=50, deadline=None)
 @given(batches, machines(), st.booleans())
 def test_rows_that_stand_for_ten_take_ten_times_as_long(drawn, machine, resident) -> None:
-    by_rows = replace(machine, step_us=0, render_ms_per_view=0, render_ns_per_pixel=1e-12)
+    by_rows = replace(machine, hand_over_us=0, render_ms_per_view=0, render_ns_per_pixel=1e-12)
     options = {"resident": np.full(44, resident)}
     one, ten = (simulated(drawn, by_rows, scale=scale, **options) for scale in (1.0, 10.0))
     assert ten.seconds == pytest.approx(10 * one.seconds)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clm.plan.residency import Plan, Step, Traffic
+from clm.plan.residency import Plan, Traffic, Turn
 
 
 def localize(sets: Sequence[np.ndarray], block_rows: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -44,8 +44,8 @@ def slow_make_plan(views: Sequence[int], sets: Sequence[np.ndarray], capacity: i
         raise ValueError(f"{len(views)} views but {len(sets)} sets")
     dense, union_rows = _number_rows(sets, block_rows)
     next_uses = _next_uses(dense, len(union_rows))
-    steps = _plan_steps(views, sets, dense, next_uses, union_rows, capacity)
-    return Plan(steps, capacity, _count_traffic(steps, dense, len(union_rows)), union_rows)
+    turns = _plan_turns(views, sets, dense, next_uses, union_rows, capacity)
+    return Plan(turns, capacity, _count_traffic(turns, dense, len(union_rows)), union_rows)
 
 
 def _number_rows(sets: Sequence[np.ndarray], block_rows: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -61,7 +61,7 @@ def _number_rows(sets: Sequence[np.ndarray], block_rows: int) -> tuple[list[np.n
 
 
 def _next_uses(dense: Sequence[np.ndarray], union: int) -> list[np.ndarray]:
-    """For each view's rows the next step that uses them; the number of steps when there is none."""
+    """For each view's rows the next turn that uses them; the number of turns when there is none."""
     upcoming = np.full(union, len(dense), np.int32)
     result: list[np.ndarray] = []
     for i in range(len(dense) - 1, -1, -1):
@@ -70,24 +70,24 @@ def _next_uses(dense: Sequence[np.ndarray], union: int) -> list[np.ndarray]:
     return result[::-1]
 
 
-def _plan_steps(
+def _plan_turns(
     views: Sequence[int],
     sets: Sequence[np.ndarray],
     dense: Sequence[np.ndarray],
     next_uses: Sequence[np.ndarray],
     union_rows: np.ndarray,
     capacity: int,
-) -> tuple[Step, ...]:
+) -> tuple[Turn, ...]:
     union, count = len(union_rows), len(dense)
     slot_of = np.full(union, -1, np.int32)
     next_use = np.full(union, count, np.int32)
     evicted = np.zeros(union, bool)
     free = deque(
         [np.arange(min(capacity, union), dtype=np.int32)]
-    )  # free while the previous step computes, oldest first
-    freed = free[0][:0]  # free once the previous step's sends have left
+    )  # free while the previous turn computes, oldest first
+    freed = free[0][:0]  # free once the previous turn's sends have left
     missing = dense[0] if count else np.empty(0, np.int64)
-    steps = []
+    turns = []
     for i, ids in enumerate(dense):
         loads, partial = missing, evicted.take(missing)
         early_slots = _take(free, len(loads))
@@ -112,10 +112,10 @@ def _plan_steps(
         freed = np.sort(send_slots)
         final = np.arange(len(sends)) < len(finals)
         load_rows, send_rows = union_rows.take(loads), union_rows.take(sends)
-        steps.append(
-            Step(views[i], sets[i], slots, load_rows, load_slots, early, partial, send_rows, send_slots, final)
+        turns.append(
+            Turn(views[i], sets[i], slots, load_rows, load_slots, early, partial, send_rows, send_slots, final)
         )
-    return tuple(steps)
+    return tuple(turns)
 
 
 def _take(free: deque[np.ndarray], count: int) -> np.ndarray:
@@ -130,24 +130,24 @@ def _take(free: deque[np.ndarray], count: int) -> np.ndarray:
     return np.sort(np.concatenate(taken))
 
 
-def _farthest(slot_of: np.ndarray, next_use: np.ndarray, step: int, never: int, count: int) -> np.ndarray:
-    """The `count` rows in the arena, needed again but not at `step`, whose next use is farthest; ascending."""
-    keepers = np.flatnonzero((slot_of >= 0) & (next_use > step) & (next_use < never))
+def _farthest(slot_of: np.ndarray, next_use: np.ndarray, turn: int, never: int, count: int) -> np.ndarray:
+    """The `count` rows in the arena, needed again but not at `turn`, whose next use is farthest; ascending."""
+    keepers = np.flatnonzero((slot_of >= 0) & (next_use > turn) & (next_use < never))
     key = next_use.take(keepers).astype(np.int64) * len(slot_of) + keepers
     chosen = np.partition(key, len(key) - count)[len(key) - count :]
     return np.sort(chosen % len(slot_of))
 
 
-def _count_traffic(steps: Sequence[Step], dense: Sequence[np.ndarray], union: int) -> Traffic:
+def _count_traffic(turns: Sequence[Turn], dense: Sequence[np.ndarray], union: int) -> Traffic:
     seen = np.full(union, -2, np.int32)
     consecutive = 0
     for i, ids in enumerate(dense):
         consecutive += int(np.count_nonzero(seen.take(ids) != i - 1))
         seen[ids] = i
     return Traffic(
-        loaded=sum(len(step.load_rows) for step in steps),
-        loaded_partial=sum(int(np.count_nonzero(step.load_partial)) for step in steps),
-        sent_back=sum(len(step.send_rows) for step in steps),
+        loaded=sum(len(turn.load_rows) for turn in turns),
+        loaded_partial=sum(int(np.count_nonzero(turn.load_partial)) for turn in turns),
+        sent_back=sum(len(turn.send_rows) for turn in turns),
         no_reuse=sum(len(ids) for ids in dense),
         consecutive_reuse=consecutive,
         lower_bound=union,

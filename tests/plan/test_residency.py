@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clm.plan.residency import Plan, Step, held_after, make_plan, rest_of
+from clm.plan.residency import Plan, Turn, held_after, make_plan, rest_of
 from tests.plan.slow_plan import slow_make_plan
 
 Sums = dict[int, list[int]]
@@ -28,41 +28,41 @@ def execute(
     left: Sums | None = None,
 ) -> tuple[Sums, Sums]:
     """Runs a plan with dictionaries; returns for each row the views whose gradients were summed, in that order: of rows
-    that are final, and of those that are not when the run stops before step `stop`. `left`: what an earlier part left,
+    that are final, and of those that are not when the run stops before turn `stop`. `left`: what an earlier part left,
     whose last view was `first` - 1."""
     arena: dict[int, int] = {}  # slot -> row
     gradients: Sums = {}  # slot -> views summed so far
     partial: Sums = dict(left or {})  # row -> partial sum on the host
     final: Sums = {}
-    occupied_before: set[int] = set()  # slots taken while the previous step computes
-    for i, step in enumerate(plan.steps[:stop]):
-        assert np.array_equal(step.rows, sets[i])
-        for k, (row, slot) in enumerate(zip(step.load_rows.tolist(), step.load_slots.tolist(), strict=True)):
+    occupied_before: set[int] = set()  # slots taken while the previous turn computes
+    for i, turn in enumerate(plan.turns[:stop]):
+        assert np.array_equal(turn.rows, sets[i])
+        for k, (row, slot) in enumerate(zip(turn.load_rows.tolist(), turn.load_slots.tolist(), strict=True)):
             assert 0 <= slot < capacity
             assert slot not in arena, "overwritten before its gradient has left"
             assert row not in arena.values(), "loaded twice"
             assert row not in final, "loaded after its last use"
-            if k < step.load_early:
+            if k < turn.load_early:
                 assert slot not in occupied_before, "an early load needs a slot that is free before"
-            assert bool(step.load_partial[k]) == (row in partial)
+            assert bool(turn.load_partial[k]) == (row in partial)
             arena[slot], gradients[slot] = row, partial.pop(row, [])
-        for group in (slice(0, step.load_early), slice(step.load_early, None)):
-            assert np.all(np.diff(step.load_rows[group]) > 0) and np.all(np.diff(step.load_slots[group]) > 0)
-        for row, slot in zip(step.rows.tolist(), step.slots.tolist(), strict=True):
+        for group in (slice(0, turn.load_early), slice(turn.load_early, None)):
+            assert np.all(np.diff(turn.load_rows[group]) > 0) and np.all(np.diff(turn.load_slots[group]) > 0)
+        for row, slot in zip(turn.rows.tolist(), turn.slots.tolist(), strict=True):
             assert arena.get(slot) == row, "a view finds its row in its slot"
             gradients[slot].append(first + i)
         occupied_before = set(arena)
         for row, slot, is_final in zip(
-            step.send_rows.tolist(), step.send_slots.tolist(), step.send_final.tolist(), strict=True
+            turn.send_rows.tolist(), turn.send_slots.tolist(), turn.send_final.tolist(), strict=True
         ):
             assert arena.pop(slot) == row
             target = final if is_final else partial
             assert row not in target
             target[row] = gradients.pop(slot)
-        finals = int(step.send_final.sum())
-        assert step.send_final[:finals].all(), "final rows first"
+        finals = int(turn.send_final.sum())
+        assert turn.send_final[:finals].all(), "final rows first"
         for group in (slice(0, finals), slice(finals, None)):
-            assert np.all(np.diff(step.send_rows[group]) > 0)
+            assert np.all(np.diff(turn.send_rows[group]) > 0)
     if stop is None:
         assert not arena and not partial, "everything has left at the end"
     else:
@@ -79,10 +79,10 @@ def check(sets: list[np.ndarray], capacity: int, block_rows: int = 4) -> Plan:
     assert plan.union_rows.tolist() == union == sorted(final)
     for row, views in final.items():
         assert views == [i for i, rows in enumerate(sets) if row in rows.tolist()], "summed in batch order"
-    traffic, steps = plan.traffic, plan.steps
-    assert [step.view for step in steps] == list(range(100, 100 + len(sets)))
-    assert traffic.loaded == sum(len(step.load_rows) for step in steps)
-    assert traffic.sent_back == sum(len(step.send_rows) for step in steps) == traffic.loaded
+    traffic, turns = plan.traffic, plan.turns
+    assert [turn.view for turn in turns] == list(range(100, 100 + len(sets)))
+    assert traffic.loaded == sum(len(turn.load_rows) for turn in turns)
+    assert traffic.sent_back == sum(len(turn.send_rows) for turn in turns) == traffic.loaded
     assert traffic.loaded_partial == traffic.loaded - len(union)
     assert traffic.lower_bound == len(union) <= traffic.loaded <= traffic.consecutive_reuse <= traffic.no_reuse
     kept = [set(a.tolist()) & set(b.tolist()) for a, b in pairwise(sets)]
@@ -119,7 +119,7 @@ def test_a_batch_that_goes_on_in_another_arena_sums_in_batch_order(
     plan, first, done, left = make_plan(list(range(len(rows))), rows, largest + extra), 0, {}, {}
     for stop in (data.draw(st.integers(0, len(rows))), data.draw(st.integers(0, len(rows))), None):
         if stop is not None:
-            stop = min(stop, len(plan.steps))
+            stop = min(stop, len(plan.turns))
         final, left = execute(plan, rows[first:], plan.capacity, stop=stop, first=first, left=left)
         assert not final.keys() & done.keys(), "final once per batch"
         done |= final
@@ -135,10 +135,10 @@ def test_a_batch_that_goes_on_in_another_arena_sums_in_batch_order(
 def agree(sets: list[np.ndarray], capacity: int, block_rows: int) -> Plan:
     views = list(range(7, 7 + len(sets)))
     got, want = make_plan(views, sets, capacity, block_rows), slow_make_plan(views, sets, capacity, block_rows)
-    assert got.capacity == want.capacity and got.traffic == want.traffic and len(got.steps) == len(want.steps)
+    assert got.capacity == want.capacity and got.traffic == want.traffic and len(got.turns) == len(want.turns)
     np.testing.assert_array_equal(got.union_rows, want.union_rows, strict=True)
-    for one, other in zip(got.steps, want.steps, strict=True):
-        for field in fields(Step):
+    for one, other in zip(got.turns, want.turns, strict=True):
+        for field in fields(Turn):
             a, b = getattr(one, field.name), getattr(other, field.name)
             assert type(a) is type(b), field.name
             np.testing.assert_array_equal(a, b, err_msg=field.name, strict=isinstance(a, np.ndarray))
@@ -186,7 +186,7 @@ def test_plans_load_less_with_more_capacity_down_to_the_union(sets: list[set[int
 
 
 def fewest_loads(sets: list[set[int]], capacity: int) -> int:
-    """Brute force over everything that may be kept between steps."""
+    """Brute force over everything that may be kept between turns."""
 
     @cache
     def after(i: int, resident: frozenset[int]) -> int:
@@ -211,16 +211,16 @@ def test_no_policy_loads_fewer_rows(sets: list[set[int]], extra: int) -> None:
 def test_evicts_the_row_whose_next_use_is_farthest() -> None:
     sets = as_rows([{1, 2, 3}, {4}, {2}, {3}, {1}])
     plan = check(sets, capacity=3)
-    partial = ~plan.steps[0].send_final
-    assert plan.steps[0].send_rows[partial].tolist() == [1]
-    assert plan.steps[4].load_rows.tolist() == [1] and plan.steps[4].load_partial.tolist() == [True]
+    partial = ~plan.turns[0].send_final
+    assert plan.turns[0].send_rows[partial].tolist() == [1]
+    assert plan.turns[4].load_rows.tolist() == [1] and plan.turns[4].load_partial.tolist() == [True]
 
 
 def test_loads_run_early_when_there_is_room_for_two_views() -> None:
     sets = as_rows([{0, 1, 2, 3}, {4, 5, 6, 7}, {0, 1, 8, 9}])
-    assert [step.load_early for step in check(sets, capacity=10).steps] == [4, 4, 2]
-    assert [step.load_early for step in check(sets, capacity=5).steps] == [4, 1, 0]
-    assert [step.load_early for step in check(sets, capacity=4).steps] == [4, 0, 0]
+    assert [turn.load_early for turn in check(sets, capacity=10).turns] == [4, 4, 2]
+    assert [turn.load_early for turn in check(sets, capacity=5).turns] == [4, 1, 0]
+    assert [turn.load_early for turn in check(sets, capacity=4).turns] == [4, 0, 0]
 
 
 def test_an_arena_smaller_than_the_largest_view_is_refused() -> None:
@@ -229,7 +229,7 @@ def test_an_arena_smaller_than_the_largest_view_is_refused() -> None:
 
 
 def test_an_empty_batch_and_empty_views_have_plans() -> None:
-    assert make_plan([], [], 0).steps == ()
+    assert make_plan([], [], 0).turns == ()
     plan = check(as_rows([set(), {5}, set(), {5}]), capacity=1)
     assert plan.traffic.loaded == 1
 

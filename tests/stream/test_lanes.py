@@ -20,7 +20,7 @@ from clm.device.interface import Device, Staging, packed_rows, row_floats
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import colour_columns
 from clm.optim.adam import Adam, Betas
-from clm.plan.budget import STEPS_UNDER_WAY
+from clm.plan.budget import TURNS_UNDER_WAY
 from clm.plan.residency import Traffic, make_plan, rest_of
 from clm.plan.visibility import visible_rows, visible_sets
 from clm.render.cpu import CpuRasterizer
@@ -40,25 +40,25 @@ from tests.device.fake_device import SCHEDULES, FakeDevice
 BLACK = (0.0, 0.0, 0.0)
 VIEWS = 6
 BLOCK = 256  # rows: enough blocks for some to be resident
-PIECE = 300  # rows: a step takes several pieces
+PARCEL = 300  # rows: a turn takes several parcels
 WAITS = (
     "the rows gathered before have left this staging buffer",
-    "the slots of early rows were released two steps ago",
-    "the slots of late rows are released by the previous step",
-    "the rows of this step are in their slots",
-    "the gradients of this step are complete",
-    "the gradients of this step have arrived on the host",
+    "the slots of early rows were released two turns ago",
+    "the slots of late rows are released by the previous turn",
+    "the rows of this turn are in their slots",
+    "the gradients of this turn are complete",
+    "the gradients of this turn have arrived on the host",
     "the host has read this staging buffer before it is written again",
     "what is parked has arrived on the host",
     "the gradients brought back before have left this staging buffer",
     "the next batch reads the rows that this one updates",
 )
 INTERRUPTION_WAITS = (
-    "the host's lanes have done what earlier steps gave them",
+    "the host's lanes have done what earlier turns gave them",
     "rows under way to the arena are there before it is replaced",
     "what was begun of the view is over before the arena is replaced",
 )
-SPARING = "the index lists of few steps are on the device at a time"
+SPARING = "the index lists of few turns are on the device at a time"
 CLOSING = "arena and staging may go when no stream works with them any more"
 
 
@@ -114,7 +114,7 @@ def run_batches(
     interrupted: dict[tuple[int, int], int] | None = None,
     at_rest: Callable[[], None] = lambda: None,
     bf16_colours: bool = False,
-    piece_rows: int = PIECE,
+    parcel_rows: int = PARCEL,
 ) -> tuple[Store, Adam, Traffic]:
     """Train on a fixed pseudo-gradient; returns the store, the optimizer and what crossed the bus in all.
 
@@ -122,7 +122,7 @@ def run_batches(
     interrupted = dict(interrupted or {})
     store, adam = scene(), Adam(np.full((6, batches + 3), 1e-2), Betas.for_batch(VIEWS))
     tiers = Tiers(device or CpuDevice(), store, resident(store), capacity)
-    lanes, rasterizer, traffic, arena = Lanes(tiers, piece_rows), CpuRasterizer(), [], tiers.arena
+    lanes, rasterizer, traffic, arena = Lanes(tiers, parcel_rows), CpuRasterizer(), [], tiers.arena
     arena.geometry[:] = arena.grad_geometry[:] = arena.grad_colour[:] = np.nan  # what a plan forgot would show
     arena.colour[:] = np.nan
     try:
@@ -132,11 +132,11 @@ def run_batches(
             sets = visible_sets(store.entries, store.bounds, [CAMERAS[v] for v in order], block_rows=store.block_rows)
             plan = make_plan([int(v) for v in order], sets, tiers.arena.slots)
             lanes.begin(plan, adam.at(batch + 1, VIEWS, bf16_colours), colour_columns(degree))
-            steps, done = list(enumerate(plan.steps)), 0
-            while steps:
-                i, step = steps.pop(0)
+            turns, done = list(enumerate(plan.turns)), 0
+            while turns:
+                i, turn = turns.pop(0)
 
-                def render(slots: np.ndarray, view: Camera = CAMERAS[step.view]) -> None:
+                def render(slots: np.ndarray, view: Camera = CAMERAS[turn.view]) -> None:
                     arena = tiers.arena
                     geometry, colour = np.asarray(arena.geometry), np.asarray(arena.colour)
                     slots = np.asarray(slots, np.int32)
@@ -151,7 +151,7 @@ def run_batches(
                     tiers.replace_arena(room)
                     plan = rest_of(plan, i, room, store.block_rows)
                     lanes.go_on(plan)
-                    steps = list(enumerate(plan.steps))
+                    turns = list(enumerate(plan.turns))
                     continue
                 lanes.compute(i, render)
                 lanes.send_back(i)
@@ -286,7 +286,7 @@ def test_without_any_one_wait_the_model_is_wrong(
     for (
         schedule,
         room,
-    ) in tries:  # a roomy arena has steps without late rows, which would wait in place of the early ones
+    ) in tries:  # a roomy arena has turns without late rows, which would wait in place of the early ones
         device = FakeDevice(schedule, ignored=(why,), pause=0.01)
         with monkeypatch.context() as patch:
             dawdling(patch, device)
@@ -299,25 +299,25 @@ def test_without_any_one_wait_the_model_is_wrong(
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_few_steps_have_their_index_lists_on_the_device_at_a_time(monkeypatch: pytest.MonkeyPatch, waits: bool) -> None:
+def test_few_turns_have_their_index_lists_on_the_device_at_a_time(monkeypatch: pytest.MonkeyPatch, waits: bool) -> None:
     """Views of the same rows: all but the first have nothing to load, so nothing but this wait holds the load lane back."""
     lists: list[weakref.ref[np.ndarray]] = []
 
     class Counting(FakeDevice):
-        def indices(self, lists_of_step: list[np.ndarray]) -> list[np.ndarray]:
-            there = [ids.copy() for ids in super().indices(lists_of_step)]
+        def indices(self, lists_of_turn: list[np.ndarray]) -> list[np.ndarray]:
+            there = [ids.copy() for ids in super().indices(lists_of_turn)]
             lists.append(weakref.ref(there[0]))  # the slots of the view
             return there
 
     def comes_to(allowed: Callable[[int], bool]) -> bool:
-        """Whether so many steps have lists; the lanes get time to make more or to drop some."""
+        """Whether so many turns have lists; the lanes get time to make more or to drop some."""
         time.sleep(0.02)
         deadline = time.monotonic() + 5
         while not (there := allowed(sum(ref() is not None for ref in lists))) and time.monotonic() < deadline:
             time.sleep(0.002)
         return there
 
-    device, store, views = Counting("eager", ignored=() if waits else (SPARING,)), scene(), 3 * STEPS_UNDER_WAY
+    device, store, views = Counting("eager", ignored=() if waits else (SPARING,)), scene(), 3 * TURNS_UNDER_WAY
     dawdling(monkeypatch, device)
     rows = visible_rows(store.entries, store.bounds, CAMERAS[0], block_rows=BLOCK)
     lanes = Lanes(Tiers(device, store, nothing(store), 4000))
@@ -326,10 +326,10 @@ def test_few_steps_have_their_index_lists_on_the_device_at_a_time(monkeypatch: p
         lanes.begin(make_plan(list(range(views)), [rows] * views, 4000), steps.at(1, views), 3)
         for i in range(views):
             left = views - i
-            assert comes_to(lambda held, left=left: held <= STEPS_UNDER_WAY if waits else held == left)
+            assert comes_to(lambda held, left=left: held <= TURNS_UNDER_WAY if waits else held == left)
             lanes.compute(i, lambda slots: None)
             lanes.send_back(i)
-            after(lanes._batch.steps[i].updated, "its lists are gone")
+            after(lanes._batch.turns[i].updated, "its lists are gone")
         lanes.finish()
         assert comes_to(lambda held: held == 0)
     finally:
@@ -497,7 +497,7 @@ def test_an_abandoned_batch_can_be_closed_and_leaves_no_work_behind(waits: bool)
 def test_a_view_that_sees_nothing_is_over_before_the_batch_is(resident: Which) -> None:
     """The last view of a batch has no row that anybody waits for, yet its times are read when the batch is over."""
     store, device = scene(), FakeDevice("lazy")
-    lanes = Lanes(Tiers(device, store, resident(store), 4000), PIECE)
+    lanes = Lanes(Tiers(device, store, resident(store), 4000), PARCEL)
     sets = [visible_rows(store.entries, store.bounds, CAMERAS[0], block_rows=BLOCK), np.zeros(0, np.int32)]
     computed: list[int] = []
     try:
@@ -509,7 +509,7 @@ def test_a_view_that_sees_nothing_is_over_before_the_batch_is(resident: Which) -
     finally:
         lanes.close()
     assert computed == [len(sets[0]), 0] and seconds.compute > 0
-    assert [span.step for span in spans if span.lane == "compute"] == [0, 1]
+    assert [span.turn for span in spans if span.lane == "compute"] == [0, 1]
 
 
 def test_parked_gradients_come_back_bit_for_bit_also_after_parking_again() -> None:

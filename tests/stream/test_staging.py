@@ -1,4 +1,4 @@
-"""Staging is bounded by a piece, and as large as the byte function says."""
+"""Staging is bounded by a parcel, and as large as the byte function says."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def four(rows: int) -> int:
 
 
 @given(st.integers(0, 1000), st.integers(1, 300))
-def test_pieces_cover_all_rows_once_and_in_order(count: int, piece_rows: int) -> None:
-    parts = list(Ring(CpuDevice(), piece_rows).pieces(count))
+def test_parcels_cover_all_rows_once_and_in_order(count: int, parcel_rows: int) -> None:
+    parts = list(Ring(CpuDevice(), parcel_rows).parcels(count))
     assert [k for part in parts for k in range(part.start, part.stop)] == list(range(count))
-    assert all(0 < part.stop - part.start <= piece_rows for part in parts)
+    assert all(0 < part.stop - part.start <= parcel_rows for part in parts)
 
 
-def test_buffers_never_exceed_a_piece_and_are_deeper_where_a_step_takes_several() -> None:
+def test_buffers_never_exceed_a_parcel_and_are_deeper_where_a_turn_takes_several() -> None:
     ring = Ring(FakeDevice(), 100)
     ring.reserve(40, four)
     assert ring.bytes == 2 * 4 * four(50), "two of them, with a quarter more"
     ring.reserve(90, four)
-    assert ring.bytes == 2 * 4 * four(100), "or a whole piece"
+    assert ring.bytes == 2 * 4 * four(100), "or a whole parcel"
     ring.reserve(100_000, four)
     assert ring.bytes == 3 * 4 * four(100)
     ring.reserve(10, four)
@@ -73,6 +73,6 @@ def test_staging_of_a_batch_is_within_what_the_budget_sets_aside(device: Device,
         lanes.close()
 
 
-def test_what_is_set_aside_stops_growing_at_a_piece() -> None:
+def test_what_is_set_aside_stops_growing_at_a_parcel() -> None:
     assert staging_bytes(CHUNK_ROWS + 1) == staging_bytes(100_000_000) < 128 * 2**20
     assert staging_bytes(1000) < staging_bytes(10_000) < staging_bytes(CHUNK_ROWS + 1)

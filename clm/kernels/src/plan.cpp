@@ -78,27 +78,27 @@ bool localize(const Sets& sets, int64_t block_rows, Universe& universe) {
 
 constexpr int32_t kAway = -1, kEvicted = -2;  // instead of a slot; evicted: a partial gradient waits on the host
 
-// Mirrors clm.kernels.plan.ResidencyArrays: one list for all steps each, [total rows] but where a shape is given
+// Mirrors clm.kernels.plan.ResidencyArrays: one list for all turns each, [total rows] but where a shape is given
 // ([total rows + 1] for union_rows, whose last element is only scratch).
 struct Residency {
     int32_t *slots, *load_rows, *load_slots, *send_rows, *send_slots, *union_rows;
     uint8_t *load_partial, *send_final;
     int64_t* counts;  // [views, 3] loads, early loads, sends
-    int64_t* totals;  // [3] rows loaded with a partial gradient, rows shared with the step before, rows of the union
+    int64_t* totals;  // [3] rows loaded with a partial gradient, rows shared with the turn before, rows of the union
 };
 
 struct Planner {
     const Sets& sets;
     const Universe& universe;
     const Residency& out;
-    const int32_t never;             // the number of steps
+    const int32_t never;             // the number of turns
     bool tight = false;              // the union does not fit: rows may be evicted
     std::vector<int32_t> slot_of;    // [universe], or why a row has none
-    std::vector<int32_t> next_use;   // [universe] step that uses the row next, `never` when none does; kept up if tight
+    std::vector<int32_t> next_use;   // [universe] turn that uses the row next, `never` when none does; kept up if tight
     std::vector<uint64_t> resident;  // if tight, a bit per local id: loaded, not evicted; after their last use rows linger
-    std::vector<int32_t> free;       // slots free while the step before computes, oldest first, from `head` on
-    std::vector<int32_t> freed;      // slots free once the sends of the step before have left, ascending
-    std::vector<int32_t> missing;    // local ids that the step must load
+    std::vector<int32_t> free;       // slots free while the turn before computes, oldest first, from `head` on
+    std::vector<int32_t> freed;      // slots free once the sends of the turn before have left, ascending
+    std::vector<int32_t> missing;    // local ids that the turn must load
     std::vector<int32_t> keepers;
     std::vector<uint64_t> slot_bits;
     int64_t head = 0, loads = 0, sends = 0;
@@ -107,23 +107,23 @@ struct Planner {
         : sets(s), universe(u), out(r), never(int32_t(s.count)), slot_of(u.size(), kAway), next_use(u.size(), never) {}
 
     template <class F>
-    void each_row(int64_t step, F&& body) const {
-        const int32_t* rows = sets.rows[step];
-        for (const Run* run = universe.begin(step); run != universe.end(step); ++run) {
+    void each_row(int64_t turn, F&& body) const {
+        const int32_t* rows = sets.rows[turn];
+        for (const Run* run = universe.begin(turn); run != universe.end(turn); ++run) {
             const int64_t end = run->end;
             const int32_t shift = run->shift;
             for (int64_t p = run->begin; p < end; ++p) body(p, rows[p], rows[p] - shift);
         }
     }
 
-    // The next use of every row after every step goes where its slot will be written when the step is planned.
+    // The next use of every row after every turn goes where its slot will be written when the turn is planned.
     void find_next_uses(int64_t total) {
-        for (int64_t step = sets.count - 1; step >= 0; --step) {
-            total -= sets.sizes[step];
-            const int32_t current = int32_t(step), following = step + 1 < sets.count ? current + 1 : kAway;
+        for (int64_t turn = sets.count - 1; turn >= 0; --turn) {
+            total -= sets.sizes[turn];
+            const int32_t current = int32_t(turn), following = turn + 1 < sets.count ? current + 1 : kAway;
             int32_t *after = out.slots + total, *next = next_use.data();
             int64_t shared = 0;
-            each_row(step, [&](int64_t p, int32_t, int32_t local) {
+            each_row(turn, [&](int64_t p, int32_t, int32_t local) {
                 const int32_t use = next[local];
                 after[p] = use;
                 next[local] = current;
@@ -147,7 +147,7 @@ struct Planner {
         return count;
     }
 
-    // Ascending, `to` may be `from`. Through one bit per slot, as whole lists are sorted at every step.
+    // Ascending, `to` may be `from`. Through one bit per slot, as whole lists are sorted at every turn.
     void sort_slots(const int32_t* from, int64_t count, int32_t* to) {
         if (std::is_sorted(from, from + count)) return void(std::copy_n(from, count, to));
         uint64_t* words = slot_bits.data();
@@ -164,12 +164,12 @@ struct Planner {
         }
     }
 
-    int64_t find_missing(int64_t step) {
+    int64_t find_missing(int64_t turn) {
         const int32_t* slots = slot_of.data();
         int32_t *local_ids = missing.data(), *load_rows = out.load_rows + loads;
         uint8_t* partial = out.load_partial + loads;
         int64_t count = 0;
-        each_row(step, [&](int64_t, int32_t row, int32_t local) {
+        each_row(turn, [&](int64_t, int32_t row, int32_t local) {
             const int32_t slot = slots[local];
             local_ids[count] = local;  // kept only where the count moves on: no branch to mispredict
             load_rows[count] = row;
@@ -198,12 +198,12 @@ struct Planner {
     }
 
     // Writes the slots of a view over its next uses, and sends the rows that it uses last. How many were sent.
-    int64_t use(int64_t step, int32_t* slots) {
-        if (tight) each_row(step, [next = next_use.data(), slots](int64_t p, int32_t, int32_t local) { next[local] = slots[p]; });
+    int64_t use(int64_t turn, int32_t* slots) {
+        if (tight) each_row(turn, [next = next_use.data(), slots](int64_t p, int32_t, int32_t local) { next[local] = slots[p]; });
         int32_t *send_rows = out.send_rows + sends, *send_slots = out.send_slots + sends, *place = slot_of.data();
         const int32_t none = never;
         int64_t finals = 0;
-        each_row(step, [&](int64_t p, int32_t row, int32_t local) {
+        each_row(turn, [&](int64_t p, int32_t row, int32_t local) {
             const int32_t slot = place[local];
             const int32_t last = -int32_t(slots[p] == none);
             slots[p] = slot;
@@ -217,16 +217,16 @@ struct Planner {
         return finals;
     }
 
-    // Sends the `count` resident rows that the next step does not use and whose next use is farthest; among rows of the
+    // Sends the `count` resident rows that the next turn does not use and whose next use is farthest; among rows of the
     // same next use the higher row. Next uses are few, so counting them selects without sorting.
-    void evict(int64_t next_step, int64_t count) {
+    void evict(int64_t next_turn, int64_t count) {
         std::vector<int64_t> uses(never + 1, 0);
         int64_t kept = 0;
         for (int64_t word = 0; word < int64_t(resident.size()); ++word) {
             for (uint64_t bits = resident[word]; bits; bits &= bits - 1) {
                 const int32_t local = int32_t(word * 64 + __builtin_ctzll(bits));
                 const int32_t next = next_use[local];
-                const bool here = slot_of[local] >= 0, keeper = here && next > next_step;
+                const bool here = slot_of[local] >= 0, keeper = here && next > next_turn;
                 resident[word] ^= uint64_t(!here) << (local & 63);
                 keepers[kept] = local;
                 kept += keeper;
@@ -263,18 +263,18 @@ struct Planner {
         keepers.resize(free.size() + 1);
         missing.resize(largest + 1);
         int64_t absent = sets.count ? find_missing(0) : 0;
-        for (int64_t step = 0; step < sets.count; ++step) {
-            int64_t* counts = out.counts + 3 * step;
+        for (int64_t turn = 0; turn < sets.count; ++turn) {
+            int64_t* counts = out.counts + 3 * turn;
             const int64_t sent = sends;
             counts[0] = absent;
             counts[1] = load(absent);
-            const int64_t finals = use(step, out.slots + at);
-            at += sets.sizes[step];
+            const int64_t finals = use(turn, out.slots + at);
+            at += sets.sizes[turn];
             counts[2] = finals;
-            if (step + 1 == sets.count) break;
-            absent = find_missing(step + 1);
+            if (turn + 1 == sets.count) break;
+            absent = find_missing(turn + 1);
             const int64_t needed = absent - (int64_t(free.size()) - head) - finals;
-            if (needed > 0) evict(step + 1, needed);
+            if (needed > 0) evict(turn + 1, needed);
             counts[2] = sends - sent;
             freed.resize(counts[2]);
             sort_slots(out.send_slots + sent, counts[2], freed.data());

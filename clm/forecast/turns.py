@@ -1,14 +1,14 @@
-"""The tasks of one batch on a machine: what each step of a plan costs, and who waits for whom.
+"""The tasks of one batch on a machine: what each turn of a plan costs, and who waits for whom.
 
-The rules are those of the executor (`clm/stream/lanes.py`), per step i of a batch; rows move in pieces:
-  route(i)      host    once step i-4 is over
-  gather(i)     host    after the piece before, once an earlier one has left the staging buffer; then a copy over the bus
+The rules are those of the executor (`clm/stream/lanes.py`), per turn i of a batch; rows move in parcels:
+  route(i)      host    once turn i-4 is over
+  gather(i)     host    after the parcel before, once an earlier one has left the staging buffer; then a copy over the bus
   early rows    device  placed once send back(i-2) has released their slots; late rows: send back(i-1)
-  compute(i)    device  after the rows of step i and compute(i-1)
-  send back(i)  device  after compute(i): gradients are collected piece by piece, once an earlier one has been read from the
+  compute(i)    device  after the rows of turn i and compute(i-1)
+  send back(i)  device  after compute(i): gradients are collected parcel by parcel, once an earlier one has been read from the
                         staging buffer, and copied over the bus; resident rows are updated where they are; then the slots
                         are released
-  update(i)     host    Adam, once the gradients of a piece have arrived
+  update(i)     host    Adam, once the gradients of a parcel have arrived
   plan          host    of the next batch, on one thread beside compute, once the first view is computed; before it, the
                         cull entries of the last batch are written
 A batch begins when the updates of the one before have ended and its plan is made. Rows of resident blocks cost neither bus
@@ -26,17 +26,17 @@ import numpy as np
 
 from clm.forecast.machine import Machine, adam_bytes, fetch_bytes, gradient_bytes, row_bytes
 from clm.forecast.tasks import Graph, Task
-from clm.plan.budget import CULL_BYTES, STEPS_UNDER_WAY, staging_depth
-from clm.plan.residency import Step
+from clm.plan.budget import CULL_BYTES, TURNS_UNDER_WAY, staging_depth
+from clm.plan.residency import Turn
 from clm.store.layout import CHUNK_ROWS
 
-_MOST_PIECES = 16  # of one step: more are simulated as so many larger ones
+_MOST_PARCELS = 16  # of one turn: more are simulated as so many larger ones
 _ENTRY_TRAFFIC = 80  # publishing: cull entry read twice and written once, its id, its share of the block bounds
 
 
 @dataclass(frozen=True)
 class Load:
-    """Rows of one part of a step's loads: from the store, from resident blocks, and partial gradients that come back."""
+    """Rows of one part of a turn's loads: from the store, from resident blocks, and partial gradients that come back."""
 
     rows: float
     resident: float
@@ -44,8 +44,8 @@ class Load:
 
 
 @dataclass(frozen=True)
-class StepCounts:
-    """What one step moves and computes, in rows; counts may be scaled."""
+class TurnCounts:
+    """What one turn moves and computes, in rows; counts may be scaled."""
 
     rows: float  # of the visible set
     pixels: float
@@ -55,23 +55,23 @@ class StepCounts:
     parked: float  # partial gradients of evicted rows: they go to the host, wherever their rows live
 
 
-def count_step(step: Step, pixels: float, resident: np.ndarray | None, scale: float) -> StepCounts:
-    """Counts of a plan's step, times `scale`. resident [N] bool: rows that live on the device (None: no row does)."""
+def count_turn(turn: Turn, pixels: float, resident: np.ndarray | None, scale: float) -> TurnCounts:
+    """Counts of a plan's turn, times `scale`. resident [N] bool: rows that live on the device (None: no row does)."""
     loads = []
-    for part in (slice(0, step.load_early), slice(step.load_early, None)):
-        rows = step.load_rows[part]
+    for part in (slice(0, turn.load_early), slice(turn.load_early, None)):
+        rows = turn.load_rows[part]
         on_device = 0 if resident is None else int(resident[rows].sum())
-        partial = int(step.load_partial[part].sum())
+        partial = int(turn.load_partial[part].sum())
         loads.append(Load(scale * (len(rows) - on_device), scale * on_device, scale * partial))
-    final = int(step.send_final.sum())
-    kept = 0 if resident is None else int(resident[step.send_rows[step.send_final]].sum())
-    return StepCounts(
-        rows=scale * len(step.rows),
+    final = int(turn.send_final.sum())
+    kept = 0 if resident is None else int(resident[turn.send_rows[turn.send_final]].sum())
+    return TurnCounts(
+        rows=scale * len(turn.rows),
         pixels=pixels,
         loads=(loads[0], loads[1]),
         final=scale * (final - kept),
         final_resident=scale * kept,
-        parked=scale * (len(step.send_rows) - final),
+        parked=scale * (len(turn.send_rows) - final),
     )
 
 
@@ -100,7 +100,7 @@ class Rates:
 
     @property
     def fixed(self) -> float:
-        return 1e-6 * self.machine.step_us
+        return 1e-6 * self.machine.hand_over_us
 
     def gather(self, rows: float) -> float:
         return rows * fetch_bytes(self.columns, self.moments) / (1e9 * self.machine.host_gather_gb_s)
@@ -135,47 +135,47 @@ class Rates:
         return rows * adam_bytes(self.columns, self.moments) / (1e9 * self.machine.host_adam_gb_s)
 
 
-def _pieces(rows: float) -> int:
-    """In how many pieces so many rows move; none of no rows."""
-    return min(math.ceil(rows / CHUNK_ROWS), _MOST_PIECES)
+def _parcels(rows: float) -> int:
+    """In how many parcels so many rows move; none of no rows."""
+    return min(math.ceil(rows / CHUNK_ROWS), _MOST_PARCELS)
 
 
 class BatchTasks:
-    """Adds the tasks of one batch to a graph. Tasks of a step may wait for those of earlier steps only."""
+    """Adds the tasks of one batch to a graph. Tasks of a turn may wait for those of earlier turns only."""
 
     def __init__(
-        self, graph: Graph, rates: Rates, number: int, steps: Sequence[StepCounts], begin: tuple[int, ...]
+        self, graph: Graph, rates: Rates, number: int, turns: Sequence[TurnCounts], begin: tuple[int, ...]
     ) -> None:
         self.graph, self.rates, self.number, self.begin = graph, rates, number, begin
-        self.load_depth = staging_depth(math.ceil(max(sum(part.rows for part in step.loads) for step in steps)))
-        self.send_depth = staging_depth(math.ceil(max(step.final + step.parked for step in steps)))
-        # Per piece:
+        self.load_depth = staging_depth(math.ceil(max(sum(part.rows for part in turn.loads) for turn in turns)))
+        self.send_depth = staging_depth(math.ceil(max(turn.final + turn.parked for turn in turns)))
+        # Per parcel:
         self.copied: list[int] = []  # its rows have left their staging buffer
         self.read: list[int] = []  # what came back in its staging buffer has been used
-        # Per step:
+        # Per turn:
         self.handed: list[int] = []  # the load thread has done its part
         self.submitted: list[int] = []  # the send back thread has handed its part over to the device
         self.released: list[int] = []
         self.computes: list[int] = []
         self.updated: list[int] = []
 
-    def add(self, lane: str, worker: str, name: str, step: int, resource: str, seconds: float, *after: int) -> int:
+    def add(self, lane: str, worker: str, name: str, turn: int, resource: str, seconds: float, *after: int) -> int:
         if self.rates.machine.on_cpu:  # a stream is the thread that uses it, and nothing has to arrive before Adam
             worker = {"copy in": "load", "copy out": "send back", "update": "send back"}.get(worker, worker)
         return self.graph.add(
-            Task(lane, worker, name, self.number, step, resource, seconds, after=(*self.begin, *after))
+            Task(lane, worker, name, self.number, turn, resource, seconds, after=(*self.begin, *after))
         )
 
-    def load(self, i: int, step: StepCounts) -> int:
+    def load(self, i: int, turn: TurnCounts) -> int:
         """Gather, copy, place; returns what compute waits for."""
-        over = (self.updated[i - STEPS_UNDER_WAY],) if i >= STEPS_UNDER_WAY else ()
+        over = (self.updated[i - TURNS_UNDER_WAY],) if i >= TURNS_UNDER_WAY else ()
         handed = placed = self.add("load", "load", "route", i, "host", 0.0, *over)
-        for part, earlier in zip(step.loads, (i - 2, i - 1), strict=True):
-            pieces = _pieces(part.rows)
-            for _ in range(pieces):
-                piece = Load(part.rows / pieces, 0.0, 0.0)
-                gathered = self.gather(i, piece.rows)
-                handed, placed = self.arrive(i, piece, earlier, gathered)
+        for part, earlier in zip(turn.loads, (i - 2, i - 1), strict=True):
+            parcels = _parcels(part.rows)
+            for _ in range(parcels):
+                parcel = Load(part.rows / parcels, 0.0, 0.0)
+                gathered = self.gather(i, parcel.rows)
+                handed, placed = self.arrive(i, parcel, earlier, gathered)
             if part.resident > 0:
                 handed, placed = self.arrive(i, Load(0.0, part.resident, 0.0), earlier, handed)
             if part.partial > 0:
@@ -191,14 +191,14 @@ class BatchTasks:
         self.copied.append(self.add("load", "copy in", "copy in", i, "bus_in", seconds, gathered))
         return gathered
 
-    def arrive(self, i: int, piece: Load, earlier: int, before: int) -> tuple[int, int]:
-        """Rows into the slots that step `earlier` releases; returns (handed over, in their slots)."""
+    def arrive(self, i: int, parcel: Load, earlier: int, before: int) -> tuple[int, int]:
+        """Rows into the slots that turn `earlier` releases; returns (handed over, in their slots)."""
         rates = self.rates
         released = (self.released[earlier],) if earlier >= 0 else ()
         # The load thread hands work over as soon as send back was handed over; on the CPU that is when it is done.
         ready = released if rates.machine.on_cpu or earlier < 0 else (self.submitted[earlier],)
         handed = self.add("load", "load", "hand over", i, "host", 0.0, before, *ready)
-        seconds = rates.place(piece)
+        seconds = rates.place(parcel)
         return handed, self.add("load", "copy in", "place", i, rates.device, seconds, handed, *released)
 
     def bring_back(self, i: int, gradients: float) -> tuple[int, int]:
@@ -210,36 +210,36 @@ class BatchTasks:
         seconds = rates.move_gradients(gradients)
         return parked, self.add("load", "copy in", "restore", i, rates.device, seconds, copied)
 
-    def compute(self, i: int, step: StepCounts, placed: int) -> None:
+    def compute(self, i: int, turn: TurnCounts, placed: int) -> None:
         machine = self.rates.machine
-        seconds = machine.render_seconds(step.rows, step.pixels)
+        seconds = machine.render_seconds(turn.rows, turn.pixels)
         share = machine.compute_cores / machine.cores if machine.on_cpu else 1.0
         task = Task(
             "compute", "compute", "render", self.number, i, self.rates.device, seconds, share, (*self.begin, placed)
         )
         self.computes.append(self.graph.add(task))
 
-    def send_back(self, i: int, step: StepCounts) -> None:
+    def send_back(self, i: int, turn: TurnCounts) -> None:
         """Collect, copy and update final rows; update resident ones; park what leaves before its last use."""
         rates = self.rates
         last = self.add("send_back", "send back", "hand over", i, "host", 0.0, self.handed[i])
         updated, released = last, self.computes[i]
-        pieces = _pieces(step.final)
-        for _ in range(pieces):
-            last, released = self.collect(i, step.final / pieces)
-            seconds = rates.adam(step.final / pieces, on_device=False) + rates.fixed
+        parcels = _parcels(turn.final)
+        for _ in range(parcels):
+            last, released = self.collect(i, turn.final / parcels)
+            seconds = rates.adam(turn.final / parcels, on_device=False) + rates.fixed
             updated = self.add("update", "update", "host adam", i, "host", seconds, released)
             self.read.append(updated)
-        if step.final_resident > 0:
-            seconds = rates.adam(step.final_resident, on_device=True)
+        if turn.final_resident > 0:
+            seconds = rates.adam(turn.final_resident, on_device=True)
             before = self.computes[i], last
             stepped = self.add("update", "copy out", "device adam", i, rates.device, seconds, *before)
-            seconds = rates.copy_out(step.final_resident * CULL_BYTES)
+            seconds = rates.copy_out(turn.final_resident * CULL_BYTES)
             released = updated = self.add("send_back", "copy out", "copy out", i, "bus_out", seconds, stepped)
-        pieces = _pieces(step.parked)
-        for _ in range(pieces):
-            last, released = self.collect(i, step.parked / pieces)
-            seconds = rates.host_copy(step.parked / pieces)
+        parcels = _parcels(turn.parked)
+        for _ in range(parcels):
+            last, released = self.collect(i, turn.parked / parcels)
+            seconds = rates.host_copy(turn.parked / parcels)
             last = self.add("send_back", "send back", "park", i, "host", seconds, released)
             self.read.append(last)
         self.submitted.append(last)
@@ -272,19 +272,19 @@ def add_batch(
     graph: Graph,
     rates: Rates,
     number: int,
-    steps: Sequence[StepCounts],
-    following: Sequence[StepCounts],
+    turns: Sequence[TurnCounts],
+    following: Sequence[TurnCounts],
     published: float,
     begin: tuple[int, ...],
 ) -> Ends:
     """The tasks of one batch; `following`: the batch that is planned beside it; published: rows that the batch before it
     touched."""
-    batch, planned = BatchTasks(graph, rates, number, steps, begin), -1
-    for i, step in enumerate(steps):
-        placed = batch.load(i, step)
-        batch.compute(i, step, placed)
+    batch, planned = BatchTasks(graph, rates, number, turns, begin), -1
+    for i, turn in enumerate(turns):
+        placed = batch.load(i, turn)
+        batch.compute(i, turn, placed)
         if i == 0:
-            rows = sum(step.rows for step in following)
-            planned = batch.plan(published, rows, batch.computes[0] if len(steps) > 1 else placed)
-        batch.send_back(i, step)
+            rows = sum(turn.rows for turn in following)
+            planned = batch.plan(published, rows, batch.computes[0] if len(turns) > 1 else placed)
+        batch.send_back(i, turn)
     return Ends(tuple(batch.computes), tuple(batch.updated), planned)
