@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from clm.kernels import rows as row_kernels
 from clm.kernels.rows import colour_columns
 from clm.optim.adam import Adam, Betas
 from clm.plan.budget import TURNS_UNDER_WAY
-from clm.plan.residency import Traffic, make_plan, rest_of
+from clm.plan.residency import Traffic, Turn, make_plan, rest_of
 from clm.plan.visibility import visible_rows, visible_sets
 from clm.render.cpu import CpuRasterizer
 from clm.store.order import block_order
@@ -104,6 +105,34 @@ def every_other(store: Store) -> np.ndarray:
 Which = Callable[[Store], np.ndarray]
 
 
+class Tape:
+    """The gradient rows of every view of a run, by row, so that a second run with the same order of views is given the same
+    ones: a gradient is a sum over pixels of both signs, and magnifies the last bit of a parameter many thousand times."""
+
+    def __init__(self) -> None:
+        self.views: list[tuple[np.ndarray, np.ndarray]] = []  # [N, 16], [N, 48] f32 per view
+        self.at: int | None = None  # the view that is played next; None: recording
+
+    def rewound(self) -> Tape:
+        tape = Tape()
+        tape.views, tape.at = self.views, 0
+        return tape
+
+    def add(self, rows: np.ndarray, slots: np.ndarray, backward: Callable[..., None], arena: Any) -> None:
+        """Add the gradients of a view to the arena's: those that `backward` adds, or those on the tape."""
+        targets = [np.asarray(arena.grad_geometry), np.asarray(arena.grad_colour)]
+        if self.at is None:
+            fresh = [np.zeros_like(target) for target in targets]
+            backward(*fresh)
+            recorded = [np.zeros((4000, target.shape[1]), np.float32) for target in targets]
+            for by_row, by_slot in zip(recorded, fresh, strict=True):
+                by_row[rows] = by_slot[slots]
+            self.views.append((recorded[0], recorded[1]))
+        for target, by_row in zip(targets, self.views[-1 if self.at is None else self.at], strict=True):
+            target[slots] += by_row[rows]
+        self.at = None if self.at is None else self.at + 1
+
+
 def run_batches(
     capacity: int,
     resident: Which,
@@ -115,10 +144,12 @@ def run_batches(
     at_rest: Callable[[], None] = lambda: None,
     bf16_colours: bool = False,
     parcel_rows: int = PARCEL,
+    tape: Tape | None = None,
 ) -> tuple[Store, Adam, Traffic]:
     """Train on a fixed pseudo-gradient; returns the store, the optimizer and what crossed the bus in all.
 
-    interrupted: at (batch, view), the device has memory left for an arena of so many slots only."""
+    interrupted: at (batch, view), the device has memory left for an arena of so many slots only. tape: records the gradients,
+    or plays them."""
     interrupted = dict(interrupted or {})
     store, adam = scene(), Adam(np.full((6, batches + 3), 1e-2), Betas.for_batch(VIEWS))
     tiers = Tiers(device or CpuDevice(), store, resident(store), capacity)
@@ -136,13 +167,16 @@ def run_batches(
             while turns:
                 i, turn = turns.pop(0)
 
-                def render(slots: np.ndarray, view: Camera = CAMERAS[turn.view]) -> None:
+                def render(slots: np.ndarray, turn: Turn = turn) -> None:
                     arena = tiers.arena
                     geometry, colour = np.asarray(arena.geometry), np.asarray(arena.colour)
                     slots = np.asarray(slots, np.int32)
-                    image = rasterizer.forward(geometry, colour, slots, view, degree, BLACK)
-                    v_rgb = np.ascontiguousarray(image.rgb - 0.5, dtype=np.float32)
-                    rasterizer.backward(v_rgb, np.asarray(arena.grad_geometry), np.asarray(arena.grad_colour))
+                    image = rasterizer.forward(geometry, colour, slots, CAMERAS[turn.view], degree, BLACK)
+                    backward = partial(rasterizer.backward, np.ascontiguousarray(image.rgb - 0.5, dtype=np.float32))
+                    if tape is None:
+                        backward(np.asarray(arena.grad_geometry), np.asarray(arena.grad_colour))
+                    else:
+                        tape.add(turn.rows, slots, backward, arena)
 
                 if (room := interrupted.pop((batch, done), None)) is not None:
                     lanes.compute_stream.run(lambda: None)  # begun, and then there was no memory for the rest
