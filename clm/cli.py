@@ -63,6 +63,7 @@ def _config_options(only: tuple[str, ...] = ()) -> list[inspect.Parameter]:
     """One option per flag of Config (or of `only` some); its help is the field's help, its default is left to the
     configuration."""
     options, section = [], ""
+    annotated: Any = Annotated  # of types that are only known here
     for f in fields():
         section = SECTIONS.get(f.name, section)
         flag, want = f.metadata["flag"], str if f.metadata["kind"] == "count" else field_type(f.name)
@@ -73,7 +74,7 @@ def _config_options(only: tuple[str, ...] = ()) -> list[inspect.Parameter]:
         metavar = f.metadata["metavar"] or usual
         shown = f.default is not None and want is not bool
         default = rf" [dim]\[default: {f.default}][/dim]" if shown else ""
-        annotation = Annotated[
+        annotation = annotated[
             want | None,
             typer.Option(
                 name,

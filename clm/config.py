@@ -152,15 +152,15 @@ class Config:
     sh_degree: int = _option(3, "Highest spherical-harmonics degree, 0 to 3.", lo=0, hi=3, resume="fixed")
     background: str = _option("black", "black, white, random, or r,g,b in 0..1.", metavar="COLOUR", kind="colour")
     antialias: bool = _option(False, "Antialiased (Mip-Splatting style) opacity compensation.", flag="--antialias")
-    # Schedule: None is computed from `iterations`
-    sh_interval: int | None = _option(None, "Training images per additional SH degree.", flag=None, lo=1, hi=_MANY)
+    # Schedule: what is None is computed from `iterations`, by `resolve`
+    sh_interval: int = _option(None, "Training images per additional SH degree.", flag=None, lo=1, hi=_MANY)
     strategy: str = _option("default", "Densification strategy.", choices=("default",))
-    densify_from: int | None = _option(None, "First densification (training images).", flag=None, lo=0, hi=_MANY)
-    densify_until: int | None = _option(
+    densify_from: int = _option(None, "First densification (training images).", flag=None, lo=0, hi=_MANY)
+    densify_until: int = _option(
         None, "Last densification (training images); 0: never densify.", flag=None, lo=0, hi=_MANY
     )
-    densify_every: int | None = _option(None, "Training images between densifications.", flag=None, lo=1, hi=_MANY)
-    opacity_reset_every: int | None = _option(
+    densify_every: int = _option(None, "Training images between densifications.", flag=None, lo=1, hi=_MANY)
+    opacity_reset_every: int = _option(
         None, "Training images between opacity resets; 0: never.", flag=None, lo=0, hi=_MANY
     )
     # Optimizer (batch 1 values of gsplat's simple_trainer)
@@ -233,7 +233,7 @@ def _checked(values: dict[Any, Any], source: str) -> dict[str, Any]:
 def _of_field(f: dataclasses.Field[Any], value: Any, source: str) -> Any:
     if value is not None:
         return checked_value(f.name, field_type(f.name), f.metadata, value, source)
-    if isinstance(_HINTS[f.name], types.UnionType):
+    if f.default is None:
         return None
     raise ClmError(f"`{f.name}` in {source} has no value.", f"Leave the line out for the default, {f.default}.")
 
@@ -306,7 +306,7 @@ def resolve(config: Config) -> Config:
     return dataclasses.replace(config, **{k: v for k, v in computed.items() if getattr(config, k) is None})
 
 
-def _schedule(iterations: int) -> dict[str, int]:
+def _schedule(iterations: int) -> dict[str, Any]:
     """The reference schedule, shrunk in proportion for shorter runs."""
     ratio = min(1.0, iterations / REFERENCE_ITERATIONS)
     return {

@@ -35,7 +35,7 @@ def in_one_sentence(error: Any, words: Sequence[str]) -> ClmError:
         return ClmError(f"{option} needs a value.", help_line)
     if option is not None and hasattr(error, "possibilities"):
         return _unknown_option(option, context, command, help_line)
-    if (wrong := re.match(r"No such command '(.*?)'", text)) is not None:
+    if context is not None and (wrong := re.match(r"No such command '(.*?)'", text)) is not None:
         close = nearest(wrong[1], list(context.command.commands))
         return ClmError(f"No such command: {wrong[1]}.", f"Did you mean `{command} {close}`?" if close else help_line)
     parameter = getattr(error, "param", None)

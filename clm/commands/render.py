@@ -170,7 +170,7 @@ def render_model(
     for k, (_, camera) in enumerate(counted(named, "rendering", len(named), "images", report)):
         image = render(camera, depth=depth)
         save_png(output / f"{stems[k]}.png", to_uint8(image.rgb))
-        if depth:
+        if image.depth is not None:
             save_depth(output, stems[k], image.depth)
     if video:
         with pending("encoding the video", report):

@@ -102,9 +102,12 @@ def run_training(
     quiet: bool,
 ) -> bool:
     """Train; returns False when stopped by a signal (state saved, and how to resume was said)."""
-    if data is None and (output is None or not resume):
+    if output is not None and (data is not None or resume):
+        run = output
+    elif data is not None:
+        run = Path("runs") / data.resolve().name
+    else:
         raise _needs_data(resume)
-    run = output or Path("runs") / data.resolve().name
     given = partial(load_config, flags, preset=preset, file=file)
 
     from clm.run.lock import locked

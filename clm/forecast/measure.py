@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -137,18 +138,20 @@ def _hand_over_seconds(store: Store, step: AdamStep) -> float:
     """Seconds until another thread has done next to nothing: the fixed cost of one piece of work of a lane."""
     row, arena = np.zeros(1, np.int32), Arena(1)
 
-    def work() -> None:
-        row_kernels.fetch(store, step, row, arena.geometry, arena.colour, 3)
-
     lane = HostLane("measure")
 
+    def work(done: Outcome[None]) -> None:
+        row_kernels.fetch(store, step, row, arena.geometry, arena.colour, 3)
+        done.succeed(None)
+
     def hand_over() -> None:
-        done: Outcome[None] = Outcome()
-        lane.hand_over(lambda: done.succeed(work()))
-        done.wait()
+        for _ in range(20):
+            done: Outcome[None] = Outcome()
+            lane.hand_over(partial(work, done))
+            done.wait()
 
     try:
-        return _median(lambda: [hand_over() for _ in range(20)]) / 20
+        return _median(hand_over) / 20
     finally:
         lane.close()
 

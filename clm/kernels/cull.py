@@ -23,10 +23,11 @@ def _library() -> ctypes.CDLL:
     library = load()
     library.clm_block_bounds.argtypes = [_address, _long, _long, _address, _long, _address]
     library.clm_cull_blocks.argtypes = [_address, _long, _address, _long, _float, _float, _address]
-    library.clm_cull_rows.argtypes = (
-        [_address, _long, _long, _address, _long] + [_address] * 4 + [_float, _float] + [_address] * 2
-    )
-    library.clm_cull_ids.argtypes = [_long, _address, _long] + [_address] * 6
+    library.clm_cull_rows.argtypes = [
+        *(_address, _long, _long, _address, _long),
+        *(_address, _address, _address, _address, _float, _float, _address, _address),
+    ]
+    library.clm_cull_ids.argtypes = [_long, _address, _long, *([_address] * 6)]
     for name in ("clm_block_bounds", "clm_cull_blocks", "clm_cull_rows", "clm_cull_ids"):
         getattr(library, name).restype = None
     return library

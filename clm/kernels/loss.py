@@ -9,6 +9,7 @@ import ctypes
 import threading
 from ctypes import c_double, c_int64, c_void_p
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ _local = threading.local()
 @cache
 def _library() -> ctypes.CDLL:
     library = load()
-    image = [c_void_p, c_void_p, c_void_p, c_int64, c_int64]
+    image: list[Any] = [c_void_p, c_void_p, c_void_p, c_int64, c_int64]
     library.clm_loss_scratch.argtypes = [c_int64, c_int64]
     library.clm_loss_scratch.restype = c_int64
     library.clm_loss.argtypes = [*image, c_double, c_void_p, c_void_p, c_void_p]

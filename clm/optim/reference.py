@@ -68,6 +68,7 @@ def round_to_bf16(values: np.ndarray, rows: np.ndarray, stamp: int, first_column
     z ^= z >> np.uint64(31)
     start = (z >> np.uint64(32 if moment else 48)).astype(np.uint32) << np.uint32(16)
     columns = np.arange(first_column, first_column + values.shape[1], dtype=np.uint32)
-    noise = start[:, None] + columns * z.astype(np.uint32)[:, None] >> np.uint32(16)
+    progression: np.ndarray = start[:, None] + columns * z.astype(np.uint32)[:, None]
+    noise = progression >> np.uint32(16)
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     return (bits + noise >> np.uint32(16)).astype(np.uint16)

@@ -42,8 +42,10 @@ class Leg:
     def followed_by(self, next_one: Leg, image: int, step: int) -> Leg:
         """The leg that a run at `image`, after `step` steps, goes on with, when `next_one` is what its configuration says:
         this one if the schedule is the same."""
-        begun = {"first_image": self.first_image, "first_step": self.first_step, "decayed_images": self.decayed_images}
-        if dataclasses.replace(next_one, **begun) == self:
+        begun = dataclasses.replace(
+            next_one, first_image=self.first_image, first_step=self.first_step, decayed_images=self.decayed_images
+        )
+        if begun == self:
             return self
         decayed = self.decayed_images + (step - self.first_step) * self.batch_size
         return dataclasses.replace(next_one, first_image=image, first_step=step, decayed_images=decayed)

@@ -12,7 +12,7 @@ import stat
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,14 +35,15 @@ class Listed(NamedTuple):
     def parse(cls, value: Any) -> Listed | None:
         """None: not the entry of a file."""
         numbers = [value.get("bytes"), value.get("crc32")] if isinstance(value, dict) else []
-        return cls(*numbers) if len(numbers) == 2 and all(type(n) is int for n in numbers) else None
+        whole = [n for n in numbers if type(n) is int]
+        return cls(*whole) if len(whole) == 2 else None
 
 
 def _pieces(array: np.ndarray) -> Iterator[memoryview]:
     """The bytes of a C-contiguous array, a piece at a time, without a copy."""
     raw = array.reshape(-1).view(np.uint8)
     for first in range(0, len(raw), _PIECE):
-        yield memoryview(raw[first : first + _PIECE])
+        yield raw[first : first + _PIECE].data
 
 
 def write_array(path: Path, array: np.ndarray, passed: Callable[[int], None] = lambda size: None) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def _compare(path: Path, found: Listed, listed: Listed) -> None:
         raise Damaged(f"{path.name} does not match its checksum")
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> io.BufferedReader:
     """Open a regular file; anything else (missing, a folder, a pipe that would wait forever) is Damaged."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -120,7 +121,7 @@ def _opened(path: Path) -> BinaryIO:
         raise Damaged(f"{path.name}: {error.strerror}") from None
 
 
-def _read_header(path: Path, file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+def _read_header(path: Path, file: io.BufferedReader, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     """Read past the header of an .npy file that holds `shape` of `dtype` in C order; returns its bytes."""
     try:
         if np.lib.format.read_magic(file) != (1, 0):

@@ -107,9 +107,9 @@ def refuse_foreign(run: Path) -> None:
 
     What a run leaves that was killed before its first checkpoint may be written again: `config.yaml`, its first file, says
     so."""
+    patterns: tuple[str, ...] = _RESULTS
     try:
         read_run_config(run)
-        patterns = _RESULTS
     except ClmError:
         patterns = ("config.yaml", *_RESULTS, *_BEGINNINGS)
     for pattern in patterns:

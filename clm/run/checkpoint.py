@@ -213,8 +213,8 @@ def load_sound_checkpoint(
         except Damaged as error:
             damaged.append(error)
             continue
-        for error in damaged:
-            warn(f"{error.message} Going on from the older {candidate}.")
+        for earlier in damaged:
+            warn(f"{earlier.message} Going on from the older {candidate}.")
         return candidate, state, store
     raise damaged[0]
 
@@ -328,11 +328,11 @@ def _check_state(state: dict[str, Any]) -> None:
         if not isinstance(state.get(key), dict):
             raise Damaged(f"`{key}` in {_STATE} is not an object")
     scale = state.get("scene_scale")
-    if type(scale) not in (int, float) or not math.isfinite(scale) or scale <= 0:
+    if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale) or scale <= 0:
         raise Damaged(f"`scene_scale` in {_STATE} is not a length")
-    iteration, step = state["progress"].get("iteration"), state["progress"].get("step")
-    if iteration != state["iteration"] or type(step) is not int or not 0 <= step <= iteration:
-        raise Damaged(f"`progress` in {_STATE} is not that of image {state['iteration']}")
+    step, iteration = state["progress"].get("step"), state["iteration"]
+    if state["progress"].get("iteration") != iteration or type(step) is not int or not 0 <= step <= iteration:
+        raise Damaged(f"`progress` in {_STATE} is not that of image {iteration}")
 
 
 def _check_names(path: Path, wanted: set[str], listed: dict[str, Listed]) -> None:

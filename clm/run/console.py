@@ -102,7 +102,8 @@ class Console:
         self._bar: Any = None
         self._work = WorkBar(self._stream, self._say)
         self._refused: list[int] = []  # Gaussians that one densification wanted and the budget did not admit
-        self._loss = self._psnr = None
+        self._loss: float | None = None
+        self._psnr: float | None = None
         self._began, self._start_iteration, self._last_line = time.perf_counter(), 0, 0.0
         self._total = 0
 

@@ -75,14 +75,16 @@ def train_batch(session: Session) -> None:
     degree = sh_degree_at(config, first)
 
     planned = session.next_plan()  # cull, order, plan
+    plan = planned.plan
+    assert plan is not None, "the plan that the lanes run has its sets cut without a margin"
     plan_exposed = time.perf_counter() - began
     lanes = session.lanes
     progress.next_order = None
-    lanes.begin(planned.plan, session.training_step(count), colour_columns(degree))  # fetch
+    lanes.begin(plan, session.training_step(count), colour_columns(degree))  # fetch
     if first + count < config.iterations and not rebuild_due(config, first, first + count):
         session.plans.request(first + count, session.next_reach(), after=lanes.first_view)
 
-    losses = compute_views(session, planned.plan, degree)  # render, send back, update
+    losses = compute_views(session, plan, degree)  # render, send back, update
 
     moved, seconds, spans = lanes.finish()
     waited = time.perf_counter()
@@ -95,7 +97,7 @@ def train_batch(session: Session) -> None:
         session.trace.add(
             [Span("plan", "cull, order, plan", 0, planned.began, planned.began + planned.seconds), *spans]
         )
-    views = [turn.view for turn in planned.plan.turns]
+    views = [turn.view for turn in plan.turns]
     _account(session, moved, seconds, views, losses, time.perf_counter() - began, degree)
 
 
@@ -103,7 +105,8 @@ def compute_views(session: Session, plan: Plan, degree: int) -> list[Any]:
     """Render, loss, backward for each view, whose gradients are then sent back; returns the losses, None where there is no
     photo. A view for which the device has no memory is repeated in a smaller arena; where that is impossible the batch goes
     on without it, and the error takes the place of its loss."""
-    lanes, losses, earlier = session.lanes, [], 0  # earlier: views done before the plan was replaced
+    lanes, earlier = session.lanes, 0  # earlier: views done before the plan was replaced
+    losses: list[Any] = []
     while (i := len(losses) - earlier) < len(plan.turns):
         loss = attempt(
             lanes, i, view_loss(session, plan.turns[i].view, degree, session.progress.iteration + len(losses))
@@ -113,10 +116,15 @@ def compute_views(session: Session, plan: Plan, degree: int) -> list[Any]:
             if rest is not None:
                 plan, earlier = rest, len(losses)
                 continue
-            loss = lanes.compute(i, lambda slots, error=loss: error)
+            loss = lanes.compute(i, partial(_instead, loss))
         losses.append(loss)
         lanes.send_back(i)  # and update
     return losses
+
+
+def _instead(error: OutOfDeviceMemory, slots: Any) -> OutOfDeviceMemory:
+    """What a view that the device has no memory for comes to."""
+    return error
 
 
 def attempt(lanes: Lanes, i: int, work: Callable[[Any], Any]) -> Any:

@@ -319,8 +319,9 @@ class Session:
         self.lanes.publish_entries()
         views = batch_views(self.scene.train, self.config.seed, first, self.batch_size(first))
         decided = self.progress.next_order
-        ordered = decided is not None and sorted(decided) == sorted(views)  # else --batch-size was changed on resume
-        views = decided if ordered else views
+        ordered = False
+        if decided is not None and sorted(decided) == sorted(views):  # else --batch-size was changed on resume
+            views, ordered = decided, True
         planned = plan_batch(self.store, self.cameras, views, self.tiers.arena.slots, margin, self.config.seed, ordered)
         self.images.prefetch(planned.views)
         return planned

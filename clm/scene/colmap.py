@@ -205,7 +205,8 @@ def _suspect(folder: Path, suffix: str | None) -> str:
 
 def _images(reconstruction: Any, folder: Path) -> tuple[tuple[ModelImage, ...], list[str]]:
     cameras = {camera_id: source_camera(camera, f"{folder}") for camera_id, camera in reconstruction.cameras.items()}
-    images, skipped, known = [], [], _names(reconstruction, folder)
+    images: list[ModelImage] = []
+    skipped, known = [], _names(reconstruction, folder)
     for image_id, image in sorted(reconstruction.images.items(), key=lambda item: known[item[0]]):
         if not image.has_pose:
             continue
