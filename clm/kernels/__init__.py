@@ -16,7 +16,7 @@ import numpy as np
 
 from clm.errors import ClmError
 
-_ABI = 7
+_ABI = 8
 
 
 def _cpu_flags() -> set[str]:

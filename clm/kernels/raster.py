@@ -1,7 +1,7 @@
 """The rasteriser's kernels behind shapes and checks: one opaque workspace per view in flight.
 
-The workspace keeps addresses of the arrays of the last `project`; this face keeps references, so they stay alive, and the
-caller keeps their content unchanged until `project_backward` has run. Buffers only grow.
+`begin`, then `project` for each piece of the view, `rasterize`, `rasterize_backward`, and `project_backward` for each piece,
+in any order. No address of an array outlives the call: a piece's rows may lie elsewhere when its gradients are added.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from clm.camera import Camera
 from clm.errors import ResourceError
 from clm.kernels import load, pointer
 
-_STEPS = ("", "project", "rasterize", "rasterize_backward", "project_backward")
+_STEPS = ("", "begin", "project", "rasterize", "rasterize_backward", "project_backward")
+MAX_SIDE = 16 * 65535  # px: a tile row's number fits 16 bits, a pair's number among its row's fits 32
+MAX_ROWS = 2**31 - 1  # of a view: slots are i32
 STAGES = ("project", "sort", "lists", "forward", "backward", "project_backward")
 
 
@@ -25,22 +27,23 @@ def _library() -> ctypes.CDLL:
     library = load()
     library.clm_raster_create.restype = c_void_p
     library.clm_raster_destroy.argtypes = [c_void_p]
-    library.clm_raster_project.argtypes = [
-        *(c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p),
-        *(c_int, c_int, c_int, c_int, c_void_p),
-    ]
+    library.clm_raster_begin.argtypes = [c_void_p, c_void_p, *(c_int,) * 4, c_void_p, c_int64]
+    library.clm_raster_begin.restype = None
+    library.clm_raster_project.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_int64]
     library.clm_raster_project.restype = c_int64
     library.clm_raster_rasterize.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]
     library.clm_raster_rasterize.restype = c_int
     library.clm_raster_rasterize_backward.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_int]
     library.clm_raster_rasterize_backward.restype = c_int
-    library.clm_raster_project_backward.argtypes = [c_void_p, c_void_p, c_void_p]
+    library.clm_raster_project_backward.argtypes = [*(c_void_p,) * 4, c_int64, c_int64, c_void_p, c_void_p]
     library.clm_raster_project_backward.restype = None
     library.clm_raster_read.argtypes = [c_void_p, c_void_p, c_void_p]
     library.clm_raster_pairs.argtypes = [c_void_p]
     library.clm_raster_pairs.restype = c_int64
-    library.clm_raster_bytes.argtypes = [c_void_p]
-    library.clm_raster_bytes.restype = c_int64
+    library.clm_raster_bands.argtypes = [c_void_p]
+    library.clm_raster_bands.restype = c_int64
+    library.clm_raster_bytes.argtypes = [c_void_p, c_void_p]
+    library.clm_raster_bytes.restype = None
     library.clm_raster_seconds.argtypes = [c_void_p, c_void_p]
     return library
 
@@ -52,6 +55,11 @@ def _out_of_memory() -> ResourceError:
     )
 
 
+def _check_slots(slots: np.ndarray, rows: int) -> None:
+    if len(slots) and int(slots.view(np.uint32).max()) >= rows:  # a negative one is huge
+        raise IndexError(f"slots reach outside the arena of {rows} rows")
+
+
 class RasterWorkspace:
     """Owns the C++ workspace. Not for two threads at once."""
 
@@ -61,7 +69,7 @@ class RasterWorkspace:
         if not handle:
             raise _out_of_memory()
         self._handle = c_void_p(handle)
-        self._arena: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._rows = 0  # of the view so far
         self._size = (0, 0)
         self._done = ""  # the last step that was taken
 
@@ -69,48 +77,56 @@ class RasterWorkspace:
         if getattr(self, "_handle", None):
             self._library.clm_raster_destroy(self._handle)
 
-    def project(
-        self,
-        geometry: np.ndarray,
-        colour: np.ndarray,
-        slots: np.ndarray,
-        camera: Camera,
-        sh_degree: int,
-        limits: np.ndarray,
-        antialiased: bool,
-    ) -> int:
-        """Rows to splats, in order of depth. Geometry [A, 12], colour [A, 48] f32, slots [M] i32 in row order; limits [3]
-        f32: near, far, radius_clip. Returns the number of rows drawn."""
+    def begin(
+        self, camera: Camera, sh_degree: int, limits: np.ndarray, antialiased: bool, band_bytes: int | None
+    ) -> None:
+        """A view without rows. limits [3] f32: near, far, radius_clip. band_bytes: what tile lists may take at a time, None
+        for no limit; one tile row is listed however much it takes."""
         if not 0 <= sh_degree <= 3:
             raise ValueError(f"sh_degree must be 0..3, got {sh_degree}")
-        if len(slots) and int(slots.view(np.uint32).max()) >= min(len(geometry), len(colour)):  # a negative one is huge
-            raise IndexError(f"slots reach outside the arena of {min(len(geometry), len(colour))} rows")
-        packed = camera.packed
-        self._arena, self._done = None, ""
+        if not 0 < max(camera.width, camera.height) <= MAX_SIDE:
+            raise ValueError(f"an image has 1 to {MAX_SIDE} pixels a side, not {camera.width} x {camera.height}")
+        self._done, self._rows = "", 0
+        self._size = (camera.height, camera.width)
+        self._library.clm_raster_begin(
+            self._handle,
+            pointer(camera.packed, np.float32, 21),
+            camera.width,
+            camera.height,
+            sh_degree,
+            int(antialiased),
+            pointer(limits, np.float32, 3),
+            -1 if band_bytes is None else max(0, band_bytes),
+        )
+        self._done = "begin"
+
+    def project(self, geometry: np.ndarray, colour: np.ndarray, slots: np.ndarray) -> int:
+        """Appends a piece: geometry [A, 12], colour [A, 48] f32, slots [M] i32 in row order. Returns how many of its rows
+        are drawn."""
+        self._check("project", "begin")
+        if self._done not in ("begin", "project"):
+            raise RuntimeError("project() after rasterize() needs a begin() first: the image has all rows of its view")
+        _check_slots(slots, min(len(geometry), len(colour)))
+        if self._rows + len(slots) > MAX_ROWS:
+            raise ValueError(f"a view has at most {MAX_ROWS:,} rows")
         drawn = self._library.clm_raster_project(
             self._handle,
             pointer(geometry, np.float32, None, 12),
             pointer(colour, np.float32, None, 48),
             pointer(slots, np.int32, None),
             len(slots),
-            pointer(packed, np.float32, 21),
-            camera.width,
-            camera.height,
-            sh_degree,
-            int(antialiased),
-            pointer(limits, np.float32, 3),
         )
         if drawn < 0:
             raise _out_of_memory()
-        self._arena, self._done = (geometry, colour, slots), "project"
-        self._size = (camera.height, camera.width)
-        return drawn
+        self._rows += len(slots)
+        self._done = "project"
+        return int(drawn)
 
     def rasterize(
         self, background: np.ndarray, rgb: np.ndarray, alpha: np.ndarray, depth: np.ndarray | None = None
     ) -> None:
-        """The last project's splats over background [3]. Writes rgb [3, H, W], alpha [H, W], depth [H, W] or None."""
-        self._check("project")
+        """The view's splats over background [3]. Writes rgb [3, H, W], alpha [H, W], depth [H, W] or None."""
+        self._check("rasterize", "begin")
         height, width = self._size
         self._done = "project"
         code = self._library.clm_raster_rasterize(
@@ -128,7 +144,7 @@ class RasterWorkspace:
         self, v_rgb: np.ndarray, v_alpha: np.ndarray | None, v_depth: np.ndarray | None, absgrad: bool
     ) -> None:
         """From gradients of the last rasterize's image to those of its splats, which stay in the workspace."""
-        self._check("rasterize")
+        self._check("rasterize_backward", "rasterize")
         height, width = self._size
         self._done = "rasterize"
         code = self._library.clm_raster_rasterize_backward(
@@ -142,25 +158,40 @@ class RasterWorkspace:
             raise _out_of_memory()
         self._done = "rasterize_backward"
 
-    def project_backward(self, grad_geometry: np.ndarray, grad_colour: np.ndarray) -> None:
-        """Adds to grad_geometry [A, 16] and grad_colour [A, 48] at the slots of the last project."""
-        self._check("rasterize_backward")
-        assert self._arena is not None
-        rows = len(self._arena[0])
-        if len(grad_geometry) < rows or len(grad_colour) < rows:
-            raise IndexError(f"gradient arrays have fewer rows than the arena ({rows})")
+    def project_backward(
+        self,
+        geometry: np.ndarray,
+        colour: np.ndarray,
+        slots: np.ndarray,
+        first: int,
+        grad_geometry: np.ndarray,
+        grad_colour: np.ndarray,
+    ) -> None:
+        """Adds to grad_geometry [A, 16] and grad_colour [A, 48] at the slots [M] i32 where the rows of a piece lie now; the
+        first of them is the view's row `first`, and their values are those that were projected."""
+        self._check("project_backward", "rasterize_backward")
+        _check_slots(slots, min(map(len, (geometry, colour, grad_geometry, grad_colour))))
+        if not 0 <= first <= self._rows - len(slots):
+            raise IndexError(f"rows {first} to {first + len(slots)} are not all among the view's {self._rows}")
         self._library.clm_raster_project_backward(
-            self._handle, pointer(grad_geometry, np.float32, None, 16), pointer(grad_colour, np.float32, None, 48)
+            self._handle,
+            pointer(geometry, np.float32, None, 12),
+            pointer(colour, np.float32, None, 48),
+            pointer(slots, np.int32, None),
+            len(slots),
+            first,
+            pointer(grad_geometry, np.float32, None, 16),
+            pointer(grad_colour, np.float32, None, 48),
         )
 
-    def _check(self, step: str) -> None:
+    def _check(self, call: str, step: str) -> None:
         """A step reads what the steps before it left in the workspace."""
         if _STEPS.index(self._done) < _STEPS.index(step):
-            raise RuntimeError(f"{_STEPS[_STEPS.index(step) + 1]}() needs a {step}() of this view first")
+            raise RuntimeError(f"{call}() needs a {step}() of this view first")
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Copies of radii [M, 2] i32 (0 = not drawn) and means2d [M, 2] f32 of the last project."""
-        rows = len(self._arena[2]) if self._arena else 0
+        """Copies of radii [M, 2] i32 (0 = not drawn) and means2d [M, 2] f32 of the view's rows so far."""
+        rows = self._rows
         radii, means2d = np.zeros((rows, 2), np.int32), np.zeros((rows, 2), np.float32)
         if rows:
             self._library.clm_raster_read(
@@ -172,13 +203,19 @@ class RasterWorkspace:
         """(tile, Gaussian) pairs of the last rasterize."""
         return int(self._library.clm_raster_pairs(self._handle))
 
+    def bands(self) -> int:
+        """Bands of tile rows that the last rasterize was cut into."""
+        return int(self._library.clm_raster_bands(self._handle))
+
     @property
-    def bytes(self) -> int:
-        """Host memory of the workspace: about 120 bytes per row and 60 per (tile, Gaussian) pair of the largest view."""
-        return int(self._library.clm_raster_bytes(self._handle))
+    def bytes(self) -> tuple[int, int]:
+        """Host memory of splats and of tile lists, of the largest view so far."""
+        out = (c_int64 * 2)()
+        self._library.clm_raster_bytes(self._handle, out)
+        return out[0], out[1]
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of the last call of each stage."""
+        """Seconds of each stage of the last view."""
         out = (c_double * len(STAGES))()
         self._library.clm_raster_seconds(self._handle, out)
         return dict(zip(STAGES, out, strict=True))

@@ -1,7 +1,9 @@
 """The CPU backend: gsplat 1.5.3's conventions on our own kernels, forward and backward without torch.
 
-Invariants: bitwise equal for any thread count and any placement of rows in the arena (slots); only spherical-harmonic
-bands up to `sh_degree` are used; a row that was not drawn gets no gradient, not even a zero in its view count.
+Invariants: bitwise equal for any thread count, any placement of rows in the arena (slots), any cut of a view into pieces and
+any `band_bytes`; rows at one depth are drawn in order of the identity that the geometry's last column carries, then of rows;
+only spherical-harmonic bands up to `sh_degree` are used; a row that was not drawn gets no gradient, not even a zero in its
+view count.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 from clm.camera import Camera
 from clm.image.losses import l1_ssim
 from clm.kernels.raster import RasterWorkspace
+from clm.render.whole import WholeViews
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Render:
     drawn: int  # rows with radii > 0
 
 
-class CpuRasterizer:
+class CpuRasterizer(WholeViews):
     """Forward and backward of one view at a time; the workspace and the images are reused from call to call."""
 
     peak_temporaries = 0  # its workspace is the host's memory, not the device's
@@ -37,44 +40,36 @@ class CpuRasterizer:
         antialiased: bool = False,
         absgrad: bool = False,
         radius_clip: float = 0.0,
+        band_bytes: int | None = None,
     ) -> None:
+        """band_bytes: what tile lists may take; beyond it they are built for a band of tile rows at a time. None: no limit."""
         self.antialiased = antialiased
         self.absgrad = absgrad
+        self.band_bytes = band_bytes  # of views that begin from now on
         self._radius_clip = radius_clip
         self._workspace = RasterWorkspace()
         self._planes = np.zeros((5, 0, 0), np.float32)  # rgb, alpha, depth
         self._has_depth = False
-        self._size = 0, 0  # height, width of the last project
+        self._finite = True  # whether the view has gradients
+        self._size = 0, 0  # height, width of the view
         self._drawn = 0
 
-    def forward(
-        self,
-        geometry: np.ndarray,
-        colour: np.ndarray,
-        slots: np.ndarray,
-        camera: Camera,
-        sh_degree: int,
-        background: np.ndarray | tuple[float, float, float],
-        depth: bool = False,
-    ) -> Render:
-        """Draw the rows geometry[slots] [A, 12] and colour[slots] [A, 48] (raw: log scales, logit opacities).
-
-        `slots` [M] i32 in ascending row order. The arena must not change before `backward` of this view.
-        """
-        self.project(geometry, colour, slots, camera, sh_degree)
-        return self.rasterize(background, depth)
-
-    def project(
-        self, geometry: np.ndarray, colour: np.ndarray, slots: np.ndarray, camera: Camera, sh_degree: int
-    ) -> int:
-        """The first half of `forward`, from rows to splats, which stay in the workspace; returns how many are drawn."""
+    def begin(self, camera: Camera, sh_degree: int) -> None:
+        """A new view, of no rows yet; the former one is forgotten."""
         limits = np.array([camera.near, camera.far, self._radius_clip], np.float32)
-        self._size = camera.height, camera.width
-        self._drawn = self._workspace.project(geometry, colour, slots, camera, sh_degree, limits, self.antialiased)
-        return self._drawn
+        self._size, self._drawn, self._finite = (camera.height, camera.width), 0, True
+        self._workspace.begin(camera, sh_degree, limits, self.antialiased, self.band_bytes)
+
+    def project(self, geometry: np.ndarray, colour: np.ndarray, slots: np.ndarray) -> int:
+        """Append the splats of a piece: the rows geometry[slots] [A, 12] and colour[slots] [A, 48] (raw: log scales, logit
+        opacities). `slots` [M] i32; rows ascend, from piece to piece too. Returns how many of them are drawn. The arena may
+        change afterwards."""
+        drawn = self._workspace.project(geometry, colour, slots)
+        self._drawn += drawn
+        return drawn
 
     def rasterize(self, background: np.ndarray | tuple[float, float, float], depth: bool = False) -> Render:
-        """The second half of `forward`, from splats to the image."""
+        """The image of the view's splats."""
         if self._planes.shape[1:] != self._size:
             self._planes = np.zeros((5, *self._size), np.float32)
         planes, self._has_depth = self._planes, depth
@@ -83,33 +78,40 @@ class CpuRasterizer:
         frozen.flags.writeable = False
         return Render(frozen[:3], frozen[3], frozen[4] if depth else None, self._drawn)
 
-    def backward(
+    def rasterize_backward(
         self,
         v_rgb: np.ndarray,
-        grad_geometry: np.ndarray,
-        grad_colour: np.ndarray,
         v_alpha: np.ndarray | None = None,
         v_depth: np.ndarray | None = None,
+        finite: bool = True,
     ) -> None:
-        """Add the gradients of the last forward to grad_geometry [A, 16] and grad_colour [A, 48] at its slots.
+        """From gradients of rgb [3, H, W], alpha and depth [H, W] to those of the splats, which stay in the workspace.
 
-        Columns 0:11 as geometry; 11: +1 per drawn row; 12: + norm of the screen gradient in half image sizes (with
-        absgrad of the per-axis sums over pixels of its absolute value). `v_depth` needs a forward with depth=True.
+        `v_depth` needs a rasterize with depth=True. Where `finite` is false the view has no gradients.
         """
-        self.rasterize_backward(v_rgb, v_alpha, v_depth)
-        self.project_backward(grad_geometry, grad_colour)
-
-    def rasterize_backward(
-        self, v_rgb: np.ndarray, v_alpha: np.ndarray | None = None, v_depth: np.ndarray | None = None
-    ) -> None:
-        """The first half of `backward`, from the image to the splats, whose gradients stay in the workspace."""
         if v_depth is not None and not self._has_depth:
             raise ValueError("v_depth needs a forward with depth=True")
-        self._workspace.rasterize_backward(v_rgb, v_alpha, v_depth, self.absgrad)
+        self._finite = bool(finite)
+        if self._finite:
+            self._workspace.rasterize_backward(v_rgb, v_alpha, v_depth, self.absgrad)
 
-    def project_backward(self, grad_geometry: np.ndarray, grad_colour: np.ndarray) -> None:
-        """The second half of `backward`, from the splats to the rows."""
-        self._workspace.project_backward(grad_geometry, grad_colour)
+    def project_backward(
+        self,
+        geometry: np.ndarray,
+        colour: np.ndarray,
+        slots: np.ndarray,
+        first: int,
+        grad_geometry: np.ndarray,
+        grad_colour: np.ndarray,
+    ) -> None:
+        """Add the gradients of a piece, whose first row is the view's row `first`, to grad_geometry [A, 16] and grad_colour
+        [A, 48] at `slots`, where its rows (values as they were projected) lie now. Pieces may come in any order.
+
+        Columns 0:11 as geometry; 11: +1 per drawn row; 12: + norm of the screen gradient in half image sizes (with
+        absgrad of the per-axis sums over pixels of its absolute value).
+        """
+        if self._finite:
+            self._workspace.project_backward(geometry, colour, slots, first, grad_geometry, grad_colour)
 
     def loss_and_gradients(
         self,
@@ -146,6 +148,10 @@ class CpuRasterizer:
         """(tile, Gaussian) pairs of the last forward."""
         return self._workspace.pairs()
 
+    def bands(self) -> int:
+        """Bands of tile rows that the last forward was cut into."""
+        return self._workspace.bands()
+
     def seconds(self) -> dict[str, float]:
-        """Seconds of the last call of each stage: project, sort, lists, forward, backward, project_backward."""
+        """Seconds of each stage of the last view: project, sort, lists, forward, backward, project_backward."""
         return self._workspace.seconds()

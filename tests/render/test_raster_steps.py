@@ -26,12 +26,13 @@ def test_the_steps_one_by_one_give_bitwise_what_forward_and_backward_give(depth:
     whole.backward(v_rgb, *fused, v_alpha, v_depth if depth else None)
     steps, apart = CpuRasterizer(absgrad=absgrad), gradients()
     for _ in range(2):  # the second time from a workspace that was used before
-        drawn = steps.project(*rows, camera, 3)
+        steps.begin(camera, 3)
+        drawn = steps.project(*rows)
         again = steps.rasterize(BACKGROUND, depth)
         for values in apart:
             values[:] = 0
         steps.rasterize_backward(v_rgb, v_alpha, v_depth if depth else None)
-        steps.project_backward(*apart)
+        steps.project_backward(*rows, 0, *apart)
         assert drawn == again.drawn == image.drawn and np.array_equal(again.rgb, image.rgb)
         assert np.array_equal(again.alpha, image.alpha) and (again.depth is not None) == depth
         assert again.depth is None or image.depth is None or np.array_equal(again.depth, image.depth)
@@ -40,7 +41,8 @@ def test_the_steps_one_by_one_give_bitwise_what_forward_and_backward_give(depth:
 
 def test_splats_can_be_rasterized_again_over_another_background() -> None:
     rows, camera, rasterizer = (*random_rows(ROWS), all_slots(ROWS)), look_at_origin(), CpuRasterizer()
-    rasterizer.project(*rows, camera, 2)
+    rasterizer.begin(camera, 2)
+    rasterizer.project(*rows)
     first = rasterizer.rasterize(BACKGROUND).rgb.copy()
     second = rasterizer.rasterize((0, 0, 0), depth=True)
     expected = CpuRasterizer().forward(*rows, camera, 2, (0, 0, 0), depth=True)
@@ -50,15 +52,18 @@ def test_splats_can_be_rasterized_again_over_another_background() -> None:
 def test_a_step_without_the_one_before_it_is_refused() -> None:
     rasterizer, rows = CpuRasterizer(), (*random_rows(ROWS), all_slots(ROWS))
     v_rgb = np.ones((3, 50, 72), np.float32)
-    with pytest.raises(RuntimeError, match=r"rasterize\(\) needs a project\(\)"):
-        rasterizer.rasterize(BACKGROUND)
-    rasterizer.project(*rows, look_at_origin(), 1)
+    with pytest.raises(RuntimeError, match=r"project\(\) needs a begin\(\)"):
+        rasterizer.project(*rows)
+    with pytest.raises(RuntimeError, match=r"rasterize\(\) needs a begin\(\)"):
+        CpuRasterizer().rasterize(BACKGROUND)
+    rasterizer.begin(look_at_origin(), 1)
     with pytest.raises(RuntimeError, match=r"rasterize_backward\(\) needs a rasterize\(\)"):
         rasterizer.rasterize_backward(v_rgb)
+    rasterizer.project(*rows)
     rasterizer.rasterize(BACKGROUND)
     with pytest.raises(RuntimeError, match=r"project_backward\(\) needs a rasterize_backward\(\)"):
-        rasterizer.project_backward(*gradients())
+        rasterizer.project_backward(*rows, 0, *gradients())
     rasterizer.rasterize_backward(v_rgb)
-    rasterizer.project(*rows, look_at_origin(), 1)
+    rasterizer.begin(look_at_origin(), 1)
     with pytest.raises(RuntimeError, match="needs a"):
-        rasterizer.project_backward(*gradients())
+        rasterizer.project_backward(*rows, 0, *gradients())

@@ -1,4 +1,7 @@
-// Projection, forward: raw rows -> records in screen space, radii; rows that draw nothing get radii 0.
+// Projection, forward: raw rows of a piece -> records in screen space, radii, appended to the view's; rows that draw nothing
+// get radii 0.
+#include <atomic>
+
 #include "project.h"
 
 namespace clm {
@@ -6,9 +9,9 @@ namespace {
 
 constexpr int64_t kChunk = 512;
 
-void colours8(const View& v, const Rows8& rows, const Projected& o, f8 (&rgb)[3]) {
+void colours8(const View& v, const float* colour, const Rows8& rows, const Projected& o, f8 (&rgb)[3]) {
     f8 c[48], basis[16], d[3], inverse;
-    load_colour(v, rows, c);
+    load_colour(v.sh_degree, colour, rows, c);
     direction8(v, o, d, inverse);
     sh_basis(v.sh_degree, d, basis);
     int count = (v.sh_degree + 1) * (v.sh_degree + 1);
@@ -45,24 +48,30 @@ void store_records(Workspace& ws, int64_t first, int64_t count, f8 (&low)[8], f8
     }
 }
 
-void project_eight(Workspace& ws, int64_t first) {
+struct Seen {
+    int drawn;
+    bool identified;
+};
+
+Seen project_eight(Workspace& ws, const Piece& piece, int64_t at) {
     const View& v = ws.view;
-    Rows8 rows = rows_at(v, first);
+    Rows8 rows = rows_at(piece, at);
     Projected o;
-    project8(v, rows, o);
+    project8(v, piece.geometry, rows, o);
     // exp2(l) is the opacity; 2 ln(255 opacity) = q is the squared radius, in sigmas, of the ellipse alpha = 1/255.
     f8 l = log2(vmax(o.effective, splat<f8>(1e-30f)));
     f8 q = 2.0f * kLn2 * (l - kExponentMin);
     f8 rx, ry;
     i8 drawn = cull8(v, o, q, rx, ry) & rows.real;
-    int64_t count = v.rows - first < 8 ? v.rows - first : 8;
+    const int64_t count = piece.rows - at < 8 ? piece.rows - at : 8, first = piece.first + at;
     i8 radius_x = truncate(keep(drawn, rx)), radius_y = truncate(keep(drawn, ry));
     for (int64_t j = 0; j < count; ++j) {
         ws.radii[2 * (first + j)] = radius_x[j];
         ws.radii[2 * (first + j) + 1] = radius_y[j];
     }
+    const uint32_t mask = movemask(drawn);
     f8 rgb[3] = {};
-    if (movemask(drawn)) colours8(v, rows, o, rgb);
+    if (mask) colours8(v, piece.colour, rows, o, rgb);
     f8 inv = 1.0f / o.det;
     // A little generous, so that rounding never drops a pixel; the pixel test itself is exact.
     f8 reach = fma(q, splat<f8>(1.0002f), splat<f8>(1e-4f));
@@ -70,20 +79,34 @@ void project_eight(Workspace& ws, int64_t first) {
     f8 low[8] = {o.mx, o.my, (-0.5f * kLog2E) * (o.yy * inv), kLog2E * (o.xy * inv), (-0.5f * kLog2E) * (o.xx * inv),
                  l, rgb[0], rgb[1]};
     f8 high[8] = {rgb[2], o.pc[2], o.xy * inv_yy, o.det * inv_yy * inv_yy, o.yy * reach, o.xy * vsqrt(reach / o.xx),
-                  f8{}, f8{}};
+                  o.identity, f8{}};
     store_records(ws, first, count, low, high);
+    return {__builtin_popcount(mask), movemask(bits<i8>(o.identity) != 0) != 0};
 }
 
 }  // namespace
 
-void project(Workspace& ws) {
-    const int64_t rows = ws.view.rows;
-    ws.records.need(rows);
-    ws.radii.need(2 * rows);
+int64_t project(Workspace& ws, const Piece& piece) {
+    const int64_t rows = piece.rows, after = piece.first + rows;
+    ws.records.need(after, piece.first);
+    ws.radii.need(2 * after, 2 * piece.first);
+    std::atomic<int64_t> drawn{0};
+    std::atomic<bool> identified{false};
     parallel((rows + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
         int64_t end = (chunk + 1) * kChunk < rows ? (chunk + 1) * kChunk : rows;
-        for (int64_t first = chunk * kChunk; first < end; first += 8) project_eight(ws, first);
+        Seen all{0, false};
+        for (int64_t at = chunk * kChunk; at < end; at += 8) {
+            Seen seen = project_eight(ws, piece, at);
+            all = {all.drawn + seen.drawn, all.identified || seen.identified};
+        }
+        drawn.fetch_add(all.drawn, std::memory_order_relaxed);
+        if (all.identified) identified.store(true, std::memory_order_relaxed);
     });
+    ws.rows = after;
+    ws.drawn += drawn.load();
+    ws.identified = ws.identified || identified.load();
+    ws.sorted = false;
+    return drawn.load();
 }
 
 }  // namespace clm

@@ -14,12 +14,13 @@ struct Rows8 {
     i8 real;  // lanes below the number of rows
 };
 
-CLM_INLINE Rows8 rows_at(const View& view, int64_t first) {
+// Eight rows from the piece's row `at` on.
+CLM_INLINE Rows8 rows_at(const Piece& piece, int64_t at) {
     Rows8 rows;
     for (int j = 0; j < 8; ++j) {
-        int64_t i = first + j < view.rows ? first + j : view.rows - 1;
-        rows.slot[j] = view.slots[i];
-        rows.real[j] = first + j < view.rows ? -1 : 0;
+        int64_t i = at + j < piece.rows ? at + j : piece.rows - 1;
+        rows.slot[j] = piece.slots[i];
+        rows.real[j] = at + j < piece.rows ? -1 : 0;
     }
     return rows;
 }
@@ -45,12 +46,13 @@ struct Projected {
     f8 det0, det;
     f8 opacity, effective;     // after sigmoid; after compensation
     f8 mx, my;
+    f8 identity;  // bits, not a number
 };
 
-CLM_INLINE void project8(const View& v, const Rows8& rows, Projected& o) {
+CLM_INLINE void project8(const View& v, const float* geometry, const Rows8& rows, Projected& o) {
     f8 low[8], high[8];
-    load_columns(v.geometry, 12, rows, 0, low);
-    load_columns(v.geometry, 12, rows, 4, high);
+    load_columns(geometry, 12, rows, 0, low);
+    load_columns(geometry, 12, rows, 4, high);
     const float* m = v.w2c;
     for (int i = 0; i < 3; ++i) o.p[i] = low[i];
     for (int i = 0; i < 3; ++i)
@@ -75,6 +77,7 @@ CLM_INLINE void project8(const View& v, const Rows8& rows, Projected& o) {
     o.s[0] = vexp(low[7]);
     o.s[1] = vexp(high[4]);
     o.s[2] = vexp(high[5]);
+    o.identity = high[7];
     for (int i = 0; i < 3; ++i)
         for (int k = 0; k < 3; ++k)
             o.u[i][k] = o.s[k] * fma(splat<f8>(m[4 * i]), o.r[0][k],
@@ -174,10 +177,10 @@ CLM_INLINE void sh_gradient(int degree, const f8 (&d)[3], const f8 (&t)[16], f8 
 constexpr int sh_floats(int degree) { return 3 * (degree + 1) * (degree + 1); }
 constexpr int sh_groups(int degree) { return (sh_floats(degree) + 7) / 8; }
 
-CLM_INLINE void load_colour(const View& v, const Rows8& rows, f8 (&c)[48]) {
-    for (int group = 0; group < sh_groups(v.sh_degree); ++group) {
+CLM_INLINE void load_colour(int sh_degree, const float* colour, const Rows8& rows, f8 (&c)[48]) {
+    for (int group = 0; group < sh_groups(sh_degree); ++group) {
         f8 columns[8];
-        load_columns(v.colour, 48, rows, 8 * group, columns);
+        load_columns(colour, 48, rows, 8 * group, columns);
         for (int k = 0; k < 8; ++k) c[8 * group + k] = columns[k];
     }
 }

@@ -11,17 +11,26 @@ namespace {
 constexpr int64_t kChunk = 512;
 typedef float f4 __attribute__((vector_size(16)));
 
-// Sums of the moments of eight rows: m[k] lane j = moment k of row first + j; rows not drawn give zeros.
+// Adds the moments of a row's pairs, in tile order.
+CLM_INLINE void add_pairs(const Workspace& ws, int64_t row, f8& low, f4& tail) {
+    for (int64_t p = ws.pair_begin[row]; p < ws.pair_begin[row + 1]; ++p) {
+        low += load<f8>(ws.moments.data() + p * kMoments);
+        tail += load<f4>(ws.moments.data() + p * kMoments + 8);
+    }
+}
+
+// Sums of the moments of eight rows: m[k] lane j = moment k of the view's row first + j; rows not drawn give zeros.
 void gather8(const Workspace& ws, int64_t first, i8 drawn, f8 (&m)[16]) {
     f8 low[8], high[8];
     for (int j = 0; j < 8; ++j) {
         f4 tail{};
         low[j] = f8{};
-        if (drawn[j])
-            for (int64_t p = ws.pair_begin[first + j]; p < ws.pair_begin[first + j + 1]; ++p) {
-                low[j] += load<f8>(ws.moments.data() + p * kMoments);
-                tail += load<f4>(ws.moments.data() + p * kMoments + 8);
-            }
+        if (drawn[j] && ws.summed) {
+            low[j] = load<f8>(ws.sums.data() + (first + j) * kMoments);
+            tail = load<f4>(ws.sums.data() + (first + j) * kMoments + 8);
+        } else if (drawn[j]) {
+            add_pairs(ws, first + j, low[j], tail);
+        }
         high[j] = f8{tail[0], tail[1], tail[2], tail[3]};
     }
     transpose(low);
@@ -44,10 +53,10 @@ CLM_INLINE void add_columns(float* table, int64_t stride, const Rows8& rows, uin
 }
 
 // Colour: v_rgb -> SH coefficients (added to grad_colour) and, through the direction, the mean.
-void colour_backward8(const View& v, const Rows8& rows, const Projected& o, uint32_t drawn, const f8* v_rgb,
+void colour_backward8(const View& v, const float* colour, const Rows8& rows, const Projected& o, uint32_t drawn, const f8* v_rgb,
                       float* grad_colour, f8 (&v_p)[3]) {
     f8 c[48], basis[16], d[3], inverse, t[16], rgb[3];
-    load_colour(v, rows, c);
+    load_colour(v.sh_degree, colour, rows, c);
     direction8(v, o, d, inverse);
     sh_basis(v.sh_degree, d, basis);
     const int count = (v.sh_degree + 1) * (v.sh_degree + 1);
@@ -132,22 +141,23 @@ CLM_INLINE void footprint_backward(const View& v, const Projected& o, const Scre
     v_c[2] -= o.rz * (v_tx * tx + v_ty * ty + o.jx * v_jx + o.jxz * v_jxz + o.jy * v_jy + o.jyz * v_jyz);
 }
 
-void backward_eight(Workspace& ws, int64_t first, float* grad_geometry, float* grad_colour) {
+void backward_eight(const Workspace& ws, const Piece& piece, int64_t at, float* grad_geometry, float* grad_colour) {
     const View& v = ws.view;
+    const int64_t first = piece.first + at;
     i8 drawn_lanes{};
-    for (int64_t j = 0; j < 8 && first + j < v.rows; ++j) drawn_lanes[j] = ws.radii[2 * (first + j)] > 0 ? -1 : 0;
+    for (int64_t j = 0; j < 8 && at + j < piece.rows; ++j) drawn_lanes[j] = ws.radii[2 * (first + j)] > 0 ? -1 : 0;
     uint32_t drawn = movemask(drawn_lanes);
     if (!drawn) return;
     f8 m[16];
     gather8(ws, first, drawn_lanes, m);
-    Rows8 rows = rows_at(v, first);
+    Rows8 rows = rows_at(piece, at);
     Projected o;
-    project8(v, rows, o);
+    project8(v, piece.geometry, rows, o);
     Screen s = screen_backward(v, o, m);
     f8 v_u[3][3], v_c[3] = {f8{}, f8{}, m[11]}, v_p[3] = {}, v_r[3][3], v_s[3], v_q[4];
     footprint_backward(v, o, s, v_u, v_c);
     const f8 v_rgb[3] = {m[6], m[7], m[8]};
-    colour_backward8(v, rows, o, drawn, v_rgb, grad_colour, v_p);
+    colour_backward8(v, piece.colour, rows, o, drawn, v_rgb, grad_colour, v_p);
     const float* w = v.w2c;
     for (int j = 0; j < 3; ++j) v_p[j] += w[j] * v_c[0] + w[4 + j] * v_c[1] + w[8 + j] * v_c[2];
     for (int k = 0; k < 3; ++k) {
@@ -168,12 +178,38 @@ void backward_eight(Workspace& ws, int64_t first, float* grad_geometry, float* g
 
 }  // namespace
 
-void project_backward(Workspace& ws, float* grad_geometry, float* grad_colour) {
-    const int64_t rows = ws.view.rows;
+void clear_sums(Workspace& ws) {
+    const int64_t floats = ws.rows * kMoments, chunk_floats = kChunk * kMoments;
+    ws.sums.need(floats);
+    parallel((floats + chunk_floats - 1) / chunk_floats, [&](int64_t chunk, int) {
+        int64_t begin = chunk * chunk_floats, end = begin + chunk_floats < floats ? begin + chunk_floats : floats;
+        std::memset(ws.sums.data() + begin, 0, size_t(end - begin) * sizeof(float));
+    });
+}
+
+// Continues each row's sum with the pairs of the band: the additions of a view without bands, in their order.
+void add_to_sums(Workspace& ws) {
+    const int64_t rows = ws.rows;
     parallel((rows + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
         int64_t end = (chunk + 1) * kChunk < rows ? (chunk + 1) * kChunk : rows;
-        for (int64_t first = chunk * kChunk; first < end; first += 8)
-            backward_eight(ws, first, grad_geometry, grad_colour);
+        for (int64_t row = chunk * kChunk; row < end; ++row) {
+            if (ws.pair_begin[row] == ws.pair_begin[row + 1]) continue;
+            float* sums = ws.sums.data() + row * kMoments;
+            f8 low = load<f8>(sums);
+            f4 tail = load<f4>(sums + 8);
+            add_pairs(ws, row, low, tail);
+            store(sums, low);
+            store(sums + 8, tail);
+        }
+    });
+}
+
+void project_backward(Workspace& ws, const Piece& piece, float* grad_geometry, float* grad_colour) {
+    const int64_t rows = piece.rows;
+    parallel((rows + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
+        int64_t end = (chunk + 1) * kChunk < rows ? (chunk + 1) * kChunk : rows;
+        for (int64_t at = chunk * kChunk; at < end; at += 8)
+            backward_eight(ws, piece, at, grad_geometry, grad_colour);
     });
 }
 

@@ -112,7 +112,7 @@ template <bool kDepth, bool kAbs>
 void replay_tile(Workspace& ws, const Cotangents& c, int64_t tile) {
     static const BlockPixels pixels;
     const View& v = ws.view;
-    const int x0 = int(tile % v.tiles_x) * kTile, y0 = int(tile / v.tiles_x) * kTile;
+    const int x0 = int(tile % v.tiles_x) * kTile, y0 = (ws.band.begin + int(tile / v.tiles_x)) * kTile;
     const int64_t begin = ws.tile_begin[tile], end = ws.tile_begin[tile + 1];
     if (begin == end) return;
     vf px[kBlocks], py[kBlocks];
@@ -142,8 +142,8 @@ void replay_tile(Workspace& ws, const Cotangents& c, int64_t tile) {
 }  // namespace
 
 void composite_backward(Workspace& ws, const Cotangents& v) {
-    const int64_t tiles = int64_t(ws.view.tiles_x) * ws.view.tiles_y;
-    ws.moments.need(ws.pairs * kMoments);
+    const int64_t tiles = ws.band_tiles();
+    ws.moments.need(ws.band_pairs * kMoments);
     parallel(tiles, [&](int64_t tile, int) {
         if (v.depth && v.absgrad)
             replay_tile<true, true>(ws, v, tile);

@@ -154,7 +154,7 @@ template <bool kDepth>
 void blend_tile(Workspace& ws, int64_t tile, float* rgb, float* alpha, float* depth) {
     static const BlockPixels pixels;
     const View& v = ws.view;
-    const int x0 = int(tile % v.tiles_x) * kTile, y0 = int(tile / v.tiles_x) * kTile;
+    const int x0 = int(tile % v.tiles_x) * kTile, y0 = (ws.band.begin + int(tile / v.tiles_x)) * kTile;
     BlockState* state = ws.state.data() + tile * kBlocks;
     uint32_t live = 0;
     vf px[kBlocks], py[kBlocks];
@@ -186,17 +186,17 @@ void blend_tile(Workspace& ws, int64_t tile, float* rgb, float* alpha, float* de
         s.green = fma(s.transmittance, splat<vf>(v.background[1]), s.green);
         s.blue = fma(s.transmittance, splat<vf>(v.background[2]), s.blue);
     }
-    write_tile(ws, state, x0, y0, rgb, alpha, depth);
+    if (rgb) write_tile(ws, state, x0, y0, rgb, alpha, depth);
 }
 
 }  // namespace
 
-void composite(Workspace& ws, float* rgb, float* alpha, float* depth) {
-    const int64_t tiles = int64_t(ws.view.tiles_x) * ws.view.tiles_y;
+void composite(Workspace& ws, float* rgb, float* alpha, float* depth, bool has_depth) {
+    const int64_t tiles = ws.band_tiles();
     ws.state.need(tiles * kBlocks);
-    ws.coverage.need(ws.pairs);
+    ws.coverage.need(ws.band_pairs);
     parallel(tiles, [&](int64_t tile, int) {
-        if (depth)
+        if (has_depth)
             blend_tile<true>(ws, tile, rgb, alpha, depth);
         else
             blend_tile<false>(ws, tile, rgb, alpha, depth);

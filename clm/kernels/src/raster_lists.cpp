@@ -1,7 +1,9 @@
 // From projected Gaussians to one depth-ordered list per tile: sort the rows once, then a counting sort into tiles.
 //
-// The order is that of sorting (tile, depth, row) keys, without ever sorting pairs, and only tiles that the ellipse
-// alpha = 1/255 touches are listed. The result does not depend on how the depth order is cut into chunks.
+// The order is that of sorting (tile, depth, identity, row) keys, without ever sorting pairs, and only tiles that the ellipse
+// alpha = 1/255 touches are listed. The result does not depend on how the depth order is cut into chunks. Lists are built for
+// a band of tile rows; a band is the whole image unless its lists would exceed `band_bytes`.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -37,7 +39,7 @@ inline Span tile_columns(const Record& g, int tile_row, int tiles_x) {
 // In row order, where records lie side by side.
 void find_tile_rows(Workspace& ws) {
     constexpr int64_t kChunk = 4096;
-    const int64_t rows = ws.view.rows;
+    const int64_t rows = ws.rows;
     ws.tile_rows.need(rows);
     parallel((rows + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
         int64_t end = (chunk + 1) * kChunk < rows ? (chunk + 1) * kChunk : rows;
@@ -45,7 +47,8 @@ void find_tile_rows(Workspace& ws) {
             if (ws.radii[2 * i] == 0) continue;
             const Record& g = ws.records[i];
             float top = std::sqrt(g.top2);
-            ws.tile_rows[i] = tile_range(g.my - top, g.my + top, ws.view.tiles_y);
+            Span at = tile_range(g.my - top, g.my + top, ws.view.tiles_y);
+            ws.tile_rows[i] = {uint16_t(at.begin), uint16_t(at.end)};
         }
     });
 }
@@ -57,37 +60,45 @@ inline Slice slice(int64_t total, int64_t chunk) {
     return {total * chunk / kListChunks, total * (chunk + 1) / kListChunks};
 }
 
+// The part of a row's tile rows that lies in the band; empty where end <= begin.
+inline Span within(TileRows rows, Span band) {
+    return {rows.begin > band.begin ? rows.begin : band.begin, rows.end < band.end ? rows.end : band.end};
+}
+inline bool touches(TileRows rows, Span band) { return rows.begin < band.end && rows.end > band.begin; }
+
 // Spans of one slice of the depth order; counts pairs per tile and per row.
 void count_slice(Workspace& ws, int64_t chunk) {
     const int tiles_x = ws.view.tiles_x;
-    const int64_t tiles = int64_t(tiles_x) * ws.view.tiles_y;
+    const int64_t tiles = ws.band_tiles();
+    const Span band = ws.band;
     int64_t* counts = ws.cursor.data() + chunk * tiles;
     std::memset(counts, 0, size_t(tiles) * sizeof(int64_t));
     Slice s = slice(ws.drawn, chunk);
     for (int64_t i = s.begin; i < s.end; ++i) {
-        if (i + 8 < s.end) __builtin_prefetch(&ws.records[ws.order[i + 8].row]);
-        uint32_t row = ws.order[i].row;
+        if (i + 8 < s.end && touches(ws.order[i + 8].tile_rows, band))
+            __builtin_prefetch(&ws.records[ws.order[i + 8].row]);
+        const uint32_t row = ws.order[i].row;
         const Record& g = ws.records[row];
         int64_t pairs = 0;
-        int tile_row = ws.tile_rows[row].begin;
+        int tile_row = within(ws.order[i].tile_rows, band).begin;
         for (int64_t k = ws.span_begin[i]; k < ws.span_begin[i + 1]; ++k, ++tile_row) {
             Span span = tile_columns(g, tile_row, tiles_x);
             ws.spans[k] = span;
             pairs += span.end - span.begin;
-            int64_t* at = counts + int64_t(tile_row) * tiles_x;
+            int64_t* at = counts + int64_t(tile_row - band.begin) * tiles_x;
             for (int32_t x = span.begin; x < span.end; ++x) ++at[x];
         }
-        ws.pair_count[row] = pairs;
+        ws.pair_begin[row] = pairs;  // a count, until `scan`
     }
 }
 
 void scatter_slice(Workspace& ws, int64_t chunk) {
     const int tiles_x = ws.view.tiles_x;
-    int64_t* cursor = ws.cursor.data() + chunk * int64_t(tiles_x) * ws.view.tiles_y;
+    int64_t* cursor = ws.cursor.data() + chunk * ws.band_tiles();
     Slice s = slice(ws.drawn, chunk);
     for (int64_t i = s.begin; i < s.end; ++i) {
         Pair pair{ws.order[i].row, 0};
-        int tile_row = ws.tile_rows[pair.row].begin;
+        int tile_row = within(ws.order[i].tile_rows, ws.band).begin - ws.band.begin;
         for (int64_t k = ws.span_begin[i]; k < ws.span_begin[i + 1]; ++k, ++tile_row) {
             int64_t* at = cursor + int64_t(tile_row) * tiles_x;
             for (int32_t x = ws.spans[k].begin; x < ws.spans[k].end; ++x) {
@@ -100,15 +111,15 @@ void scatter_slice(Workspace& ws, int64_t chunk) {
 
 // Where each row's moments, each tile's list and each slice's share of it begin.
 void scan(Workspace& ws) {
-    const int64_t rows = ws.view.rows, tiles = int64_t(ws.view.tiles_x) * ws.view.tiles_y;
-    ws.pair_begin.need(rows + 1);
-    ws.tile_begin.need(tiles + 1);
+    const int64_t rows = ws.rows, tiles = ws.band_tiles();
     int64_t at = 0;
     for (int64_t i = 0; i < rows; ++i) {
+        int64_t count = ws.radii[2 * i] > 0 ? ws.pair_begin[i] : 0;
         ws.pair_begin[i] = at;
-        if (ws.radii[2 * i] > 0) at += ws.pair_count[i];
+        at += count;
     }
-    ws.pair_begin[rows] = ws.pairs = at;
+    ws.pair_begin[rows] = ws.band_pairs = at;
+    ws.tile_begin.need(tiles + 1);
     at = 0;
     for (int64_t t = 0; t < tiles; ++t) {
         ws.tile_begin[t] = at;
@@ -122,25 +133,74 @@ void scan(Workspace& ws) {
     ws.tile_begin[tiles] = at;
 }
 
+// Runs of rows at one depth, which the sort left in row order, in the order of their identities.
+void order_ties(Workspace& ws) {
+    constexpr int64_t kChunk = 8192;
+    const int64_t drawn = ws.drawn, chunks = (drawn + kChunk - 1) / kChunk;
+    Keyed* order = ws.order;
+    std::vector<int64_t> begins(size_t(chunks) + 1, drawn);  // no run is cut
+    for (int64_t c = 0, at = 0; c < chunks; ++c) {
+        at = at > c * kChunk ? at : c * kChunk;
+        while (at && at < drawn && order[at - 1].key == order[at].key) ++at;
+        begins[size_t(c)] = at;
+    }
+    parallel(chunks, [&](int64_t chunk, int) {
+        const int64_t end = begins[size_t(chunk) + 1];
+        for (int64_t i = begins[size_t(chunk)], stop; i < end; i = stop) {
+            for (stop = i + 1; stop < end && order[stop].key == order[i].key;) ++stop;
+            if (stop == i + 1) continue;
+            std::stable_sort(order + i, order + stop, [&](const Keyed& a, const Keyed& b) {
+                return ws.records[a.row].identity < ws.records[b.row].identity;
+            });
+        }
+    });
+}
+
+// Pairs and spans per tile row, [tiles_y] each, without listing any.
+void count_tile_rows(Workspace& ws, std::vector<int64_t>& pairs, std::vector<int64_t>& spans) {
+    const int tiles_x = ws.view.tiles_x, tiles_y = ws.view.tiles_y;
+    std::vector<int64_t> counts(size_t(kListChunks) * 2 * size_t(tiles_y), 0);
+    parallel(kListChunks, [&](int64_t chunk, int) {
+        int64_t* at = counts.data() + chunk * 2 * tiles_y;
+        Slice s = slice(ws.drawn, chunk);
+        for (int64_t i = s.begin; i < s.end; ++i) {
+            if (i + 8 < s.end) __builtin_prefetch(&ws.records[ws.order[i + 8].row]);
+            const TileRows rows = ws.order[i].tile_rows;
+            for (int y = rows.begin; y < rows.end; ++y) {
+                Span span = tile_columns(ws.records[ws.order[i].row], y, tiles_x);
+                at[2 * y] += span.end - span.begin;
+                at[2 * y + 1] += 1;
+            }
+        }
+    });
+    pairs.assign(size_t(tiles_y), 0);
+    spans.assign(size_t(tiles_y), 0);
+    for (int chunk = 0; chunk < kListChunks; ++chunk)
+        for (int y = 0; y < tiles_y; ++y) {
+            pairs[size_t(y)] += counts[size_t((chunk * tiles_y + y) * 2)];
+            spans[size_t(y)] += counts[size_t((chunk * tiles_y + y) * 2 + 1)];
+        }
+}
+
 }  // namespace
 
-// Stable radix sort on the bits of z: positive floats order as their bits, ties stay in row order.
+// Stable radix sort on the bits of z: positive floats order as their bits, ties go by identity, then row.
 void sort_by_depth(Workspace& ws) {
     constexpr int kBits = 11, kBuckets = 1 << kBits, kPasses = 3;
-    const int64_t rows = ws.view.rows;
-    Keyed* from = ws.keyed.need(rows);
-    Keyed* to = ws.keyed2.need(rows);
+    const int64_t rows = ws.rows, drawn = ws.drawn;
+    Keyed* from = ws.keyed.need(drawn);
+    Keyed* to = ws.keyed2.need(drawn);
     static thread_local int64_t counts[kPasses][kBuckets];
     std::memset(counts, 0, sizeof counts);
-    int64_t drawn = 0;
+    int64_t listed = 0;
     for (int64_t i = 0; i < rows; ++i) {
         if (ws.radii[2 * i] == 0) continue;
         uint32_t key;
         std::memcpy(&key, &ws.records[i].z, 4);
-        from[drawn++] = {key, uint32_t(i)};
+        from[listed].key = key;
+        from[listed++].row = uint32_t(i);
         for (int pass = 0; pass < kPasses; ++pass) ++counts[pass][(key >> (kBits * pass)) & (kBuckets - 1)];
     }
-    ws.drawn = drawn;
     for (int pass = 0; pass < kPasses && drawn; ++pass) {
         int64_t* count = counts[pass];
         if (count[(from[0].key >> (kBits * pass)) & (kBuckets - 1)] == drawn) continue;
@@ -151,30 +211,57 @@ void sort_by_depth(Workspace& ws) {
             at += c;
         }
         for (int64_t i = 0; i < drawn; ++i) to[count[(from[i].key >> (kBits * pass)) & (kBuckets - 1)]++] = from[i];
-        Keyed* swap = from;
-        from = to;
-        to = swap;
+        std::swap(from, to);
     }
     ws.order = from;
+    if (ws.identified) order_ties(ws);
+    find_tile_rows(ws);
+    for (int64_t i = 0; i < drawn; ++i) from[i].tile_rows = ws.tile_rows[from[i].row];
+    ws.sorted = true;
 }
 
-void build_lists(Workspace& ws) {
-    const int64_t tiles = int64_t(ws.view.tiles_x) * ws.view.tiles_y;
-    find_tile_rows(ws);
-    ws.cursor.need(kListChunks * tiles);
+// Cuts the image into the fewest bands of tile rows whose lists stay within `band_bytes`, from the top; a tile row that does
+// not is a band of its own.
+void choose_bands(Workspace& ws) {
+    const int tiles_x = ws.view.tiles_x, tiles_y = ws.view.tiles_y;
+    ws.bands.clear();
+    if (ws.band_bytes < 0) {
+        ws.bands.push_back({0, tiles_y});
+        return;
+    }
+    std::vector<int64_t> pairs, spans;
+    count_tile_rows(ws, pairs, spans);
+    constexpr int64_t pair_bytes = sizeof(Pair) + sizeof(uint32_t) + kMoments * sizeof(float);
+    constexpr int64_t tile_bytes = kBlocks * sizeof(BlockState) + (kListChunks + 1) * sizeof(int64_t);
+    int64_t taken = 0;
+    for (int y = 0; y < tiles_y; ++y) {
+        const int64_t more = pairs[size_t(y)] * pair_bytes + spans[size_t(y)] * int64_t(sizeof(Span)) +
+                             tiles_x * tile_bytes;
+        if (ws.bands.empty() || taken + more > ws.band_bytes) {
+            ws.bands.push_back({y, y});
+            taken = 0;
+        }
+        ws.bands.back().end = y + 1;
+        taken += more;
+    }
+}
+
+void build_lists(Workspace& ws, Span band) {
+    ws.band = band;
+    ws.cursor.need(kListChunks * ws.band_tiles());
     ws.span_begin.need(ws.drawn + 1);
-    ws.pair_count.need(ws.view.rows);
+    ws.pair_begin.need(ws.rows + 1);
     int64_t at = 0;
     for (int64_t i = 0; i < ws.drawn; ++i) {
-        Span rows = ws.tile_rows[ws.order[i].row];
+        Span rows = within(ws.order[i].tile_rows, band);
         ws.span_begin[i] = at;
-        at += rows.end - rows.begin;
+        at += rows.end > rows.begin ? rows.end - rows.begin : 0;
     }
     ws.span_begin[ws.drawn] = at;
     ws.spans.need(at);
     parallel(kListChunks, [&](int64_t chunk, int) { count_slice(ws, chunk); });
     scan(ws);
-    ws.list.need(ws.pairs);
+    ws.list.need(ws.band_pairs);
     parallel(kListChunks, [&](int64_t chunk, int) { scatter_slice(ws, chunk); });
 }
 
