@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from clm.errors import ClmError
-from clm.values import FLAGS, LARGEST_COUNT, checked_value, parse_background, shown
+from clm.units import shown
+from clm.values import FLAGS, LARGEST_COUNT, checked_value, parse_background
 
 __all__ = ["Config", "field_type", "fields", "from_dict", "load_config", "parse_background", "resolve", "to_dict"]
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from clm.errors import ResourceError
+from clm.units import format_bytes
 
 _MARK = re.compile(r"\..*\.(\d+)\.clm\.tmp")
 _LONGEST_NAME = 200  # file systems admit 255 bytes; the rest is for the mark
@@ -41,13 +42,9 @@ def storage_failure(error: OSError, path: Path | str, needed: int | None = None)
     if number not in _REASONS:
         return None
     reason, fix = _REASONS[number]
-    size = f" It needs {_mebibytes(needed)}." if needed is not None else ""
-    free = f" {_mebibytes(_free_bytes(Path(path)))} are free." if number == errno.ENOSPC else ""
+    size = f" It needs {format_bytes(needed)}." if needed is not None else ""
+    free = f" {format_bytes(_free_bytes(Path(path)))} are free." if number == errno.ENOSPC else ""
     return ResourceError(f"{reason}: {path} was not written.{size}{free}", fix)
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"
 
 
 def _free_bytes(path: Path) -> int:

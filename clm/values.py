@@ -6,23 +6,14 @@ Whatever is wrong is one ClmError that names the key, what is there, and a value
 from __future__ import annotations
 
 import math
-import re
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 from clm.errors import ClmError
+from clm.units import parse_bytes, parse_count, shown
 
 FLAGS = "the command line"  # as the source of a value
 LARGEST_COUNT = 2**31 - 1  # row ids are int32
-
-
-def parse_count(text: str, source: str) -> int:
-    """`18M`, `1.5M`, `950k` or a plain number."""
-    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?)\s*([kKmMbBgG]?)\s*", text)
-    if not match:
-        raise ClmError(f"`{shown(text)}` in {source} is not a count.", "Write a number such as 18M, 950k or 20000.")
-    return round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}[match[2].lower()])
 
 
 def parse_background(text: str) -> tuple[float, float, float] | None:
@@ -37,13 +28,6 @@ def parse_background(text: str) -> tuple[float, float, float] | None:
     except ValueError:
         pass
     raise ClmError(f"`background` is `{shown(text)}`.", "Use black, white, random, or r,g,b with numbers in 0..1.")
-
-
-def shown(value: Any) -> str:
-    """A value in a message: short, on one line, whatever it is."""
-    text = value if isinstance(value, str) else reprlib.repr(value)
-    text = "".join(c if c.isprintable() else " " for c in text)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def checked_value(name: str, want: type, facts: Mapping[str, Any], value: Any, source: str) -> Any:
@@ -108,8 +92,6 @@ def _within(name: str, facts: Mapping[str, Any], number: int | float, source: st
 
 def _text(name: str, facts: Mapping[str, Any], value: Any, source: str) -> str:
     """A text: a size in bytes, one of the choices, a colour, or any (names of files)."""
-    from clm.plan.budget import parse_bytes
-
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ClmError(
             f"`{name}` in {source} must be a text, not `{shown(value)}`.", remedy(name, facts["example"], source)

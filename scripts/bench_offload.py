@@ -14,11 +14,11 @@ import numpy as np
 from bench_common import SCENES, header
 
 from clm.config import Config, load_config
-from clm.plan.budget import format_bytes
 from clm.run.grow import rebuild, rebuild_due
 from clm.run.loop import train_batch
 from clm.run.session import Session
 from clm.scene import Scene, load_scene
+from clm.units import format_bytes
 
 
 def advance(session: Session) -> float:

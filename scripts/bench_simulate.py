@@ -18,10 +18,10 @@ from bench_common import SCENES, header
 
 from clm.config import Config, load_config
 from clm.forecast.forecast import find_budgets, make_forecast
-from clm.plan.budget import format_bytes
 from clm.run.loop import train_batch
 from clm.run.session import Session
 from clm.scene import Scene, load_scene
+from clm.units import format_bytes
 
 QUIET = 0.2  # cores that other programs may take in a quiet round
 WARM_UP = 100  # images: buffers grow to their sizes, rows reach the opacity of trained ones

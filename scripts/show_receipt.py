@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from clm.plan.budget import format_bytes
+from clm.units import format_bytes
 
 
 def main() -> None:

@@ -12,12 +12,12 @@ from clm.config import parse_background
 from clm.errors import ClmError
 from clm.files import finite, write_json
 from clm.formats.model import image_of_ply
-from clm.plan.budget import parse_bytes
 from clm.run.begun import read_run_config, read_split, scene_of_run, with_split
 from clm.run.evaluate import measure_views
 from clm.run.events import Emit, reporter
 from clm.run.results import open_result
 from clm.scene import ImageCache
+from clm.units import parse_bytes
 
 
 def evaluate_run(

@@ -13,10 +13,10 @@ import numpy as np
 from clm.errors import ClmError
 from clm.formats.model import image_of_ply, newest_ply, open_model
 from clm.formats.ply import ply_header_summary
-from clm.plan.budget import format_bytes
 from clm.progress import Report, unseen
 from clm.run.bars import clock
 from clm.store.layout import MEANS
+from clm.units import format_bytes
 
 _READ_BYTES = 512 << 20  # a larger PLY is described from its header alone
 _MANY_VIEWS = 200  # scenes of more cameras are usually flown, and each sees little

@@ -21,14 +21,13 @@ from clm.optim.schedules import sh_degree_at
 from clm.plan.budget import (
     CULL_BYTES,
     arena_bytes,
-    format_bytes,
-    format_rows,
     in_core_bytes,
     resident_row_bytes,
     staging_bytes,
     store_bytes,
     store_row_bytes,
 )
+from clm.units import format_bytes, format_rows
 
 PLY_ROW_BYTES = 4 * 62  # INRIA's columns, padded to SH degree 3
 

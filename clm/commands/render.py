@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,13 +16,12 @@ from clm.device.budget import find_device_budget
 from clm.device.choose import open_device
 from clm.errors import ClmError
 from clm.extent import FAR_PER_NEAR, near_plane
-from clm.files import atomic_write
 from clm.formats.model import ModelFile
+from clm.pictures import file_stems, save_depth, save_png, to_uint8, write_video
 from clm.plan.budget import SLOT_BYTES
 from clm.progress import counted, pending
 from clm.render import Render
 from clm.run.begun import read_run_config, read_split
-from clm.run.evaluate import file_stems, save_png, to_uint8
 from clm.run.events import Emit, Message, reporter
 from clm.run.results import open_result
 from clm.run.session import available_memory
@@ -112,33 +109,6 @@ def path_cameras(named: Named, path: str, frames: int) -> Named:
         raise ClmError(f"--frames is {frames}.", "A path needs one frame at least.")
     cameras = makers[path]([camera for _, camera in named], frames)
     return [(f"frame_{k:05d}", camera) for k, camera in enumerate(cameras)]
-
-
-def save_depth(output: Path, stem: str, depth: np.ndarray) -> None:
-    """Expected depth [H, W] f32: exact as .npy (world units), and as a 16-bit PNG scaled to its largest value."""
-    with atomic_write(output / f"{stem}.depth.npy") as file:
-        np.save(file, depth)
-    top = float(depth.max()) or 1.0
-    save_png(output / f"{stem}.depth.png", (np.clip(depth / top, 0, 1) * 65535).astype(np.uint16))
-
-
-def write_video(output: Path, stems: list[str], rate: int = 30) -> Path:
-    """video.mp4 through ffmpeg, or an animated video.webp where there is none."""
-    pictures = [output / f"{stem}.png" for stem in stems]
-    if shutil.which("ffmpeg"):
-        target, temporary = output / "video.mp4", output / ".video.tmp.mp4"
-        options = ["-f", "image2pipe", "-framerate", str(rate), "-i", "-", "-pix_fmt", "yuv420p"]
-        even = ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"]
-        command = ["ffmpeg", "-y", "-loglevel", "error", *options, *even, str(temporary)]
-        subprocess.run(command, input=b"".join(p.read_bytes() for p in pictures), check=True)
-        temporary.replace(target)
-        return target
-    from PIL import Image
-
-    first, *rest = (Image.open(p) for p in pictures)
-    with atomic_write(output / "video.webp") as file:
-        first.save(file, format="WEBP", save_all=True, append_images=rest, duration=round(1000 / rate), quality=80)
-    return output / "video.webp"
 
 
 def render_model(

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from clm.device.interface import Device
 from clm.errors import ResourceError
-from clm.plan.budget import AUTO, format_bytes, parse_bytes, store_bytes, store_row_bytes
+from clm.plan.budget import AUTO, store_bytes, store_row_bytes
+from clm.units import format_bytes, parse_bytes
 
 _RESERVE, _RESERVED_SHARE = 512 << 20, 0.03  # left of a device: kernels that load later, a desktop that wants more
 

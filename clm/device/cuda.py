@@ -31,9 +31,10 @@ from clm.device.cuda_adam import DeviceAdam, DeviceStep, Workspace, adam_rows, f
 from clm.device.interface import Arena, Event, Gradients, Rows, Staging
 from clm.errors import OutOfDeviceMemory, ResourceError
 from clm.kernels.rows import AdamStep
-from clm.plan.budget import device_work_bytes, format_bytes
+from clm.plan.budget import device_work_bytes
 from clm.store.layout import CHUNK_ROWS
 from clm.store.store import Store
+from clm.units import format_bytes
 
 T = TypeVar("T")
 

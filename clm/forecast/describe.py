@@ -6,9 +6,9 @@ import numpy as np
 
 from clm.forecast.simulate import WORKERS, Timeline, bus_bytes
 from clm.forecast.turns import count_turn
-from clm.plan.budget import format_bytes
 from clm.plan.placement import Placement
 from clm.plan.residency import Plan
+from clm.units import format_bytes
 
 _IDLE = "."
 

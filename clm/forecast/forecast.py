@@ -21,17 +21,7 @@ from clm.forecast.machine import Machine
 from clm.forecast.measure import Sizes, measure_this
 from clm.forecast.simulate import Timeline, simulate
 from clm.kernels.rows import colour_columns
-from clm.plan.budget import (
-    AUTO,
-    arena_bytes,
-    format_bytes,
-    format_rows,
-    lanes_bytes,
-    parse_bytes,
-    size_flag,
-    store_bytes,
-    store_row_bytes,
-)
+from clm.plan.budget import AUTO, arena_bytes, lanes_bytes, store_bytes, store_row_bytes
 from clm.plan.placement import (
     Placement,
     Sightings,
@@ -46,6 +36,7 @@ from clm.run.batches import EXACT_MARGIN, batch_views, plan_batch
 from clm.run.session import RANDOM_ROWS, all_visible_sets, available_memory, initial_store
 from clm.scene import Scene
 from clm.store.store import Store
+from clm.units import format_bytes, format_rows, parse_bytes, size_flag
 
 SAMPLE_ROWS = 500_000  # more points than these are thinned out: plans of 500 k rows take milliseconds
 PLANNED_IMAGES = 256  # real plans are made for about so many images

@@ -23,8 +23,8 @@ from clm.plan.budget import (
     PARAMETER_BYTES,
     STAMP_BYTES,
     STATISTICS_BYTES,
-    parse_bytes,
 )
+from clm.units import parse_bytes
 
 DEVICES = ("cpu", "gpu")
 _SIZES = ("device_memory", "host_memory", "disk")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
-
-from clm.errors import ClmError
 from clm.store.layout import CHUNK_ROWS
 
 PARAMETER_BYTES = 240  # geometry 12 floats (one is padding), colour 48 floats
@@ -23,7 +19,6 @@ DEVICE_ROW_WORK = 1792  # bytes of temporaries for each of them, at most
 
 OFFLOADS = ("auto", "none", "host")
 AUTO = "auto"  # --gpu-memory, --host-memory: what is free
-_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def store_row_bytes(moments: str) -> int:
@@ -87,42 +82,3 @@ def device_work_bytes(rows: int) -> int:
     """Bytes of the workspace of Adam, or of catching up, for resident rows (`clm.device.cuda_adam`), which takes so many at
     once; each of its 40 or so temporaries begins at a multiple of 16."""
     return min(rows, DEVICE_ROWS) * DEVICE_ROW_WORK + 1024
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of `8GiB`, `8G` (both 2**30), `8GB` (10**9), `512 MiB`, `1.5TiB` or a plain number; ClmError otherwise."""
-    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?|\.\d+)\s*([KMGT]?)(IB|B)?\s*", text.upper())
-    if not match:
-        raise ClmError(f"Not a size in bytes: {text!r}.", "Write a number with a unit, for example 8GiB or 500MB.")
-    number, unit, kind = match.groups()
-    if not unit and kind == "IB":
-        raise ClmError(f"Not a size in bytes: {text!r}.", "Write a number with a unit, for example 8GiB or 500MB.")
-    base = 1000 if kind == "B" else 1024
-    return round(float(number) * base ** _UNITS[unit])
-
-
-def format_bytes(count: int) -> str:
-    """`12.4 GiB`, `512.0 MiB`, `17 B`: binary units, one decimal."""
-    if count < 1024:
-        return f"{count} B"
-    power = 1
-    while power < 4 and count / 1024**power >= 1023.95:
-        power += 1
-    return f"{count / 1024**power:.1f} {'KMGT'[power - 1]}iB"
-
-
-def format_rows(count: int) -> str:
-    """`18M`, `950k`, `740`: rounded down to two or three digits, as --max-gaussians takes it."""
-    for size, suffix in ((1_000_000, "M"), (1_000, "k")):
-        if count >= 10 * size:
-            return f"{count // size}{suffix}"
-        if count >= size:
-            return f"{math.floor(10 * count / size) / 10:g}{suffix}"
-    return str(max(0, count))
-
-
-def size_flag(count: int) -> str:
-    """The smallest whole MiB or tenth of a GiB that holds `count` bytes, as --gpu-memory takes it."""
-    if count < 2**30:
-        return f"{max(1, math.ceil(count / 2**20))}MiB"
-    return f"{math.ceil(10 * count / 2**30) / 10:g}GiB"

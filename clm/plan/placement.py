@@ -16,15 +16,13 @@ from clm.plan.budget import (
     MOMENT_BYTES,
     OFFLOADS,
     arena_bytes,
-    format_bytes,
-    format_rows,
     in_core_bytes,
     resident_row_bytes,
-    size_flag,
     slots_for,
     store_bytes,
     store_row_bytes,
 )
+from clm.units import format_bytes, format_rows, size_flag
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from clm.files import storage_failure
-from clm.plan.budget import format_bytes
 from clm.run.bars import PLAIN_EVERY, WorkBar, clock
 from clm.run.events import (
     BatchDone,
@@ -26,6 +25,7 @@ from clm.run.events import (
     Started,
     Working,
 )
+from clm.units import format_bytes
 
 
 def fan_out(*consumers: Emit) -> Emit:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from clm.camera import Camera
 from clm.errors import ClmError, ResourceError
-from clm.files import atomic_write, write_json
+from clm.files import write_json
+from clm.pictures import file_stems, save_png, to_uint8
 from clm.progress import counted
 from clm.render import Render, metrics
 from clm.run.events import Emit, Evaluated, Message, reporter
@@ -23,37 +21,6 @@ from clm.run.session import Session
 from clm.scene import CorruptImage, ImageCache, Scene
 
 _TRAIN_SAMPLE = 8  # training views measured for comparison with the held-out ones
-
-
-def to_uint8(rgb: np.ndarray) -> np.ndarray:
-    """[3, H, W] f32 in 0..1 (clamped) -> [H, W, 3] u8, rounded."""
-    return np.ascontiguousarray((np.clip(rgb, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8).transpose(1, 2, 0))
-
-
-def save_png(path: Path, pixels: np.ndarray) -> None:
-    """[H, W, 3] or [H, W] u8, or [H, W] u16, written whole."""
-    with atomic_write(path) as file:
-        Image.fromarray(pixels).save(file, format="PNG")
-
-
-def file_stems(names: Sequence[str]) -> list[str]:
-    """For each image name one file name without extension, subfolders flattened; no two are equal.
-
-    Names that differ in their extension only keep it (a.jpg, a.png); what is equal even so is numbered in order."""
-    plain = [os.path.splitext(name)[0] for name in names]
-    counts = Counter(plain)
-    flat = [_flat(stem if counts[stem] < 2 else name) for name, stem in zip(names, plain, strict=True)]
-    taken: set[str] = set()
-    for k, stem in enumerate(flat):
-        number = 2
-        while flat[k].casefold() in taken:
-            flat[k], number = f"{stem}~{number}", number + 1
-        taken.add(flat[k].casefold())
-    return flat
-
-
-def _flat(name: str) -> str:
-    return name.replace("/", "__").replace("\\", "__").replace("\0", "")[:80] or "image"
 
 
 def measure_views(

@@ -8,7 +8,6 @@ from pathlib import Path
 from clm.config import Config
 from clm.files import atomic_write, remove_leftovers, write_json
 from clm.formats.ply import write_ply
-from clm.plan.budget import format_bytes
 from clm.run.begun import read_split, write_run_config, write_split
 from clm.run.checkpoint import clean_checkpoints
 from clm.run.evaluate import evaluate
@@ -17,6 +16,7 @@ from clm.run.results import exact_rows, ply_path, write_result
 from clm.run.session import Session
 from clm.run.totals import report
 from clm.scene import Scene, cameras_json, write_georef
+from clm.units import format_bytes
 
 
 def start_run(session: Session) -> None:

@@ -26,7 +26,7 @@ from clm.kernels import rows as row_kernels
 from clm.kernels.memory import return_freed_memory
 from clm.kernels.rows import AdamStep, colour_columns
 from clm.optim.schedules import Leg, crossed, sh_degree_at
-from clm.plan.budget import arena_bytes, in_core_bytes, lanes_bytes, parse_bytes
+from clm.plan.budget import arena_bytes, in_core_bytes, lanes_bytes
 from clm.plan.placement import (
     Placement,
     Sightings,
@@ -54,6 +54,7 @@ from clm.stream.lanes import Lanes
 from clm.stream.spans import Trace
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
+from clm.units import parse_bytes
 
 SAVE_SECONDS = 600.0  # of training between two checkpoints, unless --save-every says otherwise
 _SAVE_SHARE = 0.05  # of the time at most goes into such saves

@@ -12,11 +12,12 @@ from clm.device.interface import Indices, packed_rows, row_floats
 from clm.errors import ResourceError
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep, colour_columns
-from clm.plan.budget import SLOT_BYTES, format_bytes, size_flag
+from clm.plan.budget import SLOT_BYTES
 from clm.plan.visibility import visible_rows
 from clm.render import Rasterizer, Render
 from clm.store.layout import CHUNK_ROWS
 from clm.stream.tiers import Tiers
+from clm.units import format_bytes, size_flag
 
 
 def view_too_large(rows: int, slots: int, what: str) -> ResourceError:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from clm.camera import Camera
-from clm.plan.budget import format_bytes, parse_bytes, store_bytes
+from clm.plan.budget import store_bytes
 from clm.run.batches import batch_views
 from clm.run.session import Session, available_memory, sightings
 from clm.scene import Scene
 from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS
+from clm.units import format_bytes, parse_bytes
 from gpu_parts.check import Check, Findings, Spans, advance, open_session
 from gpu_parts.synthetic import flat_scene, flat_store, open_flat, small_scene, small_store
 

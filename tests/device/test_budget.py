@@ -11,8 +11,9 @@ import pytest
 from clm.device.budget import DeviceBudget, find_device_budget, reserve_bytes
 from clm.device.cpu import CpuDevice
 from clm.errors import ResourceError
-from clm.plan.budget import SLOT_BYTES, parse_bytes, store_bytes
+from clm.plan.budget import SLOT_BYTES, store_bytes
 from clm.run.events import Message
+from clm.units import parse_bytes
 from tests.demo_run import FIXED, of_type, read_json, run_demo
 
 GIB = 1 << 30

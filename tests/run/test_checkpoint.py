@@ -267,7 +267,7 @@ def test_a_write_that_fails_anywhere_leaves_what_was_there(tmp_path: Path, monke
             return real(path, array, *rest)
 
         monkeypatch.setattr(checkpoint_module, "write_array", fails)
-        with pytest.raises(ResourceError, match=r"disk is full: checkpoint .*step_12.* It needs .*MiB") as caught:
+        with pytest.raises(ResourceError, match=r"disk is full: checkpoint .*step_12.* It needs .*iB") as caught:
             save(tmp_path, 12)
         assert caught.value.exit_code == 3
         monkeypatch.undo()

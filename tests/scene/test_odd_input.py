@@ -13,8 +13,9 @@ from PIL import Image
 
 from clm.errors import ClmError
 from clm.files import write_json
+from clm.pictures import file_stems
 from clm.render.cpu import Render
-from clm.run.evaluate import file_stems, measure_views
+from clm.run.evaluate import measure_views
 from clm.scene import ImageCache, camera_from_json, cameras_json, load_scene
 from tests.scene.synthetic import write_photo, write_scene
 
