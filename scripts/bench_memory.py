@@ -26,11 +26,11 @@ import numpy as np
 from bench_common import header
 from PIL import Image
 
-from clm.commands.train import open_scene
 from clm.config import load_config
 from clm.formats.ply import write_ply
 from clm.run import grow, loop, session
 from clm.run.loop import train
+from clm.scene.open import open_scene
 from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS, SH0
 
 SIDE, HEIGHT = 100.0, 10.0  # of the field, and of the cameras above it

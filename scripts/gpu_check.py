@@ -2,7 +2,7 @@
 
 Each part runs in a process of its own with a limit on its time: one that fails, hangs or breaks the device is reported so,
 and the others go on; the report is written after every part. Exit code 1 unless all passed. `--double` runs the same parts
-on tiny sizes with the tests' doubles in place of CUDA and gsplat's kernels: that proves this script, measures nothing, and
+on tiny sizes with doubles in place of CUDA and gsplat's kernels: that proves this script, measures nothing, and
 is never written into docs/.
 """
 
@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # clm itself, the tests' scenes and doubles
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # clm itself, and scripts.doubles
 
 from bench_common import ROOT, header
 from gpu_parts import kernels, speed, training
@@ -125,7 +125,7 @@ def verdict(result: dict[str, Any]) -> str:
 
 def document(results: dict[str, dict[str, Any]], double: bool) -> str:
     """The report as markdown."""
-    title = "DOUBLE: the script with the tests' doubles, no GPU, no figure means anything" if double else "GPU check"
+    title = "DOUBLE: the script with doubles, no GPU, no figure means anything" if double else "GPU check"
     lines = [f"# {title}, {time.strftime('%Y-%m-%d')}", "", "```", header().rstrip(), "```", ""]
     lines += ["| part | result | seconds |", "|---|---|---|"]
     lines += [f"| {result['title']} | {verdict(result)} | {result['seconds']:.1f} |" for result in results.values()]
@@ -159,7 +159,7 @@ def main() -> int:
     parser.add_argument("--gpu-memory", default="24GiB", help="device budget of the timed runs")
     parser.add_argument("--machine", default="rtx4090", help="machine file that predictions are made for")
     parser.add_argument("--output", help="folder of the report (default: docs/benchmarks)")
-    parser.add_argument("--double", action="store_true", help="the tests' doubles in place of CUDA and gsplat")
+    parser.add_argument("--double", action="store_true", help="doubles in place of CUDA and gsplat")
     options = parser.parse_args()
     folder = output_folder(options)
     import torch  # noqa: F401  # once, before the parts' processes are made

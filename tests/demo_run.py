@@ -20,11 +20,11 @@ import numpy as np
 from PIL import Image
 
 from clm.cli import main
-from clm.commands.train import open_scene
 from clm.config import Config, load_config
 from clm.run.checkpoint import latest_checkpoint
 from clm.run.events import Event
 from clm.run.loop import train
+from clm.scene.open import open_scene
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "data" / "demo"

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clm.commands.render import loaded_store, model_renderer
-from clm.commands.train import open_scene
 from clm.config import parse_background
 from clm.errors import ClmError
 from clm.files import finite, write_json
@@ -16,7 +14,9 @@ from clm.run.begun import read_run_config, read_split, scene_of_run, with_split
 from clm.run.evaluate import measure_views
 from clm.run.events import Emit, reporter
 from clm.run.results import open_result
+from clm.run.viewing import loaded_store, model_renderer
 from clm.scene import ImageCache
+from clm.scene.open import open_scene
 from clm.units import parse_bytes
 
 

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clm.commands.train import open_scene
 from clm.config import load_config
 from clm.device.choose import cuda_devices
 from clm.forecast.describe import draw_timeline
@@ -27,6 +26,7 @@ from clm.plan.budget import (
     store_bytes,
     store_row_bytes,
 )
+from clm.scene.open import open_scene
 from clm.units import format_bytes, format_rows
 
 PLY_ROW_BYTES = 4 * 62  # INRIA's columns, padded to SH degree 3

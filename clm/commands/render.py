@@ -4,58 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from clm.camera import Camera
 from clm.config import parse_background
-from clm.device.budget import find_device_budget
-from clm.device.choose import open_device
 from clm.errors import ClmError
 from clm.extent import FAR_PER_NEAR, near_plane
 from clm.formats.model import ModelFile
 from clm.pictures import file_stems, save_depth, save_png, to_uint8, write_video
-from clm.plan.budget import SLOT_BYTES
 from clm.progress import counted, pending
-from clm.render import Render
 from clm.run.begun import read_run_config, read_split
-from clm.run.events import Emit, Message, reporter
+from clm.run.events import Emit, reporter
 from clm.run.results import open_result
-from clm.run.session import available_memory
+from clm.run.viewing import loaded_store, model_renderer
 from clm.scene import camera_from_json, ellipse_path, interp_path
 from clm.store.layout import MEANS
 from clm.store.store import Store
-from clm.stream.tiers import Tiers
-from clm.stream.view import render_view
 
 Named = list[tuple[str, Camera]]
-
-
-def loaded_store(model: ModelFile, emit: Emit) -> Store:
-    """The rows of a model on the host; what reading had to change is said."""
-    store = model.store(reporter(emit))
-    for text in model.rows.messages:
-        emit(Message(text, "warning"))
-    return store
-
-
-def model_renderer(
-    model: ModelFile, store: Store, background: tuple[float, float, float], gpu_memory: str, emit: Emit
-) -> Callable[..., Render]:
-    """Renders any camera from the rows of a model on the host; the device holds only the rows of one view."""
-    device, rasterizer = open_device("auto", antialiased=model.rows.antialiased, say=lambda text: emit(Message(text)))
-    budget = find_device_budget(gpu_memory, device, lambda text: emit(Message(text, "warning")))
-    if budget.reason:
-        emit(Message(budget.reason))
-    # What the rasteriser needs grows with the view, as the arena does.
-    beside = (rasterizer.temporary_bytes(1 << 20, 0) - rasterizer.temporary_bytes(0, 0)) >> 20
-    slots = budget.at_most(available_memory()) // (SLOT_BYTES + beside)
-    tiers = Tiers(device, store, np.zeros(store.blocks, bool), min(store.rows, slots))
-    degree = model.rows.sh_degree
-    return partial(render_view, tiers, None, rasterizer, sh_degree=degree, background=background)
 
 
 def read_cameras(path: Path) -> Named:

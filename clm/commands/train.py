@@ -8,29 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clm.commands.stopping import StopRequest, outlasting_output
 from clm.config import Config, from_dict, load_config
 from clm.errors import ClmError
 from clm.run.events import Emit, Message, reporter
-
-
-def open_scene(data: Path, config: Config, **overrides: Any):
-    """The scene that `config` describes."""
-    from clm.scene import load_scene
-
-    downscale = config.downscale if config.downscale == "auto" else int(config.downscale)
-    options = {
-        "images": config.images,
-        "model": config.model,
-        "downscale": downscale,
-        "max_size": config.max_size,
-        "test_every": config.test_every,
-        "masks": config.masks,
-        "near": config.near,
-        "far": config.far,
-        "strict": config.strict,
-    }
-    return load_scene(data, **{**options, **overrides})
+from clm.run.stopping import StopRequest, outlasting_output
 
 
 def near_reason(near: float) -> str:
@@ -152,6 +133,7 @@ def _resumed(run: Path, data: Path | None, given: Callable[..., Config]) -> _Beg
 def _train_locked(run: Path, begin: _Begin, *, as_json: bool, quiet: bool) -> bool:
     """Train in a run directory that is ours alone."""
     from clm.run.loop import train
+    from clm.scene.open import open_scene
 
     config, resume = begin.config, begin.checkpoint is not None
     emit, close = _consumers(run, resume, as_json, quiet)

@@ -6,8 +6,10 @@ A budget never changes the model, so a statement beyond what is free is taken do
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from clm.device.interface import Device
 from clm.errors import ResourceError
@@ -69,3 +71,14 @@ def find_device_budget(text: str, device: Device, say: Callable[[str], None] = l
         )
         return DeviceBudget(usable)
     return DeviceBudget(stated)
+
+
+def available_memory() -> int:
+    """Bytes of RAM that are free or reclaimable now."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clm.config import Config
-from clm.device.budget import DeviceBudget
+from clm.device.budget import DeviceBudget, available_memory
 from clm.errors import ResourceError
 from clm.forecast.machine import Machine
 from clm.forecast.measure import Sizes, measure_this
@@ -33,7 +33,7 @@ from clm.plan.placement import (
 from clm.plan.residency import Plan
 from clm.render.temporaries import Temporaries
 from clm.run.batches import EXACT_MARGIN, batch_views, plan_batch
-from clm.run.session import RANDOM_ROWS, all_visible_sets, available_memory, initial_store
+from clm.run.session import RANDOM_ROWS, all_visible_sets, initial_store
 from clm.scene import Scene
 from clm.store.store import Store
 from clm.units import format_bytes, format_rows, parse_bytes, size_flag

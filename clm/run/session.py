@@ -18,7 +18,7 @@ import numpy as np
 from clm import kernels
 from clm.camera import Camera
 from clm.config import Config, config_changes, from_dict, parse_background, to_dict
-from clm.device.budget import find_device_budget
+from clm.device.budget import available_memory, find_device_budget
 from clm.device.choose import open_device
 from clm.errors import ClmError, ResourceError
 from clm.forecast.describe import short_plan
@@ -476,14 +476,3 @@ def host_budget(config: Config, held: int) -> int:
     if config.host_memory != "auto":
         return parse_bytes(config.host_memory)
     return int(0.8 * (available_memory() + held))
-
-
-def available_memory() -> int:
-    """Bytes of RAM that are free or reclaimable now."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -22,7 +22,7 @@ from clm.store.store import Store
 class Check:
     """The circumstances of one run of the check."""
 
-    double: bool  # the tests' doubles in place of CUDA and gsplat: proves the script, measures nothing
+    double: bool  # doubles in place of CUDA and gsplat: proves the script, measures nothing
     quick: bool
     scene_path: Path
     folder: Path  # scratch, gone afterwards
@@ -113,14 +113,14 @@ class Spans:
 
 
 def use_doubles() -> None:
-    """From now on this process trains "on CUDA" with the doubles of the tests."""
+    """From now on this process trains "on CUDA" with doubles."""
     import pytest
     import torch
 
     from clm.device.cuda import CudaDevice
     from clm.render.gsplat import GsplatRasterizer
-    from tests.device.test_cuda import Cuda
-    from tests.render import gsplat_stub
+    from scripts.doubles import gsplat_stub
+    from scripts.doubles.cuda import Cuda
 
     torch.set_num_threads(1)
     Store.__init__.__kwdefaults__["block_rows"] = 32  # so that few rows have blocks to choose from

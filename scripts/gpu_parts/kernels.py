@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from clm.camera import Camera
+from clm.device.budget import available_memory
 from clm.image import losses
 from clm.kernels import rows as row_kernels
 from clm.optim.adam import Adam, Betas
 from clm.render import CpuRasterizer
-from clm.run.session import available_memory
 from clm.store.layout import GRAD_DRAWN, GRAD_SCREEN, LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS
 from clm.store.store import Store
 from clm.stream.parking import GradientBuffer
 from gpu_parts.check import Check, Findings, outliers
-from tests.render.scenes import look_at_origin, random_rows
+from scripts.doubles.scenes import look_at_origin, random_rows
 
 BACKGROUND = (0.2, 0.5, 0.8)
 IMAGE, DEPTH, GRADIENT = 1e-4, 1e-3, 1e-3
@@ -47,7 +47,7 @@ def facts(check: Check, findings: Findings) -> None:
     found = {"torch": str(torch.__version__), "cuda": torch.version.cuda, "cores": os.cpu_count()}
     found["host_bytes_available"] = available_memory()
     if check.double:
-        findings.figure("machine", found, "The doubles of the tests: no device.")
+        findings.figure("machine", found, "Doubles: no device.")
         return
     properties = torch.cuda.get_device_properties(0)
     driver = driver_version()

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from clm.camera import Camera
+from clm.device.budget import available_memory
 from clm.plan.budget import store_bytes
 from clm.run.batches import batch_views
-from clm.run.session import Session, available_memory, sightings
+from clm.run.session import Session, sightings
 from clm.scene import Scene
 from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS
 from clm.units import format_bytes, parse_bytes

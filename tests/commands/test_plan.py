@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from clm.commands.plan import forecast_facts
-from clm.commands.train import open_scene
 from clm.forecast.forecast import find_budgets, make_forecast
 from clm.forecast.machine import load_machine
 from clm.plan.budget import SLOT_BYTES, store_bytes
+from clm.scene.open import open_scene
 from tests.conftest import scene_path
 from tests.demo_run import DEMO, FIXED, clm, environment, read_json, run_demo, small_config, write_survey_scene
 

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from clm.device.cuda import CudaDevice, CudaResidents, CudaStaging
 from clm.device.interface import Arena
 from clm.store.store import Store
-from tests.device.test_cuda import Cuda
+from scripts.doubles.cuda import Cuda
 
 _REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"  # c10::impl::device_guard_impl_registry
 _CUDA, _META, _SLOTS = 1, 14, 15  # c10::DeviceType; as many slots as are touched

@@ -7,10 +7,10 @@ import os
 import numpy as np
 import pytest
 
-from clm.commands.train import open_scene
 from clm.forecast.measure import Sizes, _repeated, measure_this
 from clm.plan.visibility import visible_rows
 from clm.run.session import initial_store
+from clm.scene.open import open_scene
 from clm.store.store import Store
 from tests.demo_run import DEMO, small_config
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from clm.camera import Camera
 from clm.render.cpu import CpuRasterizer
-from tests.render.scenes import all_slots, look_at_origin, random_rows
+from scripts.doubles.scenes import all_slots, look_at_origin, random_rows
 
 ROWS = 400
 BACKGROUND = (0.1, 0.2, 0.3)

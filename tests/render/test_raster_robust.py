@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from clm import kernels
 from clm.camera import Camera
 from clm.render.cpu import CpuRasterizer
-from tests.render.scenes import all_slots, look_at_origin, random_rows
+from scripts.doubles.scenes import all_slots, look_at_origin, random_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 

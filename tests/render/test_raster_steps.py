@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clm.render.cpu import CpuRasterizer
-from tests.render.scenes import all_slots, look_at_origin, random_rows
+from scripts.doubles.scenes import all_slots, look_at_origin, random_rows
 
 ROWS = 300
 BACKGROUND = (0.2, 0.5, 0.8)

@@ -7,7 +7,7 @@ import pytest
 
 from clm.camera import Camera
 from clm.render.cpu import CpuRasterizer
-from tests.render.scenes import all_slots, look_at_origin, random_rows
+from scripts.doubles.scenes import all_slots, look_at_origin, random_rows
 
 torch = pytest.importorskip("torch")
 twin = pytest.importorskip("clm.render.twin")

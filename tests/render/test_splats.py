@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clm.camera import Camera
-from tests.render.scenes import all_slots, look_at_origin, random_rows
+from scripts.doubles.scenes import all_slots, look_at_origin, random_rows
 
 torch = pytest.importorskip("torch")
 gsplat = pytest.importorskip("gsplat", reason="gsplat is not installed")
@@ -22,8 +22,8 @@ from clm.render import twin  # noqa: E402
 from clm.render.cpu import CpuRasterizer  # noqa: E402
 from clm.render.gsplat import GsplatRasterizer, Splats  # noqa: E402
 from clm.render.gsplat_ops import alpha_limit  # noqa: E402
+from scripts.doubles import gsplat_stub  # noqa: E402
 from tests.device_rules import NoWaiting  # noqa: E402
-from tests.render import gsplat_stub  # noqa: E402
 
 # The stub's tensors are small: a second thread would only be waited for.
 pytestmark = pytest.mark.usefixtures("one_torch_thread")

@@ -57,9 +57,9 @@ def test_what_a_view_is_counted_to_take_is_what_its_tensors_hold(
     pytest.importorskip("gsplat", reason="gsplat is not installed")
     from clm.image import torch_losses as torch_loss
     from clm.render.gsplat import GsplatRasterizer
+    from scripts.doubles import gsplat_stub
+    from scripts.doubles.scenes import look_at_origin, random_rows
     from tests.device_rules import PeakBytes
-    from tests.render import gsplat_stub
-    from tests.render.scenes import look_at_origin, random_rows
 
     counted = PeakBytes()
     gsplat_stub.install(monkeypatch, counted.outputs_only)

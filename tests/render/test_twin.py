@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.render.scenes import look_at_origin, random_rows
+from scripts.doubles.scenes import look_at_origin, random_rows
 
 torch = pytest.importorskip("torch")
 twin = pytest.importorskip("clm.render.twin")

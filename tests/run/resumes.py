@@ -1,4 +1,4 @@
-"""Random ways of resuming a tiny run: the property behind `test_legs.py` and `scripts/check_resume.py`.
+"""Random ways of resuming a tiny run: the property behind `test_legs.py`.
 
 A run is stopped anywhere or trained to its end, then resumed with any number of images and any batch size, up to three
 times. It always ends with a PLY of finite numbers; where neither changed, with the bits of the uninterrupted run.

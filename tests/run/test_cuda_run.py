@@ -19,7 +19,6 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("gsplat", reason="gsplat is not installed")
 
-from clm.commands.train import open_scene  # noqa: E402
 from clm.device import cuda  # noqa: E402
 from clm.errors import ClmError, OutOfDeviceMemory, ResourceError  # noqa: E402
 from clm.formats.ply import write_ply  # noqa: E402
@@ -29,9 +28,11 @@ from clm.render.temporaries import Temporaries  # noqa: E402
 from clm.run import session  # noqa: E402
 from clm.run.checkpoint import checkpoints  # noqa: E402
 from clm.run.events import BatchDone, Densified, Evaluated, Message  # noqa: E402
+from clm.scene.open import open_scene  # noqa: E402
 from clm.store.init import rows_from_ply, rows_from_points  # noqa: E402
 from clm.store.layout import LOG_SCALES, QUATS  # noqa: E402
 from clm.store.store import Store  # noqa: E402
+from scripts.doubles import gsplat_stub  # noqa: E402
 from tests.demo_run import (  # noqa: E402
     DEMO,
     FIXED,
@@ -44,7 +45,6 @@ from tests.demo_run import (  # noqa: E402
     write_survey_scene,
 )
 from tests.device.test_cuda import device as cuda_double  # noqa: E402
-from tests.render import gsplat_stub  # noqa: E402
 
 ROWS, PIXELS = 400, 40 * 30
 SMALL: dict[str, Any] = {"downscale": "8", "iterations": 24, "sh_interval": 8}

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clm.commands.train import open_scene
 from clm.plan.budget import SLOT_BYTES
 from clm.run import session
 from clm.run.batches import EXACT_MARGIN
 from clm.run.checkpoint import latest_checkpoint
 from clm.run.events import Densified
+from clm.scene.open import open_scene
 from tests.conftest import scene_path
 from tests.demo_run import (
     DEMO,

@@ -119,9 +119,9 @@ def test_photos_that_vanish_stop_the_run_with_its_state_saved(tmp_path: Path) ->
     events: list[Any] = []
     options: dict[str, Any] = {"image_cache": "1B", "iterations": 400, "densify_until": 0}
     run_demo(tmp_path / "run", data=data, stop_at=8, **options)
-    from clm.commands.train import open_scene
     from clm.run.checkpoint import latest_checkpoint
     from clm.run.loop import train
+    from clm.scene.open import open_scene
     from tests.demo_run import small_config
 
     config = small_config(**options)
