@@ -134,7 +134,7 @@ def _traffic(forecast: Forecast) -> dict[str, Any]:
         loaded, sent = bus_bytes(counts, colour_columns(sh_degree_at(config, first)), config.colour_bus)
         rows = sum(part.rows for turn in counts for part in turn.loads)
         batches.append({"rows_loaded": round(rows), "bytes_loaded": loaded, "bytes_sent_back": sent})
-        first += len(plan.turns)
+        first += len(plan.views)
         totals["rows_loaded"] += rows
         totals["rows_loaded_resident"] += sum(part.resident for turn in counts for part in turn.loads)
         totals["rows_lower_bound"] += sum(turn.final for turn in counts)  # each row is final once

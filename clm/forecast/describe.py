@@ -30,7 +30,7 @@ def short_plan(
     device = f"{format_bytes(placement.device_bytes)} of {format_bytes(device_budget)} device memory"
     host = f"{format_bytes(placement.host_bytes)} of {format_bytes(host_budget)} host memory"
     needs = f"needs {device}, {host}; {placement.reason}"
-    counts, images = [count_turn(turn, 0, resident, 1.0) for turn in first.turns], len(first.turns)
+    counts, images = [count_turn(turn, 0, resident, 1.0) for turn in first.turns], len(first.views)
     rows = sum(part.rows for turn in counts for part in turn.loads)
     loaded, sent = bus_bytes(counts, columns, colour_bus)
     if not loaded + sent:

@@ -94,10 +94,15 @@ class Machine:
     def on_cpu(self) -> bool:
         return self.device == "cpu"
 
-    def render_seconds(self, rows: float, pixels: float) -> float:
-        """Render, loss and backward of one view with the device to itself."""
-        nanoseconds = self.render_ns_per_row * rows + self.render_ns_per_pixel * pixels
-        return 1e-3 * self.render_ms_per_view + 1e-9 * nanoseconds
+    def turn_seconds(self, rows: float, passes: int, pixels: float | None) -> float:
+        """Computing a turn with the device to itself: its rows to splats or back (passes 1), or both (2), and, where it has
+        pixels, render, loss and backward of its view. Either pass counts as half of what rows cost."""
+        by_rows = 1e-9 * self.render_ns_per_row * rows * passes / 2
+        return (
+            by_rows
+            if pixels is None
+            else by_rows + 1e-3 * self.render_ms_per_view + 1e-9 * self.render_ns_per_pixel * pixels
+        )
 
 
 _MAY_BE_ZERO = ("disk", "hand_over_us", "render_ms_per_view", "render_ns_per_row", "compute_cores", "plan_ns_per_row")

@@ -27,7 +27,7 @@ class Span:
     worker: str
     name: str
     batch: int
-    turn: int  # view of the batch; -1: of the whole batch
+    turn: int  # of the batch; -1: work of the whole batch
     start: float
     end: float
 
@@ -136,7 +136,7 @@ def _timeline(
             if b > a or t.lane == "compute"
         ),
         batches=len(batches),
-        images=sum(len(turns) for turns in batches),
+        images=sum(turn.renders for turns in batches for turn in turns),
         seconds=float(now),
         lanes=lanes,
         resources=resources,

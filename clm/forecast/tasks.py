@@ -21,7 +21,7 @@ class Task:
     worker: str  # a thread or a stream, which does one task at a time
     name: str
     batch: int
-    turn: int  # view of the batch; -1: of the whole batch
+    turn: int  # of the batch; -1: work of the whole batch
     resource: str
     seconds: float  # with the resource to itself
     share: float = 1.0  # of the resource that it keeps busy when alone, in (0, 1]

@@ -47,8 +47,10 @@ class Load:
 class TurnCounts:
     """What one turn moves and computes, in rows; counts may be scaled."""
 
-    rows: float  # of the visible set
+    rows: float  # of the view, or of a piece of it
     pixels: float
+    passes: int  # over the rows: to splats, back from them
+    renders: bool  # whether the view is rasterised in this turn
     loads: tuple[Load, Load]  # early, late
     final: float  # rows of the store that are final: sent back and updated on the host
     final_resident: float  # rows of resident blocks that are final: updated on the device
@@ -56,22 +58,24 @@ class TurnCounts:
 
 
 def count_turn(turn: Turn, pixels: float, resident: np.ndarray | None, scale: float) -> TurnCounts:
-    """Counts of a plan's turn, times `scale`. resident [N] bool: rows that live on the device (None: no row does)."""
+    """Counts of a plan's turn, times `scale`. pixels: of its view; resident [N] bool: rows that live on the device (None: no
+    row does)."""
     loads = []
     for part in (slice(0, turn.load_early), slice(turn.load_early, None)):
         rows = turn.load_rows[part]
         on_device = 0 if resident is None else int(resident[rows].sum())
         partial = int(turn.load_partial[part].sum())
         loads.append(Load(scale * (len(rows) - on_device), scale * on_device, scale * partial))
-    final = int(turn.send_final.sum())
-    kept = 0 if resident is None else int(resident[turn.send_rows[turn.send_final]].sum())
+    kept = 0 if resident is None else int(resident[turn.send_rows[: turn.finals]].sum())
     return TurnCounts(
         rows=scale * len(turn.rows),
         pixels=pixels,
+        passes=turn.projects + turn.adds,
+        renders=turn.renders,
         loads=(loads[0], loads[1]),
-        final=scale * (final - kept),
+        final=scale * (turn.finals - kept),
         final_resident=scale * kept,
-        parked=scale * (len(turn.send_rows) - final),
+        parked=scale * turn.partials,
     )
 
 
@@ -212,7 +216,7 @@ class BatchTasks:
 
     def compute(self, i: int, turn: TurnCounts, placed: int) -> None:
         machine = self.rates.machine
-        seconds = machine.render_seconds(turn.rows, turn.pixels)
+        seconds = machine.turn_seconds(turn.rows, turn.passes, turn.pixels if turn.renders else None)
         share = machine.compute_cores / machine.cores if machine.on_cpu else 1.0
         task = Task(
             "compute", "compute", "render", self.number, i, self.rates.device, seconds, share, (*self.begin, placed)

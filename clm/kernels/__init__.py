@@ -16,7 +16,7 @@ import numpy as np
 
 from clm.errors import ClmError
 
-_ABI = 8
+_ABI = 9
 
 
 def _cpu_flags() -> set[str]:

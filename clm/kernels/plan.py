@@ -18,7 +18,7 @@ from clm.kernels import load, pointer
 
 MAX_EXACT = 20  # views of `exact_order`, which takes 2^n n^2 steps
 
-_NOT_ASCENDING, _NO_MEMORY = 1, 2
+_NOT_ASCENDING, _NO_MEMORY, _TOO_MANY = 1, 2, 3
 
 
 class ResidencyArrays(ctypes.Structure):
@@ -28,14 +28,15 @@ class ResidencyArrays(ctypes.Structure):
         (name, ctypes.c_void_p)
         for name in (
             *("slots", "load_rows", "load_slots", "send_rows", "send_slots", "union_rows"),
-            *("load_partial", "send_final", "counts", "totals"),
+            *("load_partial", "counts", "totals"),
         )
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Residency:
-    """Lists of all turns one after the other; `counts` cuts loads and sends, the sizes of the sets cut `slots`."""
+    """Lists of all turns one after the other; `counts` cuts loads and sends, the sizes of the sets cut `slots`. The sends of
+    a turn are final rows, then rows that take a partial gradient along, then rows that have none."""
 
     slots: np.ndarray  # [total rows] i32
     load_rows: np.ndarray  # [loads] i32
@@ -43,8 +44,7 @@ class Residency:
     load_partial: np.ndarray  # [loads] bool
     send_rows: np.ndarray  # [sends] i32
     send_slots: np.ndarray  # [sends] i32
-    send_final: np.ndarray  # [sends] bool
-    counts: np.ndarray  # [views, 3] i64: loads, early loads, sends
+    counts: np.ndarray  # [turns, 5] i64: loads, early loads; sends: final, partial, of no gradient
     union_rows: np.ndarray  # [D] i32
     partial: int  # loads that bring a partial gradient
     shared: int  # sum |V_i & V_{i-1}|
@@ -54,7 +54,7 @@ class Residency:
 def _library() -> ctypes.CDLL:
     library = load()
     address, long = ctypes.c_void_p, ctypes.c_int64
-    library.clm_plan_residency.argtypes = [address, address, long, long, long, address]
+    library.clm_plan_residency.argtypes = [address, address, address, long, long, long, address]
     library.clm_plan_overlaps.argtypes = [address, address, long, long, ctypes.c_double, address]
     library.clm_order_exact.argtypes = [address, long, address]
     library.clm_order_greedy.argtypes = [address, long, address]
@@ -67,6 +67,8 @@ def _run(code: int) -> None:
         raise ValueError("row sets must be strictly ascending and not negative")
     if code == _NO_MEMORY:
         raise MemoryError("no memory for the plan of one batch")
+    if code == _TOO_MANY:
+        raise ValueError(f"the blocks that one batch touches have more than {np.iinfo(np.int32).max} places")
 
 
 def _addresses(sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -78,40 +80,42 @@ def _addresses(sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return addresses, np.array([len(rows) for rows in sets], np.int64)
 
 
-def residency(sets: Sequence[np.ndarray], capacity: int, block_rows: int) -> Residency:
-    """Slots, loads and sends of every turn; sets as in `clm.plan.residency.make_plan`.
+def residency(sets: Sequence[np.ndarray], adds: Sequence[bool], capacity: int, block_rows: int) -> Residency:
+    """Slots, loads and sends of every turn; sets [turns] as those of `clm.plan.residency.Turn.rows`, adds [turns]: whether
+    gradients are added to them. A turn that adds nothing may be a row's last only where no turn adds to the row.
 
-    `capacity` must hold the largest set (not checked here). ValueError when a set is not strictly ascending from 0 on.
+    `capacity` must hold the largest set (not checked here). ValueError when a set is not strictly ascending from 0 on, or
+    when the touched blocks have more than 2^31 - 1 places.
     """
     if block_rows < 1:
         raise ValueError(f"block_rows must be positive, got {block_rows}")
     addresses, sizes = _addresses(sets)
-    total = int(sizes.sum())
-    lists, flags = np.empty((6, total + 1), np.int32), np.empty((2, total), bool)
-    counts, totals = np.zeros((len(sets), 3), np.int64), np.zeros(3, np.int64)
-    outputs = [*lists, *flags, counts, totals]
+    adding, total = np.array(adds, np.uint8), int(sizes.sum())
+    lists, load_partial = np.empty((6, total + 1), np.int32), np.empty(total, bool)
+    counts, totals = np.zeros((len(sets), 5), np.int64), np.zeros(3, np.int64)
+    outputs = [*lists, load_partial, counts, totals]
     out = ResidencyArrays(*(array.ctypes.data for array in outputs))
     _run(
         _library().clm_plan_residency(
             pointer(addresses, np.uint64, None),
             pointer(sizes, np.int64, None),
+            pointer(adding, np.uint8, len(sets)),
             len(sets),
             min(int(capacity), total),
             block_rows,
             ctypes.byref(out),
         )
     )
-    loads, _, sends = (int(count) for count in counts.sum(axis=0))
+    loads, _, *leaving = (int(count) for count in counts.sum(axis=0))
     slots, load_rows, load_slots, send_rows, send_slots, union_rows = lists
     partial, shared, union = (int(value) for value in totals)
     return Residency(
         slots=slots[:total],
         load_rows=load_rows[:loads],
         load_slots=load_slots[:loads],
-        load_partial=flags[0, :loads],
-        send_rows=send_rows[:sends],
-        send_slots=send_slots[:sends],
-        send_final=flags[1, :sends],
+        load_partial=load_partial[:loads],
+        send_rows=send_rows[: sum(leaving)],
+        send_slots=send_slots[: sum(leaving)],
         counts=counts,
         union_rows=union_rows[:union],
         partial=partial,

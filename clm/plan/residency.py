@@ -1,18 +1,25 @@
 """The plan of one batch: which rows are loaded, kept, sent back and final at each turn, and in which slots.
 
-The order of views is known, so what to keep is not a heuristic: the rows whose next use is nearest (Belady 1966), which
+A turn is a view, or a piece of one: a view whose visible set exceeds the arena is cut into ranges of it, each at most half
+the arena. Its pieces are projected one after the other; the last turn of these also rasterises the view and takes its own
+gradients; the others follow in reverse order for theirs. To the planner a turn is a set of rows.
+
+The order of turns is known, so what to keep is not a heuristic: the rows whose next use is nearest (Belady 1966), which
 loads the fewest rows of any policy with that capacity. A pure function over arrays (`clm.kernels.plan.residency` walks
 the rows); the executor carries its turns out.
 
-Invariants: every view finds all its rows in its slots; a kept row never moves; no slot is loaded before the gradient
+Invariants: every turn finds all its rows in its slots; a kept row never moves; no slot is loaded before the gradient
 of its former row has been sent back; a row is final exactly once per batch, after its last use; a row that is evicted
-before takes its partial gradient along and gets it back, so the sum over views runs in batch order for any capacity.
+before takes its partial gradient along, if it has one, and gets it back, so the sum over views runs in batch order for any
+capacity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,36 +29,52 @@ from clm.plan.budget import GRADIENT_BYTES, PARAMETER_BYTES
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """One view of the batch. Order of events: loads, compute, sends; all arrays are int32 but the bool flags.
+    """A view of the batch, or a piece of one. Order of events: loads, compute, sends; arrays are int32 but the bool flags.
 
     The first `load_early` loads go to slots that are free while the previous turn computes: they may run beside it, as
     soon as the sends of the turn before that have left (those freed the slots, and carry partial gradients that an
     early load may bring back). The other loads wait for the previous turn's sends. At the first turn all are early.
-    Loads ascend by row, and by slot, within early and within late; sends ascend by row within final and partial.
+    Loads ascend by row, and by slot, within early and within late; sends ascend by row within each of their three kinds.
     """
 
     view: int
+    view_rows: np.ndarray  # [V] ascending: the view's visible set
+    first: int  # the turn's rows are those of the view from here on
+    projects: bool  # its rows become splats
+    adds: bool  # its rows get their gradients
     rows: np.ndarray  # [M] ascending
     slots: np.ndarray  # [M] where they lie while the turn computes
     load_rows: np.ndarray  # [L]
     load_slots: np.ndarray  # [L]
     load_early: int
     load_partial: np.ndarray  # [L] bool: evicted earlier in this batch, its partial gradient comes back with it
-    send_rows: np.ndarray  # [S] final rows first, then evicted ones
+    send_rows: np.ndarray  # [S] final rows, then those evicted with a partial gradient, then those that leave with none
     send_slots: np.ndarray  # [S]
-    send_final: np.ndarray  # [S] bool: this turn was the row's last use of the batch
+    finals: int  # of them: this turn was the row's last use of the batch
+    partials: int
+
+    @property
+    def begins(self) -> bool:
+        """Whether the view begins with this turn."""
+        return self.projects and self.first == 0
+
+    @property
+    def renders(self) -> bool:
+        """Whether all of the view's splats are there now: the view is rasterised in this turn."""
+        return self.projects and self.first + len(self.rows) == len(self.view_rows)
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Rows that cross the bus in one batch, and what other policies would move with the same order of views."""
+    """Rows that cross the bus in one batch, and what other policies would move with the same turns. A view in pieces takes
+    most of its rows twice, so it counts twice where nothing is kept."""
 
     loaded: int
     loaded_partial: int  # of `loaded`: rows that bring a partial gradient back
     sent_back: int  # final and partial
-    no_reuse: int  # sum |V_i|
+    no_reuse: int  # sum |T_i| over the turns
     consecutive_reuse: (
-        int  # sum |V_i \ V_{i-1}|: needs max |V_i| slots, or max |V_{i-1} u V_i| if loads overlap compute
+        int  # sum |T_i \ T_{i-1}|: needs max |T_i| slots, or max |T_{i-1} u T_i| if loads overlap compute
     )
     lower_bound: int  # |union|
 
@@ -78,31 +101,82 @@ class Plan:
     # Rows that come with a partial gradient from the part of the batch before this plan [C] i32 ascending (`rest_of`).
     carried: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
+    @property
+    def views(self) -> list[int]:
+        """Ids of the views that the plan renders, in order."""
+        return [turn.view for turn in self.turns if turn.renders]
 
-def make_plan(views: Sequence[int], sets: Sequence[np.ndarray], capacity: int, block_rows: int = 2048) -> Plan:
+
+class _Cut(NamedTuple):
+    """What a turn is before rows have slots; see `Turn`."""
+
+    view: int
+    view_rows: np.ndarray
+    first: int
+    end: int
+    projects: bool
+    adds: bool
+
+    @property
+    def rows(self) -> np.ndarray:
+        return self.view_rows[self.first : self.end]
+
+
+def make_plan(
+    views: Sequence[int], sets: Sequence[np.ndarray], capacity: int, block_rows: int = 2048, *, trains: bool = True
+) -> Plan:
     """Plans one batch. views: ids in the order they run; sets: their rows in that order, int32, strictly ascending.
 
-    Loads at most as many rows as consecutive reuse does with the same `capacity` (any capacity that holds the largest
-    view), and each row of the union once when capacity >= |union|. Evicts only what the next turn's loads need; among
-    rows with the same next use the higher row id goes. Free slots are taken in the order in which they became free.
-    `block_rows` only sizes the local numbering. The arrays of all turns are cut from a few lists over the whole batch.
+    Loads at most as many rows as consecutive reuse of the same turns does with the same `capacity`, and each row of the
+    union once when capacity >= |union|. Evicts only what the next turn's loads need; among rows with the same next use the
+    higher row id goes. Free slots are taken in the order in which they became free. `block_rows` only sizes the local
+    numbering. The arrays of all turns are cut from a few lists over the whole batch. trains False: views are only
+    rendered, in one pass, and nothing is sent back.
 
-    Raises ValueError when `capacity` is below the largest view, or when a set is not strictly ascending from 0 on.
+    Raises ValueError when there are rows but no slots, when a set is not strictly ascending from 0 on, or when the blocks
+    that the batch touches have more than 2^31 - 1 places.
     """
-    largest = max((len(rows) for rows in sets), default=0)
-    if capacity < largest:
-        raise ValueError(f"the arena has {capacity} slots, but the largest view of the batch needs {largest}")
     if len(views) != len(sets):
         raise ValueError(f"{len(views)} views but {len(sets)} sets")
-    sets = [np.ascontiguousarray(rows) for rows in sets]
-    lists = residency(sets, capacity, block_rows)
+    cuts: list[_Cut] = []
+    for view, rows in zip(views, sets, strict=True):
+        cuts += _cut(view, np.ascontiguousarray(rows), capacity, trains)
+    return _plan(cuts, capacity, block_rows)
+
+
+def _cut(view: int, rows: np.ndarray, capacity: int, trains: bool) -> list[_Cut]:
+    """The turns of one view: one if the arena holds its rows, else every piece, and back again but for the last."""
+    bounds = _bounds(len(rows), capacity)
+    forward = [_Cut(view, rows, first, end, True, False) for first, end in pairwise(bounds)]
+    if not trains:
+        return forward
+    back = [cut._replace(projects=False, adds=True) for cut in reversed(forward[:-1])]
+    return [*forward[:-1], forward[-1]._replace(adds=True), *back]
+
+
+def _bounds(count: int, capacity: int) -> list[int]:
+    """Where a view of `count` rows is cut: near-equal pieces of at most half the arena, so that one loads beside another."""
+    if count and not capacity:
+        raise ValueError(f"an arena without slots for a view of {count} rows")
+    pieces = 1 if count <= capacity else -(-count // max(1, capacity // 2))
+    return [count * piece // pieces for piece in range(pieces + 1)]
+
+
+def _plan(cuts: Sequence[_Cut], capacity: int, block_rows: int) -> Plan:
+    """Gives the turns' rows their slots."""
+    lists = residency([cut.rows for cut in cuts], [cut.adds for cut in cuts], capacity, block_rows)
     turns = []
     row = load = send = 0  # where the turn begins in the lists
-    for view, rows, (loads, early, sends) in zip(views, sets, lists.counts.tolist(), strict=True):
+    for cut, (loads, early, *leaving) in zip(cuts, lists.counts.tolist(), strict=True):
+        rows, sends = cut.rows, sum(leaving)
         loaded, sent = slice(load, load + loads), slice(send, send + sends)
         turns.append(
             Turn(
-                view=view,
+                view=cut.view,
+                view_rows=cut.view_rows,
+                first=cut.first,
+                projects=cut.projects,
+                adds=cut.adds,
                 rows=rows,
                 slots=lists.slots[row : row + len(rows)],
                 load_rows=lists.load_rows[loaded],
@@ -111,14 +185,15 @@ def make_plan(views: Sequence[int], sets: Sequence[np.ndarray], capacity: int, b
                 load_partial=lists.load_partial[loaded],
                 send_rows=lists.send_rows[sent],
                 send_slots=lists.send_slots[sent],
-                send_final=lists.send_final[sent],
+                finals=leaving[0],
+                partials=leaving[1],
             )
         )
         row, load, send = row + len(rows), load + loads, send + sends
     traffic = Traffic(
         loaded=load,
         loaded_partial=lists.partial,
-        sent_back=send,
+        sent_back=sum(turn.finals + turn.partials for turn in turns),
         no_reuse=row,
         consecutive_reuse=row - lists.shared,
         lower_bound=len(lists.union_rows),
@@ -126,30 +201,50 @@ def make_plan(views: Sequence[int], sets: Sequence[np.ndarray], capacity: int, b
     return Plan(tuple(turns), capacity, traffic, lists.union_rows)
 
 
+def _with_gradients(plan: Plan, turns: int) -> np.ndarray:
+    """Rows that have a gradient once the first `turns` turns are over, ascending."""
+    return np.unique(np.concatenate([plan.carried, *(turn.rows for turn in plan.turns[:turns] if turn.adds)]))
+
+
 def held_after(plan: Plan, turns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that are in the arena once the first `turns` turns have sent back, and their slots: [H] i32 each, ascending."""
+    """Rows that are in the arena with a gradient once the first `turns` turns have sent back, and their slots: [H] i32 each,
+    ascending by row."""
     slots = np.full(len(plan.union_rows), -1, np.int32)
     for turn in plan.turns[:turns]:
         slots[np.searchsorted(plan.union_rows, turn.load_rows)] = turn.load_slots
         slots[np.searchsorted(plan.union_rows, turn.send_rows)] = -1
-    held = slots >= 0
+    held = (slots >= 0) & np.isin(plan.union_rows, _with_gradients(plan, turns))
     return plan.union_rows[held], slots[held]
 
 
 def rest_of(plan: Plan, first: int, capacity: int, block_rows: int = 2048) -> Plan:
     """The turns from `first` on, planned anew for an arena of another size that begins empty.
 
-    What earlier turns added to rows that are needed again is on the host (parked, or taken along from the arena by
-    `held_after`): their first load brings it back, so the sum over views keeps its order.
+    A view that is interrupted before anything of it was added begins again; one that is on its way back goes on with the
+    gradients of the splats that are left. What earlier turns added to rows that are needed again is on the host (parked, or
+    taken along from the arena by `held_after`): each load brings it back until more is added, so the sum over views keeps
+    its order.
     """
-    turns = plan.turns[first:]
-    rest = make_plan([turn.view for turn in turns], [turn.rows for turn in turns], capacity, block_rows)
-    before = [plan.carried, *(turn.rows for turn in plan.turns[:first])]
-    carried = np.intersect1d(np.concatenate(before), rest.union_rows).astype(np.int32)
+    cuts: list[_Cut] = []
+    at = first
+    if at < len(plan.turns) and not plan.turns[at].projects:  # on its way back
+        turn = plan.turns[at]
+        end = turn.first + len(turn.rows)
+        cuts += [
+            _Cut(turn.view, turn.view_rows, a, b, False, True) for a, b in reversed([*pairwise(_bounds(end, capacity))])
+        ]
+        while at < len(plan.turns) and not plan.turns[at].projects:
+            at += 1
+    for turn in plan.turns[at:]:
+        if turn.renders:
+            cuts += _cut(turn.view, turn.view_rows, capacity, trains=True)
+    rest = _plan(cuts, capacity, block_rows)
+    carried = np.intersect1d(_with_gradients(plan, first), rest.union_rows).astype(np.int32)
     waiting, changed, brought = np.ones(len(carried), bool), [], 0
     for turn in rest.turns:
         comes = np.isin(turn.load_rows, carried[waiting])
-        waiting &= ~np.isin(carried, turn.load_rows)
+        if turn.adds:
+            waiting &= ~np.isin(carried, turn.rows)
         changed.append(replace(turn, load_partial=turn.load_partial | comes))
         brought += int(comes.sum())
     traffic = replace(rest.traffic, loaded_partial=rest.traffic.loaded_partial + brought)

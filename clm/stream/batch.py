@@ -55,7 +55,7 @@ class Batch:
     """One plan, or the rest of an interrupted one, under way."""
 
     plan: Plan
-    adam: AdamStep
+    adam: AdamStep | None  # None: of a store without moments, whose rows are only rendered
     columns: int
     traffic: Traffic  # of the whole batch, as planned
     union: np.ndarray  # rows of the whole batch
@@ -72,7 +72,7 @@ class Batch:
     @property
     def bf16_colours(self) -> bool:
         """Whether colours cross the bus as bf16: every fetch of the batch rounds them, so packing loses nothing."""
-        return bool(self.adam.bf16_colours)
+        return self.adam is not None and bool(self.adam.bf16_colours)
 
     @contextmanager
     def span(self, stream: Stream, lane: str, name: str, i: int) -> Iterator[None]:

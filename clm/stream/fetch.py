@@ -70,6 +70,7 @@ class Fetch:
         for part in self._rows.parcels(len(arrivals.rows)):
             run(tiers.device.place, self._stage(batch, i, arrivals.rows[part]), arrivals.slots[part])
         if len(arrivals.positions):
+            assert batch.adam is not None, "rows without moments are not resident"
             run(tiers.resident.fetch, batch.adam, arrivals.positions, arrivals.resident_slots)
 
     def _stage(self, batch: Batch, i: int, rows: np.ndarray) -> Rows:

@@ -39,7 +39,7 @@ class Route:
     resident_final: np.ndarray  # ids
     resident_positions: Indices
     resident_slots: Indices
-    partial: np.ndarray  # ids of rows that leave before their last use, wherever they live
+    partial: np.ndarray  # ids of rows that leave before their last use with a gradient, wherever they live
     partial_slots: Indices
 
     @property
@@ -58,10 +58,12 @@ def route_turn(turn: Turn, tiers: Tiers) -> Route:
         on_host, resident = tiers.split(rows)
         lists += [slots[on_host], tiers.positions(rows[resident]), slots[resident], slots[partial]]
         ids += [rows[on_host], rows[partial]]
-    finals = int(np.count_nonzero(turn.send_final))  # they come first
-    final, slots = turn.send_rows[:finals], turn.send_slots[:finals]
+    final, slots = turn.send_rows[: turn.finals], turn.send_slots[: turn.finals]
+    parked = slice(
+        turn.finals, turn.finals + turn.partials
+    )  # behind them: rows with no gradient, whose slots are free now
     on_host, resident = tiers.split(final)
-    lists += [slots[on_host], tiers.positions(final[resident]), slots[resident], turn.send_slots[finals:]]
+    lists += [slots[on_host], tiers.positions(final[resident]), slots[resident], turn.send_slots[parked]]
     there = tiers.device.indices(lists)
     return Route(
         there[0],
@@ -72,6 +74,6 @@ def route_turn(turn: Turn, tiers: Tiers) -> Route:
         final[resident],
         there[10],
         there[11],
-        turn.send_rows[finals:],
+        turn.send_rows[parked],
         there[12],
     )

@@ -31,7 +31,8 @@ class SendBack:
 
     def reserve(self, batch: Batch) -> None:
         """While no lane works: staging for the largest sends of the plan."""
-        traffic, sends = batch.plan.traffic, max((len(turn.send_rows) for turn in batch.plan.turns), default=0)
+        traffic = batch.plan.traffic
+        sends = max((turn.finals + turn.partials for turn in batch.plan.turns), default=0)
         crossing = not self._tiers.everything_resident or traffic.sent_back > traffic.lower_bound  # some are parked
         self._reserve_gradients(sends if crossing else 0, batch)
         self._entries.reserve(sends if self._tiers.residents is not None else 0, lambda n: 4 * n)
@@ -91,6 +92,7 @@ class SendBack:
     def _device_adam(self, batch: Batch, i: int, positions: Indices, slots: Indices) -> Buffer:
         """Update resident rows where they are; their new cull entries are on their way to the host."""
         tiers, stream = self._tiers, self.stream
+        assert batch.adam is not None, "a batch that only renders has no final rows"
         buffer = _writable(self._entries.take())
         with batch.span(stream, "update", "device adam", i):
             where = positions, slots, tiers.arena
@@ -121,6 +123,7 @@ class SendBack:
 
     def _host_adam(self, batch: Batch, i: int, rows: np.ndarray, buffer: Buffer) -> None:
         store, columns = self._tiers.store, batch.columns
+        assert batch.adam is not None, "a batch that only renders has no final rows"
         with batch.host_span("update", "host adam", i):
             entries = np.empty((len(rows), 4), np.float32)
             gradients = packed_gradients(buffer.staging.host, len(rows), columns)

@@ -3,21 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
 from clm.camera import Camera
-from clm.device.interface import Indices, packed_rows, row_floats
+from clm.device.interface import Arena, Indices, packed_rows, row_floats
 from clm.errors import ResourceError
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep, colour_columns
 from clm.plan.budget import SLOT_BYTES
+from clm.plan.residency import Turn
 from clm.plan.visibility import visible_rows
 from clm.render import Rasterizer, Render
 from clm.store.layout import CHUNK_ROWS
 from clm.stream.tiers import Tiers
 from clm.units import format_bytes, size_flag
+
+T = TypeVar("T")
+
+
+def render_turn(
+    rasterizer: Any,
+    arena: Arena,
+    turn: Turn,
+    slots: Indices,
+    camera: Camera,
+    sh_degree: int,
+    draw: Callable[[], T],
+) -> T | None:
+    """What the device does in one turn of a view, whose splats stay in the rasteriser between its turns.
+
+    draw: rasterises, and goes back down to the splats where the view trains; called once, when all splats are there, and
+    its result is that of the turn. slots: where the turn's rows lie in `arena`."""
+    if turn.begins:
+        rasterizer.begin(camera, sh_degree)
+    if turn.projects:
+        rasterizer.project(arena.geometry, arena.colour, slots)
+    drawn = draw() if turn.renders else None
+    if turn.adds:
+        gradients = arena.grad_geometry, arena.grad_colour
+        rasterizer.project_backward(arena.geometry, arena.colour, slots, turn.first, *gradients)
+    return drawn
 
 
 def view_too_large(rows: int, slots: int, what: str) -> ResourceError:

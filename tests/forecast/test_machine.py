@@ -68,7 +68,8 @@ def test_a_file_is_read_with_its_comments(tmp_path: Path) -> None:
     machine = load_machine(write(tmp_path, GOOD))
     assert (machine.device_memory, machine.disk, machine.bus_in_gb_s) == (8 * 2**30, 10**12, 12.0)
     assert machine.notes == (("device_memory", "data sheet"), ("bus_in_gb_s", "assumed: half of it"))
-    assert machine.render_seconds(1e6, 2e6) == pytest.approx(2e-3 + 10e-3 + 20e-3)
+    assert machine.turn_seconds(1e6, 2, 2e6) == pytest.approx(2e-3 + 10e-3 + 20e-3)
+    assert machine.turn_seconds(1e6, 1, None) == pytest.approx(5e-3), "a piece on its way there"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_measuring_gives_rates_and_leaves_the_store_alone(store: Store) -> None:
     assert 1 <= machine.compute_cores <= machine.cores == os.cpu_count()
     for rate in ("host_gather_gb_s", "host_adam_gb_s", "bus_in_gb_s", "bus_out_gb_s", "device_gb_s"):
         assert 0.05 < getattr(machine, rate) < 2000, f"{rate} is not a rate of memory"
-    small, large = (machine.render_seconds(1000, pixels) for pixels in (1e4, 1e6))
+    small, large = (machine.turn_seconds(1000, 2, pixels) for pixels in (1e4, 1e6))
     assert 0 < small < large < 10
 
 

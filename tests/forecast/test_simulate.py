@@ -42,7 +42,7 @@ def plans_of(drawn: list[tuple[list[set[int]], int]]) -> list[Plan]:
     plans = []
     for views, room in drawn:
         rows = [np.array(sorted(view), np.int32) for view in views]
-        plans.append(make_plan(range(len(rows)), rows, max(map(len, rows)) + room, BLOCK_ROWS))
+        plans.append(make_plan(range(len(rows)), rows, max(1, max(map(len, rows)) // 3 + room), BLOCK_ROWS))
     return plans
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,17 +37,35 @@ def global_rows(local: np.ndarray, touched: np.ndarray, block_rows: int) -> np.n
     return (local + shift.take(local // block_rows)).astype(np.int32)
 
 
-def slow_make_plan(views: Sequence[int], sets: Sequence[np.ndarray], capacity: int, block_rows: int = 2048) -> Plan:
+class SlowTurn(NamedTuple):
+    view: int
+    view_rows: np.ndarray
+    first: int
+    projects: bool
+    adds: bool
+    rows: np.ndarray
+
+
+def slow_make_plan(
+    views: Sequence[int], sets: Sequence[np.ndarray], capacity: int, block_rows: int = 2048, trains: bool = True
+) -> Plan:
     """What `make_plan` must return, field by field."""
-    largest = max((len(rows) for rows in sets), default=0)
-    if capacity < largest:
-        raise ValueError(f"the arena has {capacity} slots, but the largest view of the batch needs {largest}")
-    if len(views) != len(sets):
-        raise ValueError(f"{len(views)} views but {len(sets)} sets")
-    dense, union_rows = _number_rows(sets, block_rows)
+    listed = [turn for view, rows in zip(views, sets, strict=True) for turn in slow_turns(view, rows, capacity, trains)]
+    dense, union_rows = _number_rows([turn.rows for turn in listed], block_rows)
     next_uses = _next_uses(dense, len(union_rows))
-    turns = _plan_turns(views, sets, dense, next_uses, union_rows, capacity)
+    turns = _plan_turns(listed, dense, next_uses, union_rows, capacity)
     return Plan(turns, capacity, _count_traffic(turns, dense, len(union_rows)), union_rows)
+
+
+def slow_turns(view: int, rows: np.ndarray, capacity: int, trains: bool) -> list[SlowTurn]:
+    """The turns of one view: there over all pieces, and back."""
+    count = 1
+    while len(rows) > capacity and -(-len(rows) // count) > max(1, capacity // 2):
+        count += 1
+    edges = [len(rows) * k // count for k in range(count + 1)]
+    there = [SlowTurn(view, rows, a, True, trains and b == edges[-1], rows[a:b]) for a, b in pairwise(edges)]
+    back = [SlowTurn(view, rows, a, False, True, rows[a:b]) for a, b in pairwise(edges[:-1])][::-1]
+    return there + (back if trains else [])
 
 
 def _number_rows(sets: Sequence[np.ndarray], block_rows: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -71,8 +91,7 @@ def _next_uses(dense: Sequence[np.ndarray], union: int) -> list[np.ndarray]:
 
 
 def _plan_turns(
-    views: Sequence[int],
-    sets: Sequence[np.ndarray],
+    listed: Sequence[SlowTurn],
     dense: Sequence[np.ndarray],
     next_uses: Sequence[np.ndarray],
     union_rows: np.ndarray,
@@ -81,7 +100,7 @@ def _plan_turns(
     union, count = len(union_rows), len(dense)
     slot_of = np.full(union, -1, np.int32)
     next_use = np.full(union, count, np.int32)
-    evicted = np.zeros(union, bool)
+    evicted, added = np.zeros(union, bool), np.zeros(union, bool)
     free = deque(
         [np.arange(min(capacity, union), dtype=np.int32)]
     )  # free while the previous turn computes, oldest first
@@ -98,22 +117,34 @@ def _plan_turns(
         free.append(freed[len(loads) - early :])
         slots = slot_of.take(ids)
 
+        added[ids] |= listed[i].adds
         next_use[ids] = next_uses[i]
-        sends = finals = ids.compress(next_uses[i] == count)
+        over, leaving = ids.compress(next_uses[i] == count), ids[:0]
         if i + 1 < count:
             missing = dense[i + 1].compress(slot_of.take(dense[i + 1]) < 0)
-            needed = len(missing) - sum(map(len, free)) - len(finals)
+            needed = len(missing) - sum(map(len, free)) - len(over)
             if needed > 0:
                 leaving = _farthest(slot_of, next_use, i + 1, count, needed)
-                evicted[leaving] = True
-                sends = np.concatenate([finals, leaving])
+                evicted[leaving] = added[leaving]
+        finals, partials = over[added[over]], leaving[added[leaving]]
+        dropped = np.sort(np.concatenate([over[~added[over]], leaving[~added[leaving]]]))
+        sends = np.concatenate([finals, partials, dropped])
         send_slots = slot_of.take(sends)
         slot_of[sends] = -1
         freed = np.sort(send_slots)
-        final = np.arange(len(sends)) < len(finals)
-        load_rows, send_rows = union_rows.take(loads), union_rows.take(sends)
         turns.append(
-            Turn(views[i], sets[i], slots, load_rows, load_slots, early, partial, send_rows, send_slots, final)
+            Turn(
+                *listed[i],
+                slots,
+                union_rows.take(loads),
+                load_slots,
+                early,
+                partial,
+                union_rows.take(sends),
+                send_slots,
+                len(finals),
+                len(partials),
+            )
         )
     return tuple(turns)
 
@@ -147,7 +178,7 @@ def _count_traffic(turns: Sequence[Turn], dense: Sequence[np.ndarray], union: in
     return Traffic(
         loaded=sum(len(turn.load_rows) for turn in turns),
         loaded_partial=sum(int(np.count_nonzero(turn.load_partial)) for turn in turns),
-        sent_back=sum(len(turn.send_rows) for turn in turns),
+        sent_back=sum(turn.finals + turn.partials for turn in turns),
         no_reuse=sum(len(ids) for ids in dense),
         consecutive_reuse=consecutive,
         lower_bound=union,

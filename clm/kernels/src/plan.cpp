@@ -8,13 +8,14 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "pool.h"
 
 namespace {
 
-enum : int32_t { kDone = 0, kNotAscending = 1, kNoMemory = 2 };
+enum : int32_t { kDone = 0, kNotAscending = 1, kNoMemory = 2, kTooMany = 3 };
 
 struct Run {
     int64_t begin, end;  // positions in the view's list
@@ -35,6 +36,8 @@ struct Universe {
 
     int64_t size() const { return int64_t(blocks.size()) * block_rows; }
     int32_t shift(int64_t rank) const { return int32_t((blocks[rank] - rank) * block_rows); }
+    // Local ids and slots are int32, and so is what is counted in them.
+    bool too_large() const { return size() > INT32_MAX; }
     const Run* begin(int64_t view) const { return runs.data() + first_run[view]; }
     const Run* end(int64_t view) const { return runs.data() + first_run[view + 1]; }
 };
@@ -82,20 +85,24 @@ constexpr int32_t kAway = -1, kEvicted = -2;  // instead of a slot; evicted: a p
 // ([total rows + 1] for union_rows, whose last element is only scratch).
 struct Residency {
     int32_t *slots, *load_rows, *load_slots, *send_rows, *send_slots, *union_rows;
-    uint8_t *load_partial, *send_final;
-    int64_t* counts;  // [views, 3] loads, early loads, sends
+    uint8_t* load_partial;
+    int64_t* counts;  // [turns, 5] loads, early loads; rows that leave: final, with a partial gradient, with none
     int64_t* totals;  // [3] rows loaded with a partial gradient, rows shared with the turn before, rows of the union
 };
 
 struct Planner {
     const Sets& sets;
     const Universe& universe;
+    const uint8_t* adds;             // [turns] whether gradients are added to the turn's rows
     const Residency& out;
     const int32_t never;             // the number of turns
     bool tight = false;              // the union does not fit: rows may be evicted
+    bool all_add;                    // so whoever is evicted has a gradient
     std::vector<int32_t> slot_of;    // [universe], or why a row has none
     std::vector<int32_t> next_use;   // [universe] turn that uses the row next, `never` when none does; kept up if tight
     std::vector<uint64_t> resident;  // if tight, a bit per local id: loaded, not evicted; after their last use rows linger
+    std::vector<uint64_t> added;     // if tight and not all turns add, a bit per local id: it has a gradient
+    std::vector<int32_t> dropped;    // rows and slots, in turn, that leave with no gradient after the present turn
     std::vector<int32_t> free;       // slots free while the turn before computes, oldest first, from `head` on
     std::vector<int32_t> freed;      // slots free once the sends of the turn before have left, ascending
     std::vector<int32_t> missing;    // local ids that the turn must load
@@ -103,8 +110,9 @@ struct Planner {
     std::vector<uint64_t> slot_bits;
     int64_t head = 0, loads = 0, sends = 0;
 
-    Planner(const Sets& s, const Universe& u, const Residency& r)
-        : sets(s), universe(u), out(r), never(int32_t(s.count)), slot_of(u.size(), kAway), next_use(u.size(), never) {}
+    Planner(const Sets& s, const uint8_t* a, const Universe& u, const Residency& r)
+        : sets(s), universe(u), adds(a), out(r), never(int32_t(s.count)), all_add(std::count(a, a + s.count, 0) == 0),
+          slot_of(u.size(), kAway), next_use(u.size(), never) {}
 
     template <class F>
     void each_row(int64_t turn, F&& body) const {
@@ -140,7 +148,7 @@ struct Planner {
         for (int64_t rank = 0; rank < int64_t(universe.blocks.size()); ++rank) {
             const int32_t shift = universe.shift(rank);
             for (int64_t l = rank * universe.block_rows; l < (rank + 1) * universe.block_rows; ++l) {
-                listed[count] = int32_t(l) + shift;  // as in find_missing, but up to one past the last
+                listed[count] = int32_t(l + shift);  // as in find_missing, but up to one past the last
                 count += next[l] < none;
             }
         }
@@ -197,8 +205,11 @@ struct Planner {
         return early;
     }
 
-    // Writes the slots of a view over its next uses, and sends the rows that it uses last. How many were sent.
+    // Writes the slots of a turn over its next uses, and sends the rows that it uses last; where it adds nothing, nothing
+    // was added to those at all, and they are dropped. How many leave.
     int64_t use(int64_t turn, int32_t* slots) {
+        if (tight && !all_add && adds[turn])
+            each_row(turn, [words = added.data()](int64_t, int32_t, int32_t local) { words[local >> 6] |= uint64_t(1) << (local & 63); });
         if (tight) each_row(turn, [next = next_use.data(), slots](int64_t p, int32_t, int32_t local) { next[local] = slots[p]; });
         int32_t *send_rows = out.send_rows + sends, *send_slots = out.send_slots + sends, *place = slot_of.data();
         const int32_t none = never;
@@ -212,9 +223,26 @@ struct Planner {
             send_slots[finals] = slot;
             finals -= last;
         });
-        std::memset(out.send_final + sends, 1, finals);
-        sends += finals;
+        if (adds[turn]) {
+            sends += finals;
+        } else {
+            for (int64_t i = 0; i < finals; ++i) dropped.insert(dropped.end(), {send_rows[i], send_slots[i]});
+        }
         return finals;
+    }
+
+    // Appends the rows that leave with no gradient, ascending, to those that are sent.
+    int64_t drop() {
+        const int64_t count = int64_t(dropped.size()) / 2;
+        std::vector<std::pair<int32_t, int32_t>> pairs(count);
+        for (int64_t i = 0; i < count; ++i) pairs[i] = {dropped[2 * i], dropped[2 * i + 1]};
+        std::sort(pairs.begin(), pairs.end());
+        for (const auto& [row, slot] : pairs) {
+            out.send_rows[sends] = row;
+            out.send_slots[sends++] = slot;
+        }
+        dropped.clear();
+        return count;
     }
 
     // Sends the `count` resident rows that the next turn does not use and whose next use is farthest; among rows of the
@@ -239,10 +267,15 @@ struct Planner {
         for (int64_t i = 0; i < kept; ++i) {
             const int32_t local = keepers[i], next = next_use[local];
             if (next < farthest || (next == farthest && stay-- > 0)) continue;
-            out.send_rows[sends] = local + universe.shift(local / universe.block_rows);
-            out.send_slots[sends] = slot_of[local];
-            out.send_final[sends++] = 0;
-            slot_of[local] = kEvicted;
+            const int32_t row = local + universe.shift(local / universe.block_rows), slot = slot_of[local];
+            if (all_add || added[local >> 6] >> (local & 63) & 1) {
+                out.send_rows[sends] = row;
+                out.send_slots[sends++] = slot;
+                slot_of[local] = kEvicted;
+            } else {
+                dropped.insert(dropped.end(), {row, slot});
+                slot_of[local] = kAway;
+            }
             resident[local >> 6] &= ~(uint64_t(1) << (local & 63));
         }
     }
@@ -257,6 +290,7 @@ struct Planner {
         const int64_t listed = out.totals[2] = list_union();
         tight = capacity < listed;
         if (tight) resident.assign(universe.size() / 64 + 1, 0);
+        if (tight && !all_add) added.assign(universe.size() / 64 + 1, 0);
         free.resize(std::min(capacity, listed));
         for (int64_t i = 0; i < int64_t(free.size()); ++i) free[i] = int32_t(i);
         slot_bits.assign(free.size() / 64 + 1, 0);
@@ -264,20 +298,21 @@ struct Planner {
         missing.resize(largest + 1);
         int64_t absent = sets.count ? find_missing(0) : 0;
         for (int64_t turn = 0; turn < sets.count; ++turn) {
-            int64_t* counts = out.counts + 3 * turn;
+            int64_t* counts = out.counts + 5 * turn;
             const int64_t sent = sends;
             counts[0] = absent;
             counts[1] = load(absent);
-            const int64_t finals = use(turn, out.slots + at);
-            at += sets.sizes[turn];
-            counts[2] = finals;
-            if (turn + 1 == sets.count) break;
-            absent = find_missing(turn + 1);
-            const int64_t needed = absent - (int64_t(free.size()) - head) - finals;
-            if (needed > 0) evict(turn + 1, needed);
+            const int64_t over = use(turn, out.slots + at);
             counts[2] = sends - sent;
-            freed.resize(counts[2]);
-            sort_slots(out.send_slots + sent, counts[2], freed.data());
+            at += sets.sizes[turn];
+            const bool last = turn + 1 == sets.count;
+            absent = last ? 0 : find_missing(turn + 1);
+            const int64_t needed = absent - (int64_t(free.size()) - head) - over;
+            if (!last && needed > 0) evict(turn + 1, needed);
+            counts[3] = sends - sent - counts[2];
+            counts[4] = drop();
+            freed.resize(sends - sent);
+            sort_slots(out.send_slots + sent, sends - sent, freed.data());
         }
     }
 };
@@ -362,13 +397,14 @@ int32_t guarded(F&& body) {
 
 }  // namespace
 
-CLM_API int32_t clm_plan_residency(const int32_t* const* rows, const int64_t* sizes, int64_t views, int64_t capacity,
-                                   int64_t block_rows, const Residency* out) {
+CLM_API int32_t clm_plan_residency(const int32_t* const* rows, const int64_t* sizes, const uint8_t* adds, int64_t turns,
+                                   int64_t capacity, int64_t block_rows, const Residency* out) {
     return guarded([&] {
         Universe universe;
-        const Sets sets{rows, sizes, views};
+        const Sets sets{rows, sizes, turns};
         if (!localize(sets, block_rows, universe)) return kNotAscending;
-        Planner(sets, universe, *out).plan(capacity);
+        if (universe.too_large() || turns >= INT32_MAX) return kTooMany;
+        Planner(sets, adds, universe, *out).plan(capacity);
         return kDone;
     });
 }
@@ -381,6 +417,7 @@ CLM_API int32_t clm_plan_overlaps(const int32_t* const* rows, const int64_t* siz
         Universe universe;
         const Sets sets{rows, sizes, views};
         if (!localize(sets, block_rows, universe)) return kNotAscending;
+        if (universe.too_large()) return kTooMany;
         int64_t stride = 1;
         while (double(universe.size()) / double(stride) * row_cost > 1) stride *= 2;
         const int64_t chunks = universe.size() / (64 * kWords * stride) + 1, words = chunks * kWords;
