@@ -37,6 +37,7 @@ from clm.store.store import Store
 from clm.units import format_bytes
 
 T = TypeVar("T")
+_COPIED = ("geometry", "colour", "m_geometry", "v_geometry", "m_colour", "v_colour", "stamp", "statistics")  # of a row
 
 
 class CudaEvent:
@@ -103,7 +104,7 @@ class CudaResidents:
         self._device, self._store, self._rows = device, store, rows
         self._adam: DeviceAdam | None = None
         self._steps: dict[tuple[int, float, bool], DeviceStep] = {}
-        for name in store.names:
+        for name in _COPIED:
             values = getattr(store, name)
             dtype = torch.int32 if values.dtype == np.int32 else torch.float32
             here = device.empty((len(rows), *values.shape[1:]), dtype, "resident Gaussians")
@@ -141,7 +142,7 @@ class CudaResidents:
         adam_rows(self, self._at(step), positions, arena, slots, columns, self.statistics, fresh, self._updating)
 
     def write_back(self) -> None:
-        for name in self._store.names:
+        for name in _COPIED:
             values, here = getattr(self._store, name), getattr(self, name)
             values = values.view(np.int16) if values.dtype == np.uint16 else values  # torch knows their bits so
             for there, at in self._runs():

@@ -161,8 +161,8 @@ def adam(
     """Apply `step` to rows [M]; entries [M, 4] receives their new cull entries (radius -1: the row did not change).
 
     bf16 moments take part as they are stored; the step uses the new ones in float32 and then rounds them stochastically:
-    the expectation of a stored moment is its float32 value. The random bits are a function of (row, step, column), see
-    `reference.round_to_bf16`, so the result depends on neither threads nor placement.
+    the expectation of a stored moment is its float32 value. The random bits are a function of (the row's identity, step,
+    column), see `reference.round_to_bf16`, so the result depends on neither threads nor placement.
     """
     grad_geometry, grad_colour, stride = _gradients(gradients, columns)
     load().clm_adam(

@@ -53,16 +53,18 @@ def nearest_bf16(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), 0x7FC0, np.where(np.isinf(values) | ~up, lower, upper)).astype(np.uint16)
 
 
-def round_to_bf16(values: np.ndarray, rows: np.ndarray, stamp: int, first_column: int, moment: int) -> np.ndarray:
+def round_to_bf16(values: np.ndarray, identities: np.ndarray, stamp: int, first_column: int, moment: int) -> np.ndarray:
     """Stochastic rounding of values [N, C] f32 to bf16 (uint16 [N, C]), bit for bit as `kernels/src/bf16.h` does it.
 
-    rows: ids [N]; stamp: the step that the moments belong to; first_column: 0 for geometry, 12 for colour; moment: 0 for
-    exp_avg, 1 for exp_avg_sq. A value goes to its upper bf16 neighbour (in magnitude) with a probability equal to its
-    distance from the lower one, in steps of 2^-16 of the gap: E[result] = value. The random numbers of a row are an
-    arithmetic progression over the columns whose start and slope are SplitMix64's hash (Steele, Lea and Flood 2014) of
-    (row, stamp): uniform in each column, independent between any two.
+    identities: [N] f32, as a row's geometry carries them; stamp: the step that the moments belong to; first_column: 0 for
+    geometry, 12 for colour; moment: 0 for exp_avg, 1 for exp_avg_sq. A value goes to its upper bf16 neighbour (in magnitude)
+    with a probability equal to its distance from the lower one, in steps of 2^-16 of the gap: E[result] = value. The random
+    numbers of a row are an arithmetic progression over the columns whose start and slope are SplitMix64's hash (Steele, Lea
+    and Flood 2014) of (identity, stamp): uniform in each column, independent between any two.
     """
-    z = (rows.astype(np.uint64) << np.uint64(32) | np.uint64(stamp)) + np.uint64(0x9E3779B97F4A7C15)
+    z = (identities.view(np.uint32).astype(np.uint64) << np.uint64(32) | np.uint64(stamp)) + np.uint64(
+        0x9E3779B97F4A7C15
+    )
     z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from clm.store.layout import CHUNK_ROWS
 
-PARAMETER_BYTES = 240  # geometry 12 floats (one is padding), colour 48 floats
+PARAMETER_BYTES = 240  # geometry 12 floats (one is identity), colour 48 floats
 MOMENT_BYTES = {"f32": 480, "bf16": 240}  # both Adam moments, laid out as the parameters
 COLOUR_BUS_BYTES = {"f32": 4, "bf16": 2}  # one colour value of a row on its way to the device
 STAMP_BYTES = 4  # int32 step of the last update
+KEY_BYTES = 8  # identity
 CULL_BYTES = 16  # centre and bounding radius
 STATISTICS_BYTES = 8  # densification: accumulated screen gradient and count of views
 GRADIENT_BYTES = 256  # geometry gradient 16 floats (two are statistics, three padding), colour gradient 48 floats
@@ -23,13 +24,13 @@ AUTO = "auto"  # --gpu-memory, --host-memory: what is free
 
 def store_row_bytes(moments: str) -> int:
     """Bytes of one row in the store, by how its moments are stored (a key of MOMENT_BYTES)."""
-    return PARAMETER_BYTES + MOMENT_BYTES[moments] + STAMP_BYTES + CULL_BYTES + STATISTICS_BYTES
+    return PARAMETER_BYTES + MOMENT_BYTES[moments] + STAMP_BYTES + KEY_BYTES + CULL_BYTES + STATISTICS_BYTES
 
 
 def resident_row_bytes(moments: str, shared_memory: bool = True) -> int:
-    """Device bytes of a row that lives there: parameters, moments, stamp, densification statistics. Its cull entry never
-    leaves the host; a device with memory of its own keeps moments in f32."""
-    return store_row_bytes(moments if shared_memory else "f32") - CULL_BYTES
+    """Device bytes of a row that lives there: parameters, moments, stamp, densification statistics. Its cull entry and
+    its key never leave the host; a device with memory of its own keeps moments in f32."""
+    return store_row_bytes(moments if shared_memory else "f32") - CULL_BYTES - KEY_BYTES
 
 
 STORE_ROW_BYTES = store_row_bytes("f32")
@@ -37,7 +38,7 @@ RESIDENT_ROW_BYTES = resident_row_bytes("f32")
 
 
 def store_bytes(rows: int, row_bytes: int = STORE_ROW_BYTES) -> int:
-    """Parameters, moments, stamps, cull entries, densification statistics of all rows. Block bounds: 32 B per block."""
+    """Parameters, moments, stamps, keys, cull entries, densification statistics of all rows. Block bounds: 32 B per block."""
     return rows * row_bytes
 
 

@@ -22,6 +22,7 @@ from clm.errors import ClmError, ResourceError
 from clm.files import leftovers, remove_leftovers, storage_failure, sync_directory, temporary_name
 from clm.progress import Report, tally, unseen
 from clm.run.arrays import Damaged, Listed, check_array, read_array, read_listed, write_array
+from clm.store.identity import first_keys
 from clm.store.store import MOMENT_TYPES, Store
 
 
@@ -33,8 +34,9 @@ class State(Protocol):
 
 
 T = TypeVar("T", bound=State)
-FORMAT = 2
-_READ = (1, 2)  # format 1 had no manifest
+FORMAT = 3
+_READ = (1, 2, 3)  # format 1 had no manifest, formats 1 and 2 no keys
+_WITH_KEYS = 3
 _STATE, _MANIFEST = "state.json", "manifest.json"
 _LONGEST_STATE = 1 << 26  # bytes
 _MOST_ROWS = 2**31 - 1
@@ -225,12 +227,16 @@ def load_checkpoint(path: Path, parse: Callable[[dict[str, Any]], T], report: Re
     try:
         state, listed = _read_state(path)
         parsed = parse(state)
-        _check_files(path, state["rows"], state["moments"], listed)
+        names = _arrays_of(state)
+        _check_files(path, names, state["rows"], state["moments"], listed)
         store = _allocate(state["rows"], state["moments"])
         passed = _tally(f"loading {path.name}", store, report)
-        for name in store.names:
+        for name in names:
             read_array(path / f"{name}.npy", getattr(store, name), listed.get(f"{name}.npy"), passed)
         _check_stamps(store, parsed.last_stamp)
+        if "keys" not in names:
+            store.keys[:] = first_keys(0, store.rows)
+        store.identify(0, store.rows)
     except Damaged as error:
         raise Damaged(
             f"Checkpoint {path} cannot be read: {error.message}.",
@@ -239,11 +245,17 @@ def load_checkpoint(path: Path, parse: Callable[[dict[str, Any]], T], report: Re
     return parsed, store
 
 
-def _check_files(path: Path, rows: int, moments: str, listed: dict[str, Listed]) -> None:
+def _arrays_of(state: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the arrays that a checkpoint of this format holds."""
+    without = () if state["format"] >= _WITH_KEYS else ("keys",)
+    return tuple(name for name in Store(0).names if name not in without)
+
+
+def _check_files(path: Path, names: tuple[str, ...], rows: int, moments: str, listed: dict[str, Listed]) -> None:
     """Names, sizes, shapes and types of all arrays, before any is read."""
     empty = Store(0, moments=moments)
-    _check_names(path, {f"{name}.npy" for name in empty.names}, listed)
-    for name in empty.names:
+    _check_names(path, {f"{name}.npy" for name in names}, listed)
+    for name in names:
         like, file = getattr(empty, name), f"{name}.npy"
         check_array(path / file, like.dtype, (rows, *like.shape[1:]), listed.get(file))
 
@@ -269,7 +281,7 @@ def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Listed]]:
         listed = _listed_files(manifest)
     state = _parse(path / _STATE, listed.get(_STATE))
     if manifest is None:
-        if state.get("format") == FORMAT:
+        if state.get("format") in _READ[1:]:
             raise Damaged(f"{_MANIFEST} is missing")
         _refuse_other_formats(path, state.get("format"), state.get("format"))
         state.setdefault("moments", "f32")
@@ -301,7 +313,7 @@ def _refuse_other_formats(path: Path, number: Any, again: Any) -> None:
         raise Damaged(f"its format is not a number that {_STATE} and {_MANIFEST} agree on")
     if number not in _READ:
         raise ClmError(
-            f"Checkpoint {path} has format {number}; this clm reads formats {' and '.join(map(str, _READ))}.",
+            f"Checkpoint {path} has format {number}; this clm reads formats {_READ[0]} to {_READ[-1]}.",
             "Resume with the version that wrote it, or move it away to go on from an older one.",
         )
 

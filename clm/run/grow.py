@@ -73,7 +73,7 @@ def rebuild(session: Session, before: int) -> None:
     row_kernels.settle(store, session.next_step(), 0, store.rows)
     if densify_due(config, before, now):
         limits = thresholds(config, session.scene.scale, now)
-        result = densify(store, limits, row_limit(session), [config.seed, 3, now], partial(admits, session))
+        result = densify(store, limits, row_limit(session), config.seed, now, partial(admits, session))
         session.progress.new_rows_since_sort += result.cloned + 2 * result.split
         resorted = wants_resort(session.progress.new_rows_since_sort, store.rows)
         if resorted:

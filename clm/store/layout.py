@@ -1,4 +1,4 @@
-"""Columns of a row in memory: geometry (11 floats padded to 12) and colour (48 floats); names carry their activation."""
+"""Columns of a row in memory: geometry (11 floats and 31 bits of identity) and colour (48 floats); names carry their activation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ MEANS = slice(0, 3)  # world units, world frame
 QUATS = slice(3, 7)  # wxyz, any norm
 LOG_SCALES = slice(7, 10)  # natural log of the standard deviation in world units
 LOGIT_OPACITIES = 10
+IDENTITY = 11  # bits of the row's key, no parameter (clm.store.identity)
 
 SH0 = slice(0, 3)  # colour = 0.5 + SH_C0 * sh0
 SHN = slice(3, 48)  # [15, 3] coefficient-major, as gsplat's shN

@@ -3,6 +3,7 @@
 Invariants: the first `rows` entries of every array are live; `entries` bounds where each row can be drawn until its next
 gradient; `bounds` follows `entries` per block of `block_rows` consecutive rows. A row's parameters are those of its stamp:
 only `fetch` and `settle` know the exact ones. A store without moments (rendering) holds parameters and entries only.
+A row's `keys` entry is its identity, whose lower bits are in its geometry, too.
 Moments are f32 or bf16 (uint16, the upper half of the f32): only the row kernels read their values.
 """
 
@@ -19,7 +20,8 @@ from clm.kernels.cull import block_bounds
 from clm.kernels.memory import RowPages
 from clm.kernels.permute import permute_rows
 from clm.kernels.rows import AdamStep, StoreView
-from clm.store.layout import BLOCK_ROWS, CHUNK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS
+from clm.store.identity import first_keys, identity_floats
+from clm.store.layout import BLOCK_ROWS, CHUNK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS, IDENTITY
 
 _PARAMETERS = {"geometry": GEOMETRY_COLUMNS, "colour": COLOUR_COLUMNS}
 _MOMENTS = {
@@ -33,8 +35,8 @@ MOMENT_TYPES: dict[str, type] = {"f32": np.float32, "bf16": np.uint16}
 
 
 class Store:
-    """Rows on the host. `geometry` [N, 12], `colour` [N, 48], moments of the same shapes, `stamp` [N] i32, `statistics`
-    [N, 2] (views that drew the row, summed screen gradient), `entries` [N, 4], `bounds` [blocks, 8]."""
+    """Rows on the host. `geometry` [N, 12], `colour` [N, 48], moments of the same shapes, `stamp` [N] i32, `keys` [N] u64,
+    `statistics` [N, 2] (views that drew the row, summed screen gradient), `entries` [N, 4], `bounds` [blocks, 8]."""
 
     def __init__(self, capacity: int, *, moments: str | None = "f32", block_rows: int = BLOCK_ROWS):
         """moments: how both Adam moments are stored, a key of MOMENT_TYPES; None: not at all."""
@@ -47,6 +49,7 @@ class Store:
             for name, width in _MOMENTS.items():
                 self._pages[name] = RowPages(capacity, width, MOMENT_TYPES[moments])
             self._pages["stamp"] = RowPages(capacity, 1, np.int32)
+            self._pages["keys"] = RowPages(capacity, 1, np.uint64)
             self._pages["statistics"] = RowPages(capacity, 2)
         self._arrays: dict[str, np.ndarray] = {}
         self._name_arrays()
@@ -120,8 +123,10 @@ class Store:
             pages.grow(capacity)
         self._name_arrays()
 
-    def append(self, geometry: np.ndarray, colour: np.ndarray) -> None:
-        """Add rows at the tail with zero moments, stamps and statistics (as the in-core reference does for new rows)."""
+    def append(self, geometry: np.ndarray, colour: np.ndarray, keys: np.ndarray | None = None) -> None:
+        """Add rows at the tail with zero moments, stamps and statistics (as the in-core reference does for new rows).
+
+        keys [K] u64; None: first rows, which are numbered in the order in which they come."""
         first, written = self.rows, self._written
         self.reserve(first + len(geometry))
         self.rows = first + len(geometry)
@@ -129,6 +134,15 @@ class Store:
         self._arrays["colour"][first : self.rows] = colour
         for name in self._arrays.keys() - _PARAMETERS.keys():
             self._arrays[name][first : min(self.rows, written)] = 0  # zeros behind that take no memory yet
+        if self.moments is not None:
+            self._arrays["keys"][first : self.rows] = first_keys(first, self.rows) if keys is None else keys
+            self.identify(first, self.rows)
+
+    def identify(self, first: int, last: int) -> None:
+        """Write the bits of their keys that rows first..last-1 carry in their geometry."""
+        for at in range(first, last, CHUNK_ROWS):
+            piece = slice(at, min(at + CHUNK_ROWS, last))
+            self._arrays["geometry"][piece, IDENTITY] = identity_floats(self._arrays["keys"][piece])
 
     def take(self, order: np.ndarray) -> None:
         """Keep rows `order` [K] (ids, in the new order): fewer rows in ascending order, or all rows in any order.
@@ -176,5 +190,5 @@ class Store:
 
     def _name_arrays(self) -> None:
         self._arrays.update((name, pages.array) for name, pages in self._pages.items())
-        if "stamp" in self._arrays:
-            self._arrays["stamp"] = self._arrays["stamp"].reshape(-1)
+        for name in self._arrays.keys() & {"stamp", "keys"}:
+            self._arrays[name] = self._arrays[name].reshape(-1)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS
+from clm.store.identity import child_keys, normals
+from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, QUATS
 from clm.store.order import block_order
 from clm.store.store import Store
 
@@ -60,7 +61,7 @@ def choose_growth(store: Store, thresholds: Thresholds, max_new: int) -> tuple[n
     candidates = np.flatnonzero(gradient > thresholds.screen_gradient)
     refused = max(0, len(candidates) - max(max_new, 0))
     if refused:
-        strongest = np.argsort(-gradient[candidates], kind="stable")[: max(max_new, 0)]
+        strongest = np.lexsort((store.keys[candidates], -gradient[candidates]))[: max(max_new, 0)]
         candidates = np.sort(candidates[strongest])
     small, limit = np.empty(len(candidates), bool), np.log(thresholds.split_scale)
     for piece in _pieces(len(candidates)):
@@ -74,22 +75,32 @@ def _pieces(count: int) -> Iterator[slice]:
         yield slice(first, min(first + _PIECE_ROWS, count))
 
 
-def append_grown(store: Store, clones: np.ndarray, splits: np.ndarray, rng: np.random.Generator) -> None:
+def append_grown(store: Store, clones: np.ndarray, splits: np.ndarray, seed: int, image: int) -> None:
     """Copies of the rows `clones` and children of the rows `splits`, at the store's tail."""
     store.reserve(store.rows + len(clones) + 2 * len(splits))
     for piece in _pieces(len(clones)):
-        store.append(store.geometry[clones[piece]], store.colour[clones[piece]])
+        rows = clones[piece]
+        store.append(store.geometry[rows], store.colour[rows], child_keys(store.keys[rows], image, 0))
     for piece in _pieces(len(splits)):
-        store.append(*split_rows(store.geometry[splits[piece]], store.colour[splits[piece]], rng))
+        rows = splits[piece]
+        store.append(*split_rows(store.geometry[rows], store.colour[rows], store.keys[rows], seed, image))
 
 
-def split_rows(geometry: np.ndarray, colour: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two children per row, drawn from the row's own Gaussian, each 1.6 times smaller."""
+def split_rows(
+    geometry: np.ndarray, colour: np.ndarray, keys: np.ndarray, seed: int, image: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two children per row [2 K], each 1.6 times smaller: geometry, colour, keys.
+
+    Their centres are drawn from the row's own Gaussian: a function of (seed, image, the row, which child)."""
     children, colours = np.repeat(geometry, 2, axis=0), np.repeat(colour, 2, axis=0)
-    offsets = rng.standard_normal((len(children), 3)).astype(np.float32) * np.exp(children[:, LOG_SCALES])
-    children[:, MEANS] += np.einsum("nij,nj->ni", quats_to_rotations(children[:, QUATS]), offsets)
+    theirs = np.stack([child_keys(keys, image, child) for child in (0, 1)], axis=1).reshape(-1)
+    offsets = normals(theirs, seed, image) * np.exp(children[:, LOG_SCALES].astype(np.float64))
+    turn = quats_to_rotations(children[:, QUATS].astype(np.float64))
+    for axis in range(3):  # written out: the same bits whatever rows are beside it
+        moved = turn[:, axis, 0] * offsets[:, 0] + turn[:, axis, 1] * offsets[:, 1] + turn[:, axis, 2] * offsets[:, 2]
+        children[:, axis] = (children[:, axis] + moved).astype(np.float32)
     children[:, LOG_SCALES] -= np.float32(np.log(SPLIT_SHRINK))
-    return children, colours
+    return children, colours, theirs
 
 
 def prune_mask(geometry: np.ndarray, thresholds: Thresholds) -> np.ndarray:
@@ -106,11 +117,13 @@ def densify(
     store: Store,
     thresholds: Thresholds,
     max_rows: int,
-    seed: list[int],
+    seed: int,
+    image: int,
     admits: Callable[[Store, np.ndarray], bool],
 ) -> DensifyResult:
     """Clone, split and prune once; clear the statistics. Entries and bounds must be refreshed afterwards.
 
+    image: the training image after which it happens.
     At most `max_rows` rows remain, and `admits(store, drop [N] bool)` is asked before anything is final: it sees the store
     with the new rows at its tail and which rows would go. Whenever it refuses, a smaller growth is tried, down to none.
     """
@@ -118,7 +131,7 @@ def densify(
     allowed, refused = max_rows - before, 0
     while True:
         clones, splits, refused = choose_growth(store, thresholds, allowed)
-        append_grown(store, clones, splits, np.random.default_rng(seed))
+        append_grown(store, clones, splits, seed, image)
         drop = prune_mask(store.geometry, thresholds)
         pruned = int(drop.sum())
         drop[splits] = True

@@ -107,7 +107,7 @@ class FakeResidents:
         self.device, self.store, self.rows = device, store, rows
         self.here = Store(len(rows))
         self.here.rows = len(rows)
-        self.names = [name for name in store.names if name != "entries"]
+        self.names = [name for name in store.names if name != "keys"]
         for name in self.names:
             getattr(self.here, name)[:] = getattr(store, name)[rows]
         self._poison()

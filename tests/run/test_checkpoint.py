@@ -181,8 +181,8 @@ def test_stamps_of_steps_that_were_never_made_are_refused(tmp_path: Path) -> Non
 def test_a_format_of_another_version_is_named_and_not_skipped(tmp_path: Path) -> None:
     path = save(tmp_path)
     for name in ("state.json", "manifest.json"):
-        (path / name).write_text((path / name).read_text().replace('"format": 2', '"format": 7'))
-    with pytest.raises(ClmError, match="has format 7; this clm reads formats 1 and 2") as caught:
+        (path / name).write_text((path / name).read_text().replace('"format": 3', '"format": 7'))
+    with pytest.raises(ClmError, match="has format 7; this clm reads formats 1 to 3") as caught:
         load(path)
     assert not isinstance(caught.value, Damaged)
 

@@ -207,7 +207,7 @@ def test_growth_takes_the_strongest_gradients_when_the_budget_is_short() -> None
 @BOTH
 def test_densify_counts_add_up_and_new_rows_have_zero_moments(moments: str) -> None:
     store = random_store(3000, moments=moments)
-    result = densify(store, LIMITS, 10**9, [0, 1], always)
+    result = densify(store, LIMITS, 10**9, 0, 1, always)
     assert result.cloned > 0 and result.split > 0 and result.pruned > 0
     assert store.rows == result.rows
     limit = np.log(LIMITS.prune_opacity / (1 - LIMITS.prune_opacity))
@@ -220,7 +220,7 @@ def test_densify_counts_add_up_and_new_rows_have_zero_moments(moments: str) -> N
 def test_densify_never_exceeds_the_row_limit(cap: int) -> None:
     store = random_store(3000)
     store.geometry[:, LOGIT_OPACITIES] = 0  # nothing is pruned
-    result = densify(store, LIMITS, cap, [0], always)
+    result = densify(store, LIMITS, cap, 0, 1, always)
     assert store.rows == cap and result.refused > 0
 
 
@@ -233,13 +233,13 @@ def test_densify_grows_less_when_the_arena_refuses_and_never_loses_rows() -> Non
         asked.append(grown.rows - int(drop.sum()))
         return asked[-1] <= 3100
 
-    densify(store, LIMITS, 10**9, [0], admits)
+    densify(store, LIMITS, 10**9, 0, 1, admits)
     assert len(asked) > 1 and 3000 <= store.rows <= 3100
 
 
 def test_children_of_a_split_lie_in_their_parent_and_are_smaller() -> None:
     store = random_store(4000)
-    children, colours = split_rows(store.geometry, store.colour, np.random.default_rng(0))
+    children, colours, _keys = split_rows(store.geometry, store.colour, store.keys, 0, 100)
     parents = np.repeat(store.geometry, 2, axis=0)
     np.testing.assert_allclose(
         children[:, LOG_SCALES], parents[:, LOG_SCALES] - np.log(SPLIT_SHRINK), rtol=1e-5, atol=1e-6
@@ -250,16 +250,21 @@ def test_children_of_a_split_lie_in_their_parent_and_are_smaller() -> None:
     np.testing.assert_array_equal(colours[::2], store.colour)
 
 
-def test_children_are_the_same_in_whatever_pieces_rows_are_split() -> None:
-    store, whole = random_store(1000), np.random.default_rng(3)
-    children, colours = split_rows(store.geometry, store.colour, whole)
-    rng, first = np.random.default_rng(3), 0
+def test_children_depend_on_the_identity_of_their_parent_alone() -> None:
+    """Not on its place, on who is beside it, or on the pieces in which rows are split."""
+    store = random_store(1000)
+    whole = split_rows(store.geometry, store.colour, store.keys, 3, 200)
+    order, first = np.random.default_rng(3).permutation(1000), 0
     for count in (1, 2, 3, 500, 493, 1):
-        piece = slice(first, first + count)
-        some, some_colours = split_rows(store.geometry[piece], store.colour[piece], rng)
-        np.testing.assert_array_equal(some, children[2 * first : 2 * (first + count)])
-        np.testing.assert_array_equal(some_colours, colours[2 * first : 2 * (first + count)])
+        rows = order[first : first + count]
+        some = split_rows(store.geometry[rows], store.colour[rows], store.keys[rows], 3, 200)
+        theirs = (2 * rows[:, None] + np.arange(2)).reshape(-1)
+        for array, wanted in zip(some, whole, strict=True):
+            np.testing.assert_array_equal(array, wanted[theirs])
         first += count
+    for seed, image in ((4, 200), (3, 300)):
+        other = split_rows(store.geometry, store.colour, store.keys, seed, image)
+        assert (other[0][:, MEANS] != whole[0][:, MEANS]).any(axis=1).all()
 
 
 @BOTH

@@ -129,7 +129,7 @@ void adam_rows(const StoreView* s, const AdamStep* a, const AdamRows& in) {
             const int missed = behind ? a->step - 1 - stamp : 0;
             const PerColumn drift = behind ? drift_between(*a, stamp, a->step - 1) : no_drift;
             const RowStep r{a->beta1, a->beta2, a->beta1_power[missed], a->beta2_power[missed], a->eps_step,
-                            behind ? a->eps_drift[stamp] : a->eps, a->gradient_scale, row_dither(row, a->step)};
+                            behind ? a->eps_drift[stamp] : a->eps, a->gradient_scale, row_dither(s->geometry[row * kGeometry + kIdentity], a->step)};
             const Moments<T> at(*s, row);
             float *pg = s->geometry + row * kGeometry, *pc = s->colour + row * kColour;
             adam_geometry(r, drift, rate, gg, pg, at.m_geometry, at.v_geometry);
@@ -153,7 +153,7 @@ void settle_rows(const StoreView* s, const AdamStep* a, int64_t first, int64_t l
             const Moments<T> at(*s, row);
             const PerColumn drift = drift_between(*a, stamp, a->step - 1);
             move_along(drift, a->eps_drift[stamp], at, s->geometry + row * kGeometry, s->colour + row * kColour, kColour);
-            decay_row(a->beta1_power[missed], a->beta2_power[missed], at, row_dither(row, a->step - 1));
+            decay_row(a->beta1_power[missed], a->beta2_power[missed], at, row_dither(s->geometry[row * kGeometry + kIdentity], a->step - 1));
             s->stamp[row] = a->step - 1;
         }
     });

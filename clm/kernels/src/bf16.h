@@ -4,8 +4,8 @@
 // Moments: rounding to nearest would freeze exp_avg_sq: a step without gradient takes 0.001 of it (1 - beta2), and half the gap to
 // the next bf16 is 0.002 to 0.004 of it. So a value between two neighbours goes to the upper one with a probability equal
 // to how far it has come from the lower one, in steps of 2^-16: the expectation is the value itself.
-// The random bits are a pure function of (row, stamp, column, which moment), where stamp is the step that the written
-// moments belong to: no state, hence the same bits for any thread count, placement and interruption. A hash of (row, stamp)
+// The random bits are a pure function of (row's identity, stamp, column, which moment), where stamp is the step that the written
+// moments belong to: no state, hence the same bits for any thread count, placement and interruption. A hash of (identity, stamp)
 // gives the starts and the slope of arithmetic progressions over the columns: every number is uniform, any two of a row are
 // independent (so a sum over columns has the variance that independent numbers would give it), and one more column costs
 // two additions. Slow twin: clm/optim/reference.py.
@@ -130,9 +130,10 @@ struct RowDither {
     uint32_t m_start, v_start, slope;
 };
 
-// The finaliser of SplitMix64 (Steele, Lea and Flood 2014) over one counter value per (row, stamp).
-inline RowDither row_dither(int64_t row, int32_t stamp) {
-    uint64_t z = (uint64_t(row) << 32 | uint32_t(stamp)) + 0x9e3779b97f4a7c15u;
+// The finaliser of SplitMix64 (Steele, Lea and Flood 2014) over one counter value per (row, stamp). identity: the float
+// that carries bits of the row's key (clm/store/identity.py), so that the place of a row changes nothing.
+inline RowDither row_dither(float identity, int32_t stamp) {
+    uint64_t z = (uint64_t(bits<uint32_t>(identity)) << 32 | uint32_t(stamp)) + 0x9e3779b97f4a7c15u;
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
     z = (z ^ z >> 27) * 0x94d049bb133111ebu;
     z ^= z >> 31;
