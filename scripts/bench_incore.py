@@ -18,12 +18,13 @@ from bench_common import SCENES, header
 
 from clm.config import Config, load_config
 from clm.device.interface import Arena
+from clm.formats.start import initial_store
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
-from clm.run.batches import batch_views
+from clm.plan.batch import batch_views
 from clm.run.loop import train_batch
-from clm.run.session import Session, initial_store
+from clm.run.open import Run, open_run
 from clm.scene import Scene, load_scene
 from clm.store.layout import GRAD_DRAWN
 
@@ -31,9 +32,9 @@ from clm.store.layout import GRAD_DRAWN
 class PlainLoop:
     """All rows in one array, in the order of the store."""
 
-    def __init__(self, session: Session):
-        self.session, self.config = session, session.config
-        self.store = initial_store(session.scene, session.config, lambda _event: None)
+    def __init__(self, run: Run):
+        self.run, self.config = run, run.schedule.config
+        self.store = initial_store(run.scene, self.config, lambda _text: None)
         self.rows = np.arange(self.store.rows, dtype=np.int32)
         self.arena = Arena(0)  # the rasteriser takes rows and gradients from here: the store's own arrays
         self.arena.geometry, self.arena.colour = self.store.geometry, self.store.colour
@@ -44,16 +45,16 @@ class PlainLoop:
 
     def train_batch(self) -> float:
         """Seconds of one optimizer step."""
-        session, config, began = self.session, self.config, time.perf_counter()
+        run, config, began = self.run, self.config, time.perf_counter()
         degree = sh_degree_at(config, self.iteration)
         columns = colour_columns(degree)
-        for view_id in batch_views(session.scene.train, config.seed, self.iteration, config.batch_size):
-            view = session.scene.views[view_id]
-            session.rasterizer.loss_and_gradients(
-                self.arena, self.rows, view.camera, degree, (0.0, 0.0, 0.0), session.images.get(view_id), None, 0.2
+        for view_id in batch_views(run.scene.train, config.seed, self.iteration, config.batch_size):
+            view = run.scene.views[view_id]
+            run.residence.rasterizer.loss_and_gradients(
+                self.arena, self.rows, view.camera, degree, (0.0, 0.0, 0.0), run.photos.cache.get(view_id), None, 0.2
             )
         self.arena.grad_geometry[:, GRAD_DRAWN] = 1  # dense: rows that no view drew take the step, too
-        constants = session.adam.at(self.step + 1, config.batch_size)
+        constants = run.schedule.adam.at(self.step + 1, config.batch_size)
         row_kernels.adam(self.store, constants, self.rows, self.arena, None, columns, None, self.entries)
         self.arena.grad_geometry[:] = 0
         self.arena.grad_colour[:, :columns] = 0
@@ -65,29 +66,30 @@ def compare(scene: Scene, batch: int, images: int, model: Path | None) -> None:
     options = {"iterations": images, "batch_size": batch, "offload": "none", "densify_until": 0}
     options |= {"init_ply": str(model)} if model else {}
     config: Config = load_config(options)
-    with tempfile.TemporaryDirectory() as folder, Session(scene, config, Path(folder), lambda _event: None) as session:
+    with tempfile.TemporaryDirectory() as folder, open_run(scene, config, Path(folder), lambda _event: None) as run:
         for index in scene.train:
-            session.images.get(int(index))
-        plain = PlainLoop(session)
+            run.photos.cache.get(int(index))
+        plain = PlainLoop(run)
         seconds: dict[str, list[float]] = {"plain": [], "clm": []}
-        while session.progress.iteration + batch <= images:
-            turns = [("plain", plain.train_batch), ("clm", lambda: timed(session))]
+        while run.schedule.image + batch <= images:
+            turns = [("plain", plain.train_batch), ("clm", lambda: timed(run))]
             for name, step in turns if len(seconds["clm"]) % 2 else reversed(turns):
                 seconds[name].append(step())
-        lanes, total, rows = session.totals.lanes, session.totals.batch_seconds, session.store.rows
+        totals, rows = run.accounts.totals, run.residence.rows
+    exposed = totals.lanes.plan_exposed / totals.batch_seconds
     warm = max(2, 33 // batch)
     plain_ms, clm_ms = (1e3 * float(np.median(seconds[name][warm:])) / batch for name in ("plain", "clm"))
     ratio = float(np.median(np.array(seconds["plain"][warm:]) / np.array(seconds["clm"][warm:])))
     print(
         f"  {rows:7,} Gaussians, batch {batch:2}: plain {plain_ms:6.2f} ms per image, everything resident {clm_ms:6.2f} ms; "
-        f"speed relative to plain {ratio:.3f}; cull + order + plan exposed {100 * lanes.plan_exposed / total:.1f}%",
+        f"speed relative to plain {ratio:.3f}; cull + order + plan exposed {100 * exposed:.1f}%",
         flush=True,
     )
 
 
-def timed(session: Session) -> float:
+def timed(run: Run) -> float:
     began = time.perf_counter()
-    train_batch(session)
+    train_batch(run, run.batches.next())
     return time.perf_counter() - began
 
 

@@ -28,18 +28,28 @@ from PIL import Image
 
 from clm.config import load_config
 from clm.formats.ply import write_ply
-from clm.run import grow, loop, session
+from clm.run import grow, loop
+from clm.run import open as opening
+from clm.run.evaluate import Evaluation
+from clm.run.grow import Growth
 from clm.run.loop import train
+from clm.run.residence import Residence
+from clm.run.run_files import RunFiles
+from clm.run.saver import Saver
 from clm.scene.open import open_scene
 from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS, SH0
 
 SIDE, HEIGHT = 100.0, 10.0  # of the field, and of the cameras above it
 WIDTH, TALL = 96, 64  # px
-PHASES = {
-    session: ("initial_store",),
-    session.Session: ("save", "move_in", "refresh_store"),
-    loop: ("start_run", "finish_run", "rebuild", "evaluate", "train_batch"),
+PHASES: dict[Any, tuple[str, ...]] = {  # what is watched, by whose it is
+    opening: ("initial_store",),
+    loop: ("train_batch",),
     grow: ("densify", "resort", "reset_opacity"),
+    RunFiles: ("start", "finish"),
+    Residence: ("_refresh", "_place", "_move_in"),
+    Growth: ("rebuild",),
+    Evaluation: ("run",),
+    Saver: ("save",),
 }
 
 
@@ -145,8 +155,8 @@ def measure(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
     watch = Watch()
     for owner, names in PHASES.items():
         for name in names:
-            if hasattr(owner, name):
-                setattr(owner, name, watch.phase(name, getattr(owner, name)))
+            label = f"{owner.__name__}.{name}" if isinstance(owner, type) else name
+            setattr(owner, name, watch.phase(label, getattr(owner, name)))
     scene = open_scene(field, config)
     base = rss()
     watch.thread.start()

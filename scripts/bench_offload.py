@@ -8,53 +8,52 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from bench_common import SCENES, header
 
 from clm.config import Config, load_config
-from clm.run.grow import rebuild, rebuild_due
 from clm.run.loop import train_batch
-from clm.run.session import Session
+from clm.run.open import Run, open_run
 from clm.scene import Scene, load_scene
 from clm.units import format_bytes
 
 
-def advance(session: Session) -> float:
+def advance(run: Run) -> float:
     """One batch (and the densification that follows it); seconds of the batch alone."""
-    before, seconds = session.progress.iteration, session.totals.batch_seconds
-    train_batch(session)
-    if rebuild_due(session.config, before, session.progress.iteration):
-        rebuild(session, before)
-    return session.totals.batch_seconds - seconds
+    totals = run.accounts.totals
+    before = totals.batch_seconds
+    train_batch(run, run.batches.next())
+    if run.growth.due:
+        run.growth.rebuild()
+    return totals.batch_seconds - before
 
 
 def compare(scene: Scene, config: dict[str, object], warm_up: int) -> None:
     """Run both placements in turns over the whole schedule; the first `warm_up` batches are not counted."""
-    sessions = {}
-    with tempfile.TemporaryDirectory() as folder:
+    runs = {}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for offload in ("none", "host"):
             resolved: Config = load_config({**config, "offload": offload})
-            sessions[offload] = Session(scene, resolved, Path(folder), lambda _event: None)
+            runs[offload] = stack.enter_context(open_run(scene, resolved, Path(folder), lambda _event: None))
         seconds: dict[str, list[float]] = {"none": [], "host": []}
         turn = 0
-        while sessions["none"].progress.iteration < resolved.iterations:
+        while not runs["none"].schedule.over:
             for offload in ("none", "host") if turn % 2 else ("host", "none"):
-                seconds[offload].append(advance(sessions[offload]))
+                seconds[offload].append(advance(runs[offload]))
             turn += 1
-        show(sessions, seconds, warm_up, resolved.batch_size)
-        for session in sessions.values():
-            session.__exit__()
+        show(runs, seconds, warm_up, resolved.batch_size)
 
 
-def show(sessions: dict[str, Session], seconds: dict[str, list[float]], warm_up: int, batch: int) -> None:
-    for offload, session in sessions.items():
+def show(runs: dict[str, Run], seconds: dict[str, list[float]], warm_up: int, batch: int) -> None:
+    for offload, run in runs.items():
         median = float(np.median(seconds[offload][warm_up:]))
-        totals, lanes = session.totals, session.totals.lanes
+        totals, lanes = run.accounts.totals, run.accounts.totals.lanes
         print(
             f"  {offload:4}  {batch / median:6.1f} images/s (median of {len(seconds[offload]) - warm_up} batches), "
-            f"{session.store.rows:,} Gaussians, device {format_bytes(totals.device_bytes)}"
+            f"{run.residence.rows:,} Gaussians, device {format_bytes(totals.device_bytes)}"
         )
         print(
             f"        lanes: load {lanes.load:.2f} s, compute {lanes.compute:.2f} s, send back {lanes.send_back:.2f} s, "
@@ -63,10 +62,8 @@ def show(sessions: dict[str, Session], seconds: dict[str, list[float]], warm_up:
         share, exposed = lanes.plan / totals.batch_seconds, lanes.plan_exposed / totals.batch_seconds
         print(f"        cull + order + plan: {100 * share:.1f}% of the batch time, exposed {100 * exposed:.1f}%")
     ratios = np.array(seconds["none"][warm_up:]) / np.array(seconds["host"][warm_up:])
-    same = all(
-        np.array_equal(getattr(sessions["none"].store, name), getattr(sessions["host"].store, name))
-        for name in sessions["none"].store.names
-    )
+    with runs["none"].residence.whole() as none, runs["host"].residence.whole() as host:
+        same = all(np.array_equal(getattr(none, name), getattr(host, name)) for name in none.names)
     print(f"  host/none images/s, batch by batch: median {np.median(ratios):.3f}; models bitwise equal: {same}\n")
 
 

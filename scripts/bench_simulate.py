@@ -11,6 +11,7 @@ import argparse
 import os
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from bench_common import SCENES, header
 from clm.config import Config, load_config
 from clm.forecast.forecast import find_budgets, make_forecast
 from clm.run.loop import train_batch
-from clm.run.session import Session
+from clm.run.open import Run, open_run
 from clm.scene import Scene, load_scene
 from clm.units import format_bytes
 
@@ -56,46 +57,49 @@ def predict(scene: Scene, config: Config) -> np.ndarray:
     return np.array([timeline.seconds, *(seconds[name] for name in LANES)]) / timeline.batches
 
 
-def measure(session: Session, batches: int) -> np.ndarray:
+def measure(run: Run, batches: int) -> np.ndarray:
     """Seconds of a batch (median), then of each of `LANES` (mean), over the next `batches` batches."""
-    walls = []
-    before = np.array([getattr(session.totals.lanes, name) for name in LANES])
+    walls, totals = [], run.accounts.totals
+    before = np.array([getattr(totals.lanes, name) for name in LANES])
     for _ in range(batches):
         began = time.perf_counter()
-        train_batch(session)
+        train_batch(run, run.batches.next())
         walls.append(time.perf_counter() - began)
-    lanes = np.array([getattr(session.totals.lanes, name) for name in LANES]) - before
+    lanes = np.array([getattr(totals.lanes, name) for name in LANES]) - before
     return np.array([float(np.median(walls)), *lanes / batches])
 
 
 def compare(scene: Scene, options: dict[str, object], rounds: int, batches: int, folder: Path) -> None:
     configs = {offload: load_config({**options, "offload": offload}) for offload in ("none", "host")}
-    sessions = {name: Session(scene, config, folder, lambda _event: None) for name, config in configs.items()}
-    predicted: dict[str, list[np.ndarray]] = {name: [] for name in sessions}
-    measured: dict[str, list[np.ndarray]] = {name: [] for name in sessions}
-    taken: dict[str, list[float]] = {name: [] for name in sessions}
-    for session in sessions.values():
-        for index in scene.train:
-            session.images.get(int(index))  # decoded before the clock starts, as in a run's second epoch
-        measure(session, max(2, WARM_UP // session.config.batch_size))
-    for turn in range(rounds):
-        for name in list(sessions)[:: 1 if turn % 2 else -1]:
-            others = Others()
-            predicted[name].append(predict(scene, configs[name]))
-            measured[name].append(measure(sessions[name], batches))
-            taken[name].append(others.cores())
-    for name, session in sessions.items():
-        show(name, session, np.array(predicted[name]), np.array(measured[name]), np.array(taken[name]))
-        session.__exit__()
+    predicted: dict[str, list[np.ndarray]] = {name: [] for name in configs}
+    measured: dict[str, list[np.ndarray]] = {name: [] for name in configs}
+    taken: dict[str, list[float]] = {name: [] for name in configs}
+    with ExitStack() as stack:
+        runs = {
+            name: stack.enter_context(open_run(scene, config, folder, lambda _event: None))
+            for name, config in configs.items()
+        }
+        for name, run in runs.items():
+            for index in scene.train:
+                run.photos.cache.get(int(index))  # decoded before the clock starts, as in a run's second epoch
+            measure(run, max(2, WARM_UP // configs[name].batch_size))
+        for turn in range(rounds):
+            for name in list(runs)[:: 1 if turn % 2 else -1]:
+                others = Others()
+                predicted[name].append(predict(scene, configs[name]))
+                measured[name].append(measure(runs[name], batches))
+                taken[name].append(others.cores())
+        for name, run in runs.items():
+            show(name, run, np.array(predicted[name]), np.array(measured[name]), np.array(taken[name]))
 
 
-def show(name: str, session: Session, predicted: np.ndarray, measured: np.ndarray, taken: np.ndarray) -> None:
+def show(name: str, run: Run, predicted: np.ndarray, measured: np.ndarray, taken: np.ndarray) -> None:
     """Of all rounds, and of the quiet ones, in which other programs took little."""
-    line = f"  {name:4} {session.store.rows:,} Gaussians, arena {format_bytes(session.tiers.arena.bytes)}"
+    line = f"  {name:4} {run.residence.rows:,} Gaussians, arena {format_bytes(run.residence.arena.bytes)}"
     print(f"{line}; other programs took {np.median(taken):.2f} cores (median)")
     for what, chosen in (("all", taken >= 0), ("quiet", taken <= QUIET)):
         if chosen.sum() >= 3:
-            show_rounds(what, session.config.batch_size, predicted[chosen], measured[chosen])
+            show_rounds(what, run.schedule.config.batch_size, predicted[chosen], measured[chosen])
 
 
 def show_rounds(what: str, size: int, predicted: np.ndarray, measured: np.ndarray) -> None:

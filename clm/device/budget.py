@@ -1,5 +1,5 @@
-"""The device budget: what `--gpu-memory` states, or what is free when it says `auto`. Training, rendering and evaluation ask
-here; the run is told where the number comes from.
+"""The budgets of device and host: what `--gpu-memory` and `--host-memory` state, or what is free when they say `auto`.
+Training, rendering and evaluation ask here; the run is told where the number comes from.
 
 A budget never changes the model, so a statement beyond what is free is taken down to what works, and said.
 """

@@ -20,20 +20,18 @@ from clm.errors import ResourceError
 from clm.forecast.machine import Machine
 from clm.forecast.measure import Sizes, measure_this
 from clm.forecast.simulate import Timeline, simulate
+from clm.formats.start import RANDOM_ROWS, initial_store
 from clm.kernels.rows import colour_columns
+from clm.plan.batch import EXACT_MARGIN, batch_views, plan_batch
 from clm.plan.budget import AUTO, arena_bytes, lanes_bytes, store_bytes, store_row_bytes
 from clm.plan.placement import (
     Placement,
-    Sightings,
-    arena_needs,
     check_shared_memory,
     choose_placement,
-    resident_blocks,
 )
 from clm.plan.residency import Plan
+from clm.plan.sightings import Sightings, all_visible_sets, arena_needs, resident_blocks
 from clm.render.temporaries import Temporaries
-from clm.run.batches import EXACT_MARGIN, batch_views, plan_batch
-from clm.run.session import RANDOM_ROWS, all_visible_sets, initial_store
 from clm.scene import Scene
 from clm.store.store import Store
 from clm.units import format_bytes, format_rows, parse_bytes, size_flag
@@ -87,7 +85,7 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
     """
     gaussians = config.max_gaussians or len(scene.points) or RANDOM_ROWS
     thinned = dataclasses.replace(config, max_gaussians=min(gaussians, SAMPLE_ROWS))
-    store = initial_store(scene, thinned, lambda _event: None)
+    store = initial_store(scene, thinned, lambda _text: None)
     store.refresh(None)
     scale = gaussians / store.rows
     cameras = [view.camera for view in scene.views]

@@ -23,9 +23,9 @@ from clm.forecast.machine import Machine, adam_bytes, fetch_bytes, gradient_byte
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep, colour_columns
 from clm.optim.adam import Adam, Betas
+from clm.plan.batch import EXACT_MARGIN, plan_batch
 from clm.plan.visibility import visible_rows
 from clm.render import CpuRasterizer, l1_ssim
-from clm.run.batches import EXACT_MARGIN, plan_batch
 from clm.store.layout import GRAD_DRAWN, LOGIT_OPACITIES
 from clm.store.store import Store
 from clm.stream.handover import HostLane, Outcome

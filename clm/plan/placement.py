@@ -6,10 +6,7 @@ out that really help.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-import numpy as np
 
 from clm.errors import ClmError, ResourceError
 from clm.plan.budget import (
@@ -50,6 +47,7 @@ def choose_placement(
     temporaries: int = 0,
     block_rows: int = 2048,
     shared_memory: bool = True,
+    host_beside: int = 0,
 ) -> Placement:
     """Where rows live, how many slots the arena gets, and why.
 
@@ -59,6 +57,7 @@ def choose_placement(
     gets what the budget leaves, at most what a batch can use. Under `auto` the two compete: the arena gets no more than the
     usual union, and the rest goes to resident rows. `none` and `host` insist on all and on none.
     shared_memory: device memory is the host's (the CPU), so resident rows are not kept a second time on the host.
+    host_beside: bytes of the host's budget that are not for rows, nor for what the device counts.
 
     Raises ResourceError (needed, available, ways out) when nothing fits, ClmError for an unknown `offload`.
     """
@@ -79,19 +78,19 @@ def choose_placement(
     if offload == "auto" and not fits:
         slots = min(slots, max(largest_view, arena_rows_needed if usual_union is None else usual_union))
         resident = (available - arena_bytes(slots)) // row_bytes // block_rows * block_rows
-    host = store_bytes(rows, store_row_bytes(moments)) - (resident * row_bytes if shared_memory else 0)
+    host = store_bytes(rows, store_row_bytes(moments)) - (resident * row_bytes if shared_memory else 0) + host_beside
     if host > host_budget:
         in_core = None if offload == "host" or everything else least + temporaries
-        raise _too_large_for_host(rows, host, in_core, host_budget)
+        raise _too_large_for_host(rows, host, in_core, host_budget, host_beside)
     device = in_core_bytes(resident, slots, row_bytes) + temporaries
     reason = _reason(offload, everything, least, device, device_budget, resident / max(rows, 1))
     return Placement("none" if everything else "host", slots, resident, reason, device, host)
 
 
-def check_shared_memory(rows: int, largest_view: int, host_budget: int, moments: str, temporaries: int = 0) -> None:
-    """Where the device is the CPU and has no budget of its own: ResourceError if the rows, an arena for the largest view and
-    the temporaries exceed the host's."""
-    beside = arena_bytes(largest_view) + temporaries
+def check_shared_memory(rows: int, largest_view: int, host_budget: int, moments: str, beside: int = 0) -> None:
+    """Where the device is the CPU: ResourceError if the rows, an arena for the largest view and `beside` bytes exceed the
+    host's budget."""
+    beside += arena_bytes(largest_view)
     needed = store_bytes(rows, store_row_bytes(moments)) + beside
     if needed > host_budget:
         raise _too_large_for_host(rows, needed, None, host_budget, beside)
@@ -129,15 +128,15 @@ def _view_too_large(rows: int, largest_view: int, needed: int, device_budget: in
 def _too_large_for_host(
     rows: int, needed: int, in_core: int | None, host_budget: int, beside: int = 0
 ) -> ResourceError:
-    """beside: of the bytes needed, those that are not the store's: the largest view's, where the device is the CPU."""
+    """beside: of the bytes needed, those that are not the store's."""
     smallest = min(map(store_row_bytes, MOMENT_BYTES))
     in_core_way = "" if in_core is None else f", `--gpu-memory {size_flag(in_core)}`"
     bf16_way = ", `--moments bf16`" if store_bytes(rows, smallest) + beside <= host_budget < needed else ""
-    room = _seen_less(host_budget) if beside else host_budget
+    room = _seen_less(host_budget - beside) if beside else host_budget
+    fewer = f" or `--max-gaussians {format_rows(_scaled(rows, needed - beside, room))}`" if room > 0 else ""
     return ResourceError(
         f"{rows:,} Gaussians need {format_bytes(needed)} of host memory, but have {format_bytes(host_budget)}.",
-        f"Use `--host-memory {size_flag(needed)}`{in_core_way}{bf16_way} or "
-        f"`--max-gaussians {format_rows(_scaled(rows, needed, room))}`.",
+        f"Use `--host-memory {size_flag(needed)}`{in_core_way}{bf16_way}{fewer}.",
     )
 
 
@@ -149,52 +148,3 @@ def _scaled(rows: int, needed: int, available: int) -> int:
 def _seen_less(available: int) -> int:
     """Bytes to scale by where a view decides: fewer rows are larger, and views see a larger share of them."""
     return available * 9 // 10
-
-
-@dataclass(frozen=True, eq=False)
-class Sightings:
-    """What the views of a scene see, as far as placement needs it: one pass over their visible sets."""
-
-    largest_view: int  # rows
-    per_block: np.ndarray  # [blocks] i64: rows of the block, summed over the views that may see them
-    sizes: np.ndarray  # [blocks] i64: rows of each block
-    views: int
-
-    @staticmethod
-    def of(sets: Iterable[np.ndarray], rows: int, block_rows: int) -> Sightings:
-        """From visible sets (int32 ids, ascending), consumed one by one."""
-        blocks = -(-rows // block_rows)
-        per_block, largest, views = np.zeros(blocks, np.int64), 0, 0
-        edges = np.arange(1, blocks) * block_rows
-        for seen in sets:
-            largest, views = max(largest, len(seen)), views + 1
-            per_block += np.diff(np.searchsorted(seen, edges), prepend=0, append=len(seen))
-        sizes = np.minimum(block_rows, rows - np.arange(blocks) * block_rows)
-        return Sightings(largest, per_block, sizes, views)
-
-    def usual_union(self, batch_size: int) -> int:
-        """Rows of the union of so many random views, on average at most: rows of a block that a share p of the views sees
-        are in it with 1 - (1 - p)^B, a concave function, so the mean p of a block gives more than its rows do."""
-        share = self.per_block / np.maximum(self.sizes * self.views, 1)
-        return int(np.ceil((self.sizes * (1.0 - (1.0 - np.minimum(share, 1.0)) ** batch_size)).sum()))
-
-
-def arena_needs(
-    rows: int, largest_view: int, usual_union: int, batch_size: int, block_rows: int = 2048
-) -> tuple[int, int]:
-    """Slots that any batch of so many views can use, and slots for the usual one; both with room for rows that move and
-    swell until the next rebuild."""
-    any_batch = min(rows, int(1.25 * largest_view) * batch_size + block_rows)
-    return any_batch, min(any_batch, int(1.1 * usual_union) + block_rows)
-
-
-def resident_blocks(sightings: Sightings, resident_rows: int) -> np.ndarray:
-    """[blocks] bool: whole blocks of together at most `resident_rows` rows, those first whose rows most views see.
-
-    A row that is resident saves one load per batch that sees it, whatever block it is in, so the mean number of views per
-    row ranks blocks; equal ones in order. Blocks that no view sees stay on the host while others are wanted.
-    """
-    order = np.argsort(-sightings.per_block / np.maximum(sightings.sizes, 1), kind="stable")
-    chosen = np.zeros(len(order), bool)
-    chosen[order[np.cumsum(sightings.sizes[order]) <= resident_rows]] = True
-    return chosen

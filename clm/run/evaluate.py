@@ -17,7 +17,9 @@ from clm.pictures import file_stems, save_png, to_uint8
 from clm.progress import counted
 from clm.render import Render, metrics
 from clm.run.events import Emit, Evaluated, Message, reporter
-from clm.run.session import Session
+from clm.run.photos import Photos
+from clm.run.residence import Residence
+from clm.run.schedule import Schedule
 from clm.scene import CorruptImage, ImageCache, Scene
 
 _TRAIN_SAMPLE = 8  # training views measured for comparison with the held-out ones
@@ -58,22 +60,36 @@ def measure_views(
     return {"psnr": means.get("psnr"), "ssim": means.get("ssim"), "per_view": per_view}
 
 
-def evaluate(session: Session) -> dict[str, Any]:
-    """Measure the test views (and a sample of the training views), write `eval/step_N/` and `metrics.json`."""
-    iteration, scene = session.progress.iteration, session.scene
-    folder = session.run / "eval" / f"step_{iteration}"
-    sample = np.unique(np.linspace(0, len(scene.train) - 1, min(_TRAIN_SAMPLE, len(scene.train))).astype(int))
-    render = session.view_renderer()
-    # Rows move until the end, so a view may have outgrown the budget: that costs its figure, never the trained model.
-    measure = partial(
-        measure_views, render, scene, session.images, emit=session.emit, skip=(CorruptImage, ResourceError)
-    )
-    test = measure(scene.test, folder=folder) if len(scene.test) else None
-    train = measure(scene.train[sample])
-    result = {"iteration": iteration, "num_gaussians": session.store.rows, "test": test, "train": train}
-    write_json(folder / "metrics.json", result)
-    write_json(session.run / "metrics.json", result)
-    shown, split = (test, "test") if test else (train, "train")
-    if shown["per_view"]:
-        session.emit(Evaluated(iteration, split, shown["psnr"], shown["ssim"], len(shown["per_view"])))
-    return result
+class Evaluation:
+    """Measures the test views of a run, and a sample of its training views."""
+
+    def __init__(
+        self, scene: Scene, photos: Photos, schedule: Schedule, residence: Residence, folder: Path, emit: Emit
+    ):
+        self._scene, self._photos, self._schedule, self._residence = scene, photos, schedule, residence
+        self._folder, self._emit = folder, emit
+
+    @property
+    def due(self) -> bool:
+        """Whether one is due after the last batch."""
+        return self._schedule.crossed(self._schedule.config.eval_every)
+
+    def run(self) -> dict[str, Any]:
+        """Write `eval/step_N/` and `metrics.json`; returns what is in it."""
+        image, views = self._schedule.image, self._scene.train
+        folder = self._folder / "eval" / f"step_{image}"
+        sample = np.unique(np.linspace(0, len(views) - 1, min(_TRAIN_SAMPLE, len(views))).astype(int))
+        # Rows move until the end, so a view may have outgrown the budget: that costs its figure, never the trained model.
+        skip = (CorruptImage, ResourceError)
+        measure = partial(
+            measure_views, self._residence.renderer(), self._scene, self._photos.cache, emit=self._emit, skip=skip
+        )
+        test = measure(self._scene.test, folder=folder) if len(self._scene.test) else None
+        train = measure(views[sample])
+        result = {"iteration": image, "num_gaussians": self._residence.rows, "test": test, "train": train}
+        write_json(folder / "metrics.json", result)
+        write_json(self._folder / "metrics.json", result)
+        shown, split = (test, "test") if test else (train, "train")
+        if shown["per_view"]:
+            self._emit(Evaluated(image, split, shown["psnr"], shown["ssim"], len(shown["per_view"])))
+        return result

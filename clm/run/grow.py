@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from clm.config import Config
 from clm.kernels import rows as row_kernels
 from clm.optim.schedules import crossed
-from clm.plan.budget import slots_for, store_row_bytes
-from clm.run.events import Densified, OpacityReset
-from clm.run.session import Session, all_visible_sets, host_budget
+from clm.run.events import Densified, Emit, OpacityReset
+from clm.run.residence import Residence
+from clm.run.schedule import Schedule
 from clm.store.store import Store
 from clm.strategy.default import Thresholds, densify, reset_opacity, resort, wants_resort
-
-_ARENA_FILL = 0.9  # views may grow to this share of the arena: rows also move and swell until the end of the run
 
 
 def densify_due(config: Config, before: int, now: int) -> bool:
@@ -43,46 +39,44 @@ def thresholds(config: Config, scene_scale: float, now: int) -> Thresholds:
     )
 
 
-def row_limit(session: Session) -> int:
-    """How many rows --max-gaussians and the host budget admit."""
-    on_host = host_budget(session.config, session.store.bytes) // store_row_bytes(session.config.moments)
-    limit = min(session.config.max_gaussians or np.iinfo(np.int32).max, on_host)
-    return max(limit, session.store.rows)
+class Growth:
+    """The default strategy over a residence."""
 
+    def __init__(self, schedule: Schedule, residence: Residence, scene_scale: float, emit: Emit):
+        self._schedule, self._residence, self._scale, self._emit = schedule, residence, scene_scale, emit
+        self._config = schedule.config
 
-def admits(session: Session, store: Store, drop: np.ndarray) -> bool:
-    """Whether every view would still fit into the arena that the device budget allows, with `drop` [N] bool removed."""
-    budget, _ = session.budgets("host")
-    if session.budget.bytes is not None and session.config.offload == "none":
-        # auto would rather move the store to the host than stop growing
-        budget -= store.rows * session.tiers.resident_row_bytes
-    # Staging and the rasteriser's temporaries grow with the view that fills the arena.
-    if store.rows <= slots_for(budget - session.temporaries(store.rows)):
-        return True
-    session.refresh_store()
-    largest = max(len(rows) - int(drop[rows].sum()) for rows in all_visible_sets(store, session.cameras))
-    return largest <= int(slots_for(budget - session.temporaries(largest)) * _ARENA_FILL)
+    def follows(self, before: int, now: int) -> bool:
+        """Whether the batch (before, now] is followed by a rebuild."""
+        return rebuild_due(self._config, before, now)
 
+    @property
+    def due(self) -> bool:
+        return self.follows(*self._schedule.last_batch)
 
-def rebuild(session: Session, before: int) -> None:
-    """Densify and reset opacity as due after the batch (before, now]: settle, decide, resort, refresh, place anew."""
-    config, store, now = session.config, session.store, session.progress.iteration
-    session.plans.drop()
-    session.lanes.publish_entries()
-    session.tiers.write_back()
-    row_kernels.settle(store, session.next_step(), 0, store.rows)
-    if densify_due(config, before, now):
-        limits = thresholds(config, session.scene.scale, now)
-        result = densify(store, limits, row_limit(session), config.seed, now, partial(admits, session))
-        session.progress.new_rows_since_sort += result.cloned + 2 * result.split
-        resorted = wants_resort(session.progress.new_rows_since_sort, store.rows)
+    def rebuild(self) -> None:
+        """Densify and reset opacity as due: settle, decide, resort; the residence places the rows anew."""
+        config, now = self._config, self._schedule.image
+        with self._residence.rebuilding() as store:
+            row_kernels.settle(store, self._schedule.next_step(), 0, store.rows)
+            if densify_due(config, *self._schedule.last_batch):
+                self._densify(store, now)
+            if reset_due(config, *self._schedule.last_batch):
+                reset_opacity(store, config.reset_opacity)
+                self._emit(OpacityReset(now))
+
+    def _densify(self, store: Store, now: int) -> None:
+        progress, limits = self._schedule.progress, thresholds(self._config, self._scale, now)
+        result = densify(store, limits, self._row_limit(store), self._config.seed, now, self._residence.admits)
+        progress.new_rows_since_sort += result.cloned + 2 * result.split
+        resorted = wants_resort(progress.new_rows_since_sort, store.rows)
         if resorted:
-            session.refresh_store()
+            store.refresh(self._schedule.next_step())
             resort(store)
-            session.progress.new_rows_since_sort = 0
-        session.emit(Densified(now, result.cloned, result.split, result.pruned, result.refused, result.rows, resorted))
-    if reset_due(config, before, now):
-        reset_opacity(store, config.reset_opacity)
-        session.emit(OpacityReset(now))
-    session.refresh_store()
-    session.move_in()
+            progress.new_rows_since_sort = 0
+        self._emit(Densified(now, result.cloned, result.split, result.pruned, result.refused, result.rows, resorted))
+
+    def _row_limit(self, store: Store) -> int:
+        """How many rows --max-gaussians and the host budget admit."""
+        limit = min(self._config.max_gaussians or np.iinfo(np.int32).max, self._residence.row_limit())
+        return max(limit, store.rows)

@@ -7,7 +7,6 @@ A run that has not finished has checkpoints that are newer than its PLY, or no P
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,9 @@ from clm.formats.ply import write_ply
 from clm.kernels.rows import AdamStep
 from clm.progress import Report, counted, rows_of
 from clm.run.arrays import Damaged
-from clm.run.checkpoint import checkpoints, image_of_checkpoint, load_sound_checkpoint
+from clm.run.checkpoint import checkpoints, image_of_checkpoint
 from clm.run.events import Emit, Message, reporter
-from clm.run.session import Saved
+from clm.run.saved import load_saved
 from clm.scene.georef import read_georef, write_georef
 from clm.store.store import Store
 
@@ -40,12 +39,7 @@ def _export_checkpoint(run: Path, emit: Emit) -> None:
     if not saved or image_of_checkpoint(saved[-1]) <= written:
         return
     try:
-        path, state, store = load_sound_checkpoint(
-            saved[-1],
-            partial(Saved.parse, source=str(saved[-1])),
-            lambda text: emit(Message(text, "warning")),
-            reporter(emit),
-        )
+        path, state, store = load_saved(saved[-1], emit)
     except Damaged as error:
         if written < 0:
             raise

@@ -1,4 +1,4 @@
-"""First rows of a training run: from points with colours, from nothing but cameras, or from a PLY.
+"""First rows of a training run: from points with colours, or from nothing but cameras.
 
 Everything is a pure function of its arguments; the seed decides the rest. Rows come in the order of the points. World
 frame and units are those of the input, never recentred or rescaled.
@@ -6,16 +6,11 @@ frame and units are those of the input, never recentred or rescaled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 
 from clm.errors import ClmError
 from clm.extent import scene_scale, usual_cameras
-from clm.formats.ply import open_ply
 from clm.kernels.knn import nearest_squared
-from clm.progress import Report, counted, rows_of, unseen
 from clm.store.layout import (
     COLOUR_COLUMNS,
     GEOMETRY_COLUMNS,
@@ -28,7 +23,6 @@ from clm.store.layout import (
 )
 
 NEIGHBOURS = 3
-_READ_ROWS = 1 << 16
 _FOCUS_CONDITION = 0.02  # smallest eigenvalue of the mean projector at which viewing rays still fix a common point
 
 
@@ -111,28 +105,3 @@ def rows_random(
     points = (centre + extent * scale * rng.uniform(-1.0, 1.0, (count, 3))).astype(np.float32)
     colors = rng.integers(0, 256, (count, 3), dtype=np.uint8)
     return rows_from_points(points, colors, seed, opacity)
-
-
-def rows_from_ply(
-    path: Path | str, say: Callable[[str], None] | None = None, report: Report = unseen
-) -> tuple[np.ndarray, np.ndarray]:
-    """All rows of a Gaussian PLY: (geometry [N, 12], colour [N, 48]); `say` receives what reading had to change.
-
-    Memory: the rows and one chunk. Rows that are not finite are left out, so N may be less than the file's count.
-    """
-    source = open_ply(path)
-    geometry = np.empty((source.count, GEOMETRY_COLUMNS), np.float32)
-    colour = np.empty((source.count, COLOUR_COLUMNS), np.float32)
-    rows = 0
-    chunks = counted(
-        source.chunks(_READ_ROWS), f"loading {source.path.name}", source.count, "Gaussians", report, rows_of
-    )
-    for chunk_geometry, chunk_colour in chunks:
-        end = rows + len(chunk_geometry)
-        geometry[rows:end], colour[rows:end] = chunk_geometry, chunk_colour
-        rows = end
-    for message in source.messages if say else ():
-        say(message)  # type: ignore[misc]
-    if rows == 0:
-        raise ClmError(f"{path} holds no usable Gaussian.", "Start from another file, or without one.")
-    return geometry[:rows], colour[:rows]

@@ -10,16 +10,14 @@ import numpy as np
 
 from clm.camera import Camera
 from clm.device.interface import Arena, Indices, packed_rows, row_floats
-from clm.errors import ResourceError
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep, colour_columns
-from clm.plan.budget import SLOT_BYTES
+from clm.plan.batch import view_too_large
 from clm.plan.residency import Turn
 from clm.plan.visibility import visible_rows
 from clm.render import Rasterizer, Render
 from clm.store.layout import CHUNK_ROWS
 from clm.stream.tiers import Tiers
-from clm.units import format_bytes, size_flag
 
 T = TypeVar("T")
 
@@ -46,15 +44,6 @@ def render_turn(
         gradients = arena.grad_geometry, arena.grad_colour
         rasterizer.project_backward(arena.geometry, arena.colour, slots, turn.first, *gradients)
     return drawn
-
-
-def view_too_large(rows: int, slots: int, what: str) -> ResourceError:
-    """The error for a visible set that exceeds the arena, with the numbers that help."""
-    return ResourceError(
-        f"{what} needs {rows:,} Gaussians on the device at once ({format_bytes(rows * SLOT_BYTES)}), "
-        f"but the arena has {slots:,} slots ({format_bytes(slots * SLOT_BYTES)}).",
-        f"Pass `--gpu-memory {size_flag(int(rows * SLOT_BYTES * 1.1))}` or more, or train with fewer --max-gaussians.",
-    )
 
 
 def load_view(tiers: Tiers, adam: AdamStep | None, rows: np.ndarray, columns: int) -> Indices:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from clm.config import Config, load_config
-from clm.run import session as session_module
+from clm.device.interface import Device
+from clm.plan.residency import Plan
+from clm.render import Rasterizer
+from clm.run.events import BatchDone
 from clm.run.loop import train_batch
-from clm.run.session import Session
+from clm.run.open import Run, open_run
 from clm.scene import Scene, load_scene
 from clm.store.store import Store
 
@@ -49,6 +53,29 @@ class Check:
         if self.double:
             common["max_gaussians"] = 250
         return load_config({**common, "gpu_memory": self.budget, **options})
+
+    def open(
+        self,
+        scene: Scene,
+        config: Config,
+        events: list[Any] | None = None,
+        folder: str = "run",
+        resume: Path | None = None,
+        **parts: Any,
+    ) -> AbstractContextManager[Run]:
+        """A run on the device. folder: within the scratch folder; parts: the run's own `store` and `cache`."""
+        emit, machine = (events if events is not None else []).append, self._doubles(config)
+        return open_run(scene, config, self.folder / folder, emit, resume, machine=machine, **parts)
+
+    def _doubles(self, config: Config) -> tuple[Device, Rasterizer] | None:
+        """What stands in for CUDA and gsplat, where that is asked for."""
+        if not self.double or config.device == "cpu":
+            return None
+        from clm.device.cuda import CudaDevice
+        from clm.render.gsplat import GsplatRasterizer
+        from scripts.doubles.cuda import Cuda
+
+        return CudaDevice(Cuda(), "cpu"), GsplatRasterizer(config.antialias, config.absgrad)
 
     def synchronize(self) -> None:
         """Times on the host are read after the device has done what they time."""
@@ -104,7 +131,7 @@ class Findings:
 
 @dataclass
 class Spans:
-    """Keeps the spans of a session: takes the place of its trace."""
+    """Keeps the spans of a run: takes the place of its trace."""
 
     spans: list[Any] = field(default_factory=list)
 
@@ -113,40 +140,38 @@ class Spans:
 
 
 def use_doubles() -> None:
-    """From now on this process trains "on CUDA" with doubles."""
+    """From now on gsplat is the tests' double in this process, and few rows are several blocks."""
     import pytest
     import torch
 
-    from clm.device.cuda import CudaDevice
-    from clm.render.gsplat import GsplatRasterizer
     from scripts.doubles import gsplat_stub
-    from scripts.doubles.cuda import Cuda
 
     torch.set_num_threads(1)
     Store.__init__.__kwdefaults__["block_rows"] = 32  # so that few rows have blocks to choose from
     gsplat_stub.install(pytest.MonkeyPatch())
-    real = session_module.open_device
-
-    def open_device(choice: str, *, antialiased: bool = False, absgrad: bool = False, say: Any = None) -> Any:
-        if choice == "cpu":
-            return real(choice, antialiased=antialiased, absgrad=absgrad)
-        return CudaDevice(Cuda(), "cpu"), GsplatRasterizer(antialiased, absgrad)
-
-    session_module.open_device = open_device
 
 
-def open_session(check: Check, scene: Scene, config: Config, events: list[Any] | None = None) -> Session:
-    return Session(scene, config, check.folder / "run", (events if events is not None else []).append)
+class Trained(NamedTuple):
+    """A batch that is over."""
+
+    seconds: float
+    plan: Plan
+    done: BatchDone
 
 
-def advance(session: Session, batches: int) -> list[float]:
-    """Seconds of each of so many batches. A batch ends when its gradients are on the host: nothing is left to wait for."""
-    seconds = []
+def advance(run: Run, batches: int) -> list[Trained]:
+    """Train so many batches; raises what a run cannot go on with. A batch ends when its gradients are on the host: nothing is
+    left to wait for."""
+    trained = []
     for _ in range(batches):
         began = time.perf_counter()
-        train_batch(session)
-        seconds.append(time.perf_counter() - began)
-    return seconds
+        batch = run.batches.next()
+        done = train_batch(run, batch)
+        trained.append(Trained(time.perf_counter() - began, batch.plan, done))
+        error = run.views.why_to_stop()
+        if error is not None:
+            raise error
+    return trained
 
 
 def outliers(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> float:

@@ -14,13 +14,14 @@ import numpy as np
 
 from clm.camera import Camera
 from clm.device.budget import available_memory
+from clm.plan.batch import batch_views
 from clm.plan.budget import store_bytes
-from clm.run.batches import batch_views
-from clm.run.session import Session, sightings
+from clm.plan.sightings import sightings
+from clm.run.open import Run
 from clm.scene import Scene
 from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS
 from clm.units import format_bytes, parse_bytes
-from gpu_parts.check import Check, Findings, Spans, advance, open_session
+from gpu_parts.check import Check, Findings, Spans, advance
 from gpu_parts.synthetic import flat_scene, flat_store, open_flat, small_scene, small_store
 
 HEAD = "| what | images/s | load s | compute s | send back s | update s | hidden | plan exposed | bubble |"
@@ -30,27 +31,29 @@ class PlainLoop:
     """What a trainer without any out-of-core machinery does: gsplat's own rasterisation of all rows, L1 and SSIM in autograd,
     dense fused Adam of torch. Nothing of it is ours but the photos, so that a comparison hides nothing."""
 
-    def __init__(self, check: Check, session: Session):
+    def __init__(self, check: Check, run: Run):
         import torch
 
-        self.session, self._check, self._image, self.loss = session, check, 0, 0.0
-        geometry, colour = session.store.geometry, session.store.colour.reshape(-1, 16, 3)
-        parts = {
-            "means": geometry[:, MEANS],
-            "quats": geometry[:, QUATS],
-            "log_scales": geometry[:, LOG_SCALES],
-            "logit_opacities": geometry[:, LOGIT_OPACITIES],
-            "coefficients": colour,
-        }
-        self._rows = {name: torch.nn.Parameter(torch.tensor(part, device=check.where)) for name, part in parts.items()}
+        self._run, self._check, self._image, self.loss = run, check, 0, 0.0
+        with run.residence.whole() as store:
+            parts = {
+                "means": store.geometry[:, MEANS],
+                "quats": store.geometry[:, QUATS],
+                "log_scales": store.geometry[:, LOG_SCALES],
+                "logit_opacities": store.geometry[:, LOGIT_OPACITIES],
+                "coefficients": store.colour.reshape(-1, 16, 3),
+            }
+            self._rows = {
+                name: torch.nn.Parameter(torch.tensor(part, device=check.where)) for name, part in parts.items()
+            }
         self._adam = torch.optim.Adam(self._rows.values(), lr=1e-5, eps=1e-15, fused=True)
 
     def train_batch(self) -> float:
         """Seconds of one optimizer step."""
-        session, config, began = self.session, self.session.config, time.perf_counter()
+        run, config, began = self._run, self._run.schedule.config, time.perf_counter()
         losses = []
-        for view in batch_views(session.scene.train, config.seed, self._image, config.batch_size):
-            loss = self._view_loss(session.scene.views[view].camera, session.images.get(view), config.ssim_weight)
+        for view in batch_views(run.scene.train, config.seed, self._image, config.batch_size):
+            loss = self._view_loss(run.scene.views[view].camera, run.photos.cache.get(view), config.ssim_weight)
             loss.backward()
             losses.append(loss.detach())
         self._adam.step()
@@ -101,53 +104,53 @@ def speed(check: Check, findings: Findings) -> None:
     findings.lines += [HEAD, "|---|---|---|---|---|---|---|---|---|"]
     for batch in (4, 1) if not check.double else (2,):
         with ExitStack() as stack:
-            sessions = {
-                name: stack.enter_context(open_session(check, scene, check.config(offload=name, batch_size=batch)))
+            runs = {
+                name: stack.enter_context(check.open(scene, check.config(offload=name, batch_size=batch)))
                 for name in ("none", "host")
             }
-            for session in sessions.values():
+            for run in runs.values():
                 for index in scene.train:
-                    session.images.get(int(index))  # decoded before the clock starts, as in a run's second epoch
-            in_turns(check, findings, f"{check.scene_path.name}, batch {batch}", sessions)
+                    run.photos.cache.get(int(index))  # decoded before the clock starts, as in a run's second epoch
+            in_turns(check, findings, f"{check.scene_path.name}, batch {batch}", runs)
     flat = small_scene(check)
     with ExitStack() as stack:
-        sessions = {}
+        runs = {}
         for name in ("none", "host"):
             config = check.config(offload=name, batch_size=2 if check.double else 4)
-            sessions[name] = stack.enter_context(open_flat(check, flat, small_store(check), config, []))
-        in_turns(check, findings, f"flat, {sessions['none'].store.rows:,} Gaussians", sessions)
+            runs[name] = stack.enter_context(open_flat(check, flat, small_store(check), config))
+        in_turns(check, findings, f"flat, {runs['none'].residence.rows:,} Gaussians", runs)
 
 
-def in_turns(check: Check, findings: Findings, title: str, sessions: dict[str, Session]) -> None:
-    plain, warm, batches = PlainLoop(check, sessions["none"]), check.size(8, 4, 1), check.size(40, 12, 2)
+def in_turns(check: Check, findings: Findings, title: str, runs: dict[str, Run]) -> None:
+    plain, warm, batches = PlainLoop(check, runs["none"]), check.size(8, 4, 1), check.size(40, 12, 2)
     steps: dict[str, Callable[[], float]] = {"plain": plain.train_batch}
-    steps |= {name: (lambda session=session: advance(session, 1)[0]) for name, session in sessions.items()}
+    steps |= {name: (lambda run=run: advance(run, 1)[0].seconds) for name, run in runs.items()}
     for _ in range(warm):
         for step in steps.values():
             step()
-    before = {name: dataclasses.replace(session.totals.lanes) for name, session in sessions.items()}
-    kept = {name: Spans() for name in sessions}
-    for name, session in sessions.items():
-        session.trace = kept[name]  # type: ignore[assignment]
+    before = {name: dataclasses.replace(run.accounts.totals.lanes) for name, run in runs.items()}
+    kept = {name: Spans() for name in runs}
+    for name, run in runs.items():
+        run.accounts.trace = kept[name]  # type: ignore[assignment]
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(batches):
         for name in list(steps) if turn % 2 else reversed(list(steps)):
             seconds[name].append(steps[name]())
         if check.seconds_left() < 20:
             break
-    size = sessions["none"].config.batch_size
+    size = runs["none"].schedule.config.batch_size
     rates = {name: size / float(np.median(walls)) for name, walls in seconds.items()}
     findings.figure(
         f"{title}: plain", {"images_per_second": rates["plain"]}, f"| {title}, plain loop | {rates['plain']:.1f} |"
     )
     findings.lines[-1] += " | | | | | | |"
-    for name, session in sessions.items():
-        seen = lane_figures(session, before[name], kept[name], len(seconds[name]))
+    for name, run in runs.items():
+        seen = lane_figures(run, before[name], kept[name], len(seconds[name]))
         seen["images_per_second"] = rates[name]
         cells = " | ".join(f"{seen[lane]:.4f}" for lane in ("load", "compute", "send_back", "update"))
         shares = " | ".join(f"{100 * seen[key]:.1f}%" for key in ("hidden", "plan_exposed", "bubble"))
         findings.figure(f"{title}: {name}", seen, f"| {title}, {name} | {rates[name]:.1f} | {cells} | {shares} |")
-        session.trace = None
+        run.accounts.trace = None
     ratio = float(np.median(np.array(seconds["plain"]) / np.array(seconds["none"])))
     findings.expect(
         f"{title}: everything resident at least at 95% of the plain loop", ratio >= 0.95 or check.double, f"{ratio:.3f}"
@@ -157,15 +160,15 @@ def in_turns(check: Check, findings: Findings, title: str, sessions: dict[str, S
     findings.expect(f"{title}: exposed planning at most 3% of the batch time", met, f"{100 * exposed:.1f}%")
 
 
-def lane_figures(session: Session, before: Any, kept: Spans, batches: int) -> dict[str, float]:
+def lane_figures(run: Run, before: Any, kept: Spans, batches: int) -> dict[str, float]:
     """Seconds per batch by lane, and shares: hidden lanes' work, exposed planning, and the bubble between batches."""
-    now, computes = session.totals.lanes, [span for span in kept.spans if span.lane == "compute"]
+    now, computes = run.accounts.totals.lanes, [span for span in kept.spans if span.lane == "compute"]
     names = ("load", "compute", "send_back", "update", "exposed", "plan_exposed")
     seen = {name: getattr(now, name) - getattr(before, name) for name in names}
     work = seen["load"] + seen["send_back"] + seen["update"]
-    # The bubble between batches: what was computed in neither by this session, less the gaps between the views of a batch.
+    # The bubble between batches: what was computed in neither by this run, less the gaps between the views of a batch.
     total = seen["compute"] + seen["exposed"] + seen["plan_exposed"]
-    inside = sum(max(0.0, b.start - a.end) for a, b in pairwise(computes) if b.step > a.step)
+    inside = sum(max(0.0, b.start - a.end) for a, b in pairwise(computes) if b.turn > a.turn)
     shares = {
         "hidden": 1.0 if work <= 0 else min(1.0, max(0.0, 1 - seen["exposed"] / work)),
         "bubble": max(0.0, seen["exposed"] + seen["plan_exposed"] - inside) / total,
@@ -205,28 +208,30 @@ def climb(check: Check, findings: Findings, scene: Scene, rows: int) -> None:
     store = flat_store(rows)
     built = time.perf_counter() - began
     config = check.config(offload="auto", max_gaussians=None, batch_size=2 if check.double else 4)
-    with open_flat(check, scene, store, config, []) as session:
-        pixels = session.cameras[0].width * session.cameras[0].height
-        advance(session, 2)
-        session.totals.bytes_loaded = session.totals.images = 0
-        before = dataclasses.replace(session.totals.lanes)
+    with open_flat(check, scene, store, config) as run:
+        residence, totals = run.residence, run.accounts.totals
+        pixels = residence.cameras[0].width * residence.cameras[0].height
+        advance(run, 2)
+        totals.bytes_loaded = totals.images = 0
+        before = dataclasses.replace(totals.lanes)
         seconds: list[float] = []
         while len(seconds) < check.size(12, 6, 2) and check.seconds_left() > 10:
-            seconds += advance(session, 1)
+            seconds.append(advance(run, 1)[0].seconds)  # and no plan: they take memory
         (peak, taken), budget = check.device_memory(), parse_bytes(check.budget)
-        view = sightings(store, session.cameras).largest_view
-        temporaries = session.rasterizer.peak_temporaries
-        lanes = lane_figures(session, before, Spans(), len(seconds))
+        with residence.whole():
+            view = sightings(store, residence.cameras).largest_view
+        temporaries = residence.rasterizer.peak_temporaries
+        lanes = lane_figures(run, before, Spans(), len(seconds))
         seen = {
-            "resident": session.tiers.resident_rows / rows,
-            "slots": session.tiers.arena.slots,
+            "resident": residence.tiers.resident_rows / rows,
+            "slots": residence.arena.slots,
             "images_per_second": config.batch_size / float(np.median(seconds)),
-            "bytes_loaded_per_image": session.totals.bytes_loaded / session.totals.images,
+            "bytes_loaded_per_image": totals.bytes_loaded / totals.images,
             "peak_device_bytes": peak,
             "reserved_device_bytes": taken,
-            "predicted_device_bytes": session.totals.device_bytes,
+            "predicted_device_bytes": totals.device_bytes,
             "temporaries": temporaries,
-            "temporaries_estimate": session.rasterizer.temporary_bytes(view, pixels),
+            "temporaries_estimate": residence.rasterizer.temporary_bytes(view, pixels),
             "rows_of_the_largest_view": view,
             "build_seconds": built,
             "lanes": lanes,
@@ -251,18 +256,15 @@ def predicted(check: Check, findings: Findings) -> None:
     except ImportError:
         findings.figure("skipped", True, "This version has no simulator (`clm.forecast.simulate`).")
         return
-    scene, machine, plans = small_scene(check), load_machine(check.machine), []
-    with open_flat(check, scene, small_store(check), check.config(offload="host", batch_size=4), []) as session:
-        take = session.next_plan
-        session.next_plan = lambda: plans.append(take()) or plans[-1]  # type: ignore[method-assign,func-returns-value]
-        advance(session, check.size(8, 4, 1))
-        plans.clear()
-        before = dataclasses.replace(session.totals.lanes)
-        seconds = advance(session, check.size(20, 8, 2))
-        measured = 4 / float(np.median(seconds))
-        lanes = lane_figures(session, before, Spans(), len(seconds))
+    scene, machine = small_scene(check), load_machine(check.machine)
+    with open_flat(check, scene, small_store(check), check.config(offload="host", batch_size=4)) as run:
+        advance(run, check.size(8, 4, 1))
+        before = dataclasses.replace(run.accounts.totals.lanes)
+        trained = advance(run, check.size(20, 8, 2))
+        measured = 4 / float(np.median([batch.seconds for batch in trained]))
+        lanes = lane_figures(run, before, Spans(), len(trained))
     pixels = [view.camera.width * view.camera.height for view in scene.views]
-    timeline = simulate([planned.plan for planned in plans], machine, pixels)
+    timeline = simulate([batch.plan for batch in trained], machine, pixels)
     figures = {"measured": measured, "predicted": timeline.images_per_second, "machine": machine.name, "lanes": lanes}
     line = f"Predicted for {machine.name}: {timeline.images_per_second:.1f} images/s; measured here: {measured:.1f}."
     findings.figure("images_per_second", figures, line)

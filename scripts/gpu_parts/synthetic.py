@@ -6,9 +6,8 @@ sorting; colours repeat a random chunk. Moments are pages that nobody has touche
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ import numpy as np
 
 from clm.camera import Camera
 from clm.config import Config
-from clm.run import session as session_module
-from clm.run.session import Session
+from clm.run.open import Run
 from clm.scene import Scene
 from clm.scene.scene import View
 from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS
@@ -28,7 +26,7 @@ SIDE, HEIGHT = 100.0, 10.0  # of the field, and of the cameras above it, in scen
 _CHUNK = 1 << 16
 
 
-class Photos:
+class OnePhoto:
     """One photo for all views: what the image cache offers, without files."""
 
     def __init__(self, width: int, height: int):
@@ -94,18 +92,12 @@ def flat_store(rows: int) -> Store:
     return store
 
 
-@contextlib.contextmanager
-def open_flat(check: Check, scene: Scene, store: Store, config: Config, events: list[Any]) -> Iterator[Session]:
-    """A session that trains `store` on the one photo."""
-    before = session_module.initial_store, session_module.ImageCache
+def open_flat(
+    check: Check, scene: Scene, store: Store, config: Config, events: list[Any] | None = None
+) -> AbstractContextManager[Run]:
+    """A run that trains `store` on the one photo."""
     camera = scene.views[0].camera
-    session_module.initial_store = lambda *_: store
-    session_module.ImageCache = lambda *_: Photos(camera.width, camera.height)
-    try:
-        with Session(scene, config, check.folder / "flat", events.append) as session:
-            yield session
-    finally:
-        session_module.initial_store, session_module.ImageCache = before
+    return check.open(scene, config, events, store=store, cache=OnePhoto(camera.width, camera.height))
 
 
 def small_scene(check: Check) -> Scene:

@@ -19,13 +19,14 @@ from PIL import Image
 
 from clm.errors import ClmError, ResourceError
 from clm.image.losses import Loss
+from clm.plan.batch import view_too_large
 from clm.plan.budget import SLOT_BYTES
 from clm.render import cpu
 from clm.run import checkpoint as checkpoint_module
-from clm.run import session
+from clm.run import residence
 from clm.run.checkpoint import checkpoints
 from clm.run.events import Message
-from clm.stream.view import render_view, view_too_large
+from clm.stream.view import render_view
 from tests.conftest import scene_path
 from tests.demo_run import (
     DEMO,
@@ -161,7 +162,7 @@ def test_no_points_start_from_random_gaussians_with_a_warning(tmp_path: Path) ->
         (("--offload", "none", "--gpu-memory", "3MiB"), ("--offload host", "--max-gaussians")),
         (("--offload", "none", "--gpu-memory", "1MiB"), ("--gpu-memory", "--max-gaussians")),
         (("--offload", "host", "--gpu-memory", "64KiB"), ("--gpu-memory", "--max-gaussians")),
-        (("--offload", "host", "--host-memory", "1MiB"), ("--host-memory", "--max-gaussians")),
+        (("--offload", "host", "--host-memory", "1MiB"), ("--host-memory",)),
     ],
 )
 def test_an_impossible_budget_says_what_is_needed_and_the_ways_out(
@@ -336,7 +337,7 @@ def test_a_view_that_outgrew_the_budget_at_the_end_costs_its_figure_not_the_run(
             raise view_too_large(1001, 1000, "This view")
         return render_view(*inputs, **options)
 
-    monkeypatch.setattr(session, "render_view", render)
+    monkeypatch.setattr(residence, "render_view", render)
     result = clm("train", DEMO, "-o", tmp_path / "run", *SHORT)
     assert result.returncode == 0, result.stderr
     assert "warning: view_08.jpg is not evaluated: This view needs 1,001 Gaussians" in result.stderr

@@ -111,7 +111,7 @@ def test_the_receipt_adds_up_what_the_plans_predicted(
         plans.append(make_plan(*arguments, **options))
         return plans[-1]
 
-    monkeypatch.setattr("clm.run.batches.make_plan", watched)
+    monkeypatch.setattr("clm.plan.batch.make_plan", watched)
     options: dict[str, Any] = {"data": write_survey_scene(tmp_path / "survey"), "downscale": "1", "batch_size": 12}
     options |= {"iterations": 48, "sh_interval": 12, "offload": "host", "colour_bus": colour_bus, **FIXED}
     run_demo(tmp_path / "run", gpu_memory=str(1000 * SLOT_BYTES), **options)

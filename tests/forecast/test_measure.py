@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from clm.forecast.measure import Sizes, _repeated, measure_this
+from clm.formats.start import initial_store
 from clm.plan.visibility import visible_rows
-from clm.run.session import initial_store
 from clm.scene.open import open_scene
 from clm.store.store import Store
 from tests.demo_run import DEMO, small_config
@@ -18,7 +18,7 @@ from tests.demo_run import DEMO, small_config
 @pytest.fixture(scope="module")
 def store() -> Store:
     config = small_config()
-    store = initial_store(open_scene(DEMO, config, require_images=False), config, lambda _event: None)
+    store = initial_store(open_scene(DEMO, config, require_images=False), config, lambda _text: None)
     store.refresh(None)
     return store
 

@@ -13,7 +13,7 @@ from plyfile import PlyData, PlyElement
 
 from clm.errors import ClmError
 from clm.formats.ply import INFINITE_LOGIT, open_ply, ply_header_summary, property_names, write_ply
-from clm.store.init import rows_from_ply
+from clm.formats.start import rows_from_ply
 from tests.conftest import scene_path
 
 

@@ -22,7 +22,8 @@ from clm.run import checkpoint as checkpoint_module
 from clm.run.arrays import Damaged
 from clm.run.checkpoint import checkpoints, clean_checkpoints, load_checkpoint, save_checkpoint
 from clm.run.events import Message
-from clm.run.session import Progress, Saved
+from clm.run.saved import Saved
+from clm.run.schedule import Progress
 from clm.run.totals import Totals
 from clm.store.store import Store
 from tests.demo_run import as_format_1, assert_same_model, clm, files_under, images_done, of_type, run_demo

@@ -22,14 +22,14 @@ pytest.importorskip("gsplat", reason="gsplat is not installed")
 from clm.device import cuda  # noqa: E402
 from clm.errors import ClmError, OutOfDeviceMemory, ResourceError  # noqa: E402
 from clm.formats.ply import write_ply  # noqa: E402
+from clm.formats.start import rows_from_ply  # noqa: E402
 from clm.plan.budget import RESIDENT_ROW_BYTES, arena_bytes, lanes_bytes  # noqa: E402
 from clm.render.gsplat import GsplatRasterizer  # noqa: E402
 from clm.render.temporaries import Temporaries  # noqa: E402
-from clm.run import session  # noqa: E402
 from clm.run.checkpoint import checkpoints  # noqa: E402
 from clm.run.events import BatchDone, Densified, Evaluated, Message  # noqa: E402
 from clm.scene.open import open_scene  # noqa: E402
-from clm.store.init import rows_from_ply, rows_from_points  # noqa: E402
+from clm.store.init import rows_from_points  # noqa: E402
 from clm.store.layout import LOG_SCALES, QUATS  # noqa: E402
 from clm.store.store import Store  # noqa: E402
 from scripts.doubles import gsplat_stub  # noqa: E402
@@ -72,7 +72,7 @@ def use_cuda_double(patch: pytest.MonkeyPatch, **replaced: Callable[..., Any]) -
     def open_device(choice: str, *, antialiased: bool, absgrad: bool, say: Any) -> Any:
         return cuda_double(), GsplatRasterizer(antialiased, absgrad, say=say)
 
-    patch.setattr(session, "open_device", open_device)
+    patch.setattr("clm.run.open.open_device", open_device)
 
 
 @pytest.fixture(autouse=True)

@@ -10,14 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from clm.device.cpu import CpuStream
+from clm.errors import ResourceError
 from clm.render import CpuRasterizer
-from clm.run import session
+from clm.run import host_memory
 from clm.run.events import Densified, Evaluated, OpacityReset
-from clm.run.grow import admits
+from clm.run.host_memory import HostMemory
+from clm.run.residence import Residence
 from clm.store.store import Store
 from tests.demo_run import assert_same_model, of_type, read_json, run_demo
 from tests.device.fake_device import FakeDevice
@@ -43,7 +44,7 @@ def device(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
     def open_device(choice: str, *, antialiased: bool, absgrad: bool, say: Any) -> Any:
         return DeviceWithMemory(), CpuRasterizer(antialiased, absgrad)
 
-    monkeypatch.setattr(session, "open_device", open_device)
+    monkeypatch.setattr("clm.run.open.open_device", open_device)
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +57,18 @@ def on_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize(("offload", "gpu_memory"), [("none", "8GiB"), ("host", "8GiB"), ("auto", "34MiB")])
+@pytest.mark.parametrize(("offload", "gpu_memory"), [("none", "8GiB"), ("host", "8GiB"), ("auto", "32MiB")])
 def test_a_run_on_a_device_with_memory_of_its_own_trains_the_same_model(
     on_the_cpu: Path, device: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offload: str, gpu_memory: str
 ) -> None:
     shares: list[float] = []
-    real = session.Session.save
+    real = Residence.whole
 
-    def save(self: session.Session) -> None:
-        shares.append(self.tiers.resident_rows / self.store.rows)
-        real(self)
+    def whole(self: Residence) -> Any:
+        shares.append(self.tiers.resident_rows / self.rows)
+        return real(self)
 
-    monkeypatch.setattr(session.Session, "save", save)
+    monkeypatch.setattr(Residence, "whole", whole)
     events = run_demo(tmp_path / "run", offload=offload, gpu_memory=gpu_memory, **OPTIONS)
     assert_same_model(on_the_cpu, tmp_path / "run")
     assert read_json(tmp_path / "run" / "metrics.json") == read_json(on_the_cpu / "metrics.json")
@@ -80,7 +81,7 @@ def test_a_run_on_a_device_with_memory_of_its_own_resumes_to_the_same_model(
     on_the_cpu: Path, device: None, tmp_path: Path
 ) -> None:
     run_demo(tmp_path / "run", offload="none", stop_at=28, **OPTIONS)
-    run_demo(tmp_path / "run", offload="auto", gpu_memory="34MiB", resume=True, **OPTIONS)
+    run_demo(tmp_path / "run", offload="auto", gpu_memory="32MiB", resume=True, **OPTIONS)
     assert_same_model(on_the_cpu, tmp_path / "run")
 
 
@@ -93,18 +94,35 @@ def test_growth_is_admitted_only_where_temporaries_and_staging_leave_room_for_th
     verdicts: list[bool] = []
 
     def watched(*arguments: Any) -> bool:
-        verdicts.append(admits(*arguments))
+        verdicts.append(real(*arguments))
         return verdicts[-1]
 
-    monkeypatch.setattr("clm.run.grow.admits", watched)
+    real = Residence.admits
+    monkeypatch.setattr(Residence, "admits", watched)
     options = {**OPTIONS, "grow_screen_gradient": 1e-5, "offload": "host", "eval_every": 0}
     run_demo(tmp_path / "run", gpu_memory="32MiB", **options)
     assert False in verdicts and True in verdicts, verdicts
 
 
-def test_the_host_budget_counts_what_the_store_already_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_budget_counts_what_the_process_already_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a scene grows, memory that is still available shrinks: the store must not be refused for what it takes itself."""
-    monkeypatch.setattr(session, "available_memory", lambda: 50)
-    config = session.from_dict({}, "the test")
-    assert session.host_budget(config, 150) == int(0.8 * 200)
-    assert np.isclose(session.host_budget(session.from_dict({"host_memory": "100"}, "the test"), 150), 100)
+    monkeypatch.setattr(host_memory, "available_memory", lambda: 50)
+    monkeypatch.setattr(host_memory, "resident_bytes", lambda: 150)
+    assert HostMemory.find("auto", 10, 20, 5, print).total() == int(0.8 * 200)
+    stated = HostMemory.find("100", 10, 20, 5, print)
+    assert stated.total() == 100 and stated.beside_rows == 15
+
+
+def test_the_photo_cache_gives_way_to_a_stated_host_budget_and_says_so() -> None:
+    said: list[str] = []
+    assert HostMemory.find("110MiB", 10 << 20, 1 << 30, 1 << 30, said.append).photos == 25 << 20
+    assert said == [
+        "photos are cached in 25.0 MiB instead of 1.0 GiB, a quarter of what --host-memory 110MiB leaves beside the "
+        "program: the others are decoded again when they are used"
+    ]
+
+
+def test_a_host_budget_below_the_program_itself_is_refused() -> None:
+    with pytest.raises(ResourceError, match=r"is less than the 10.0 MiB .*") as caught:
+        HostMemory.find("5MiB", 10 << 20, 1, 1, print)
+    assert "`--host-memory 20MiB`" in caught.value.fix

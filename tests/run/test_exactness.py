@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clm.plan.batch import EXACT_MARGIN
 from clm.plan.budget import SLOT_BYTES
-from clm.run import session
-from clm.run.batches import EXACT_MARGIN
 from clm.run.checkpoint import latest_checkpoint
 from clm.run.events import Densified
+from clm.run.open import open_run
+from clm.run.residence import Residence
 from clm.scene.open import open_scene
 from tests.conftest import scene_path
 from tests.demo_run import (
@@ -48,7 +49,7 @@ def largest(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return visible
 
-    for place in ("clm.run.batches.visible_sets", "clm.run.session.visible_sets", "clm.stream.view.visible_rows"):
+    for place in ("clm.plan.batch.visible_sets", "clm.plan.sightings.visible_sets", "clm.stream.view.visible_rows"):
         module, name = place.rsplit(".", 1)
         monkeypatch.setattr(place, watched(getattr(__import__(module, fromlist=[name]), name)))
     return seen
@@ -88,8 +89,8 @@ def test_views_are_rendered_from_the_colours_that_are_stored_whatever_the_bus_ca
     checkpoint, images = latest_checkpoint(tmp_path / "run" / "checkpoints"), []
     for bus, offload in (("f32", "host"), ("bf16", "host"), ("bf16", "none")):
         config = small_config(colour_bus=bus, offload=offload, iterations=24, **FIXED)
-        with session.Session(open_scene(DEMO, config), config, tmp_path, lambda event: None, checkpoint) as again:
-            images.append(again.view_renderer()(again.cameras[3]).rgb.copy())
+        with open_run(open_scene(DEMO, config), config, tmp_path, lambda event: None, checkpoint) as again:
+            images.append(again.residence.renderer()(again.residence.cameras[3]).rgb.copy())
     np.testing.assert_array_equal(images[1], images[0])
     np.testing.assert_array_equal(images[2], images[0])
 
@@ -121,19 +122,19 @@ def test_an_arena_without_room_for_the_margin_of_plans_made_ahead_trains_the_sam
 ) -> None:
     """A plan made ahead covers how far rows may move; where only the exact sets fit, they are planned in the same order."""
     refused: list[int] = []
-    plan = session.Session._plan
+    plan = Residence.plan
 
-    def watched(self: session.Session, first: int, margin: tuple[float, float]) -> Any:
-        planned = plan(self, first, margin)
+    def watched(self: Residence, views: list[int], margin: tuple[float, float], *, ordered: bool) -> Any:
+        planned = plan(self, views, margin, ordered=ordered)
         if planned.plan is None:
-            refused.append(first)
+            refused.append(views[0])
             assert margin != EXACT_MARGIN
         return planned
 
     options = {"data": survey, "downscale": "1", "batch_size": 16, "iterations": 80, "test_every": 0, **FIXED}
     options["means_lr"] = 8e-3  # rows move far, so that the order of views under the margin is another
     run_demo(tmp_path / "all", offload="none", **options)
-    monkeypatch.setattr(session.Session, "_plan", watched)
+    monkeypatch.setattr(Residence, "plan", watched)
     run_demo(tmp_path / "tight", offload="host", gpu_memory=str(910 * SLOT_BYTES), **options)
     assert refused, "every plan made ahead did fit"
     assert_same_model(tmp_path / "all", tmp_path / "tight")

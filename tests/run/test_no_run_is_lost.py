@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from clm.errors import ClmError
-from clm.run import session as session_module
+from clm.run import saver
 from clm.run.checkpoint import checkpoints
 from clm.run.events import CheckpointSaved, Message
 from clm.run.lock import locked
@@ -99,8 +99,8 @@ def test_a_run_that_was_never_told_to_save_saves_by_time_with_the_same_result(
 ) -> None:
     run_demo(tmp_path / "never", save_every=0)
     assert len(of_type(run_demo(tmp_path / "once"), CheckpointSaved)) == 1, "ten minutes have not passed"
-    monkeypatch.setattr(session_module, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(session_module, "_SAVE_SHARE", 1e9)
+    monkeypatch.setattr(saver, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(saver, "_SAVE_SHARE", 1e9)
     assert len(of_type(run_demo(tmp_path / "often"), CheckpointSaved)) == 20
     assert_same_model(tmp_path / "never", tmp_path / "often")
 

@@ -1,0 +1,73 @@
+"""`--host-memory` covers the whole process: what a run takes of the host beside its rows, and what that leaves for them.
+
+Rows come last: the interpreter and the libraries are there before them, photos get at most a share, and what changing the
+rows takes for a moment is counted with each row. The photo cache gives way first, because it only saves decoding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from clm.device.budget import available_memory
+from clm.errors import ResourceError
+from clm.plan.budget import AUTO
+from clm.units import format_bytes, parse_bytes, size_flag
+
+GROWTH_ROW_BYTES = (
+    32  # what a rebuild takes for a moment, for each row of the store: candidates, orders, new rows in pieces
+)
+_AVAILABLE_SHARE = 0.8  # of what is free, or ours already, where no budget is stated
+_PHOTO_SHARE = 0.25  # of a stated budget at most
+
+
+def resident_bytes() -> int:
+    """Bytes of RAM that this process holds now; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of the host for a run."""
+
+    stated: int | None  # None: auto
+    base: int  # what the process held before its rows
+    photos: int  # of the photo cache, at most
+
+    @staticmethod
+    def find(text: str, base: int, image_cache: int, all_photos: int, say: Callable[[str], None]) -> HostMemory:
+        """text: --host-memory. image_cache: what the photo cache may take as configured; all_photos: what it can fill. `say`
+        hears where it gets less. Raises ResourceError where the budget ends before the first row."""
+        photos = min(image_cache, all_photos)
+        if text == AUTO:
+            return HostMemory(None, base, photos)
+        stated = parse_bytes(text)
+        if stated <= base:
+            raise ResourceError(
+                f"--host-memory {text} is less than the {format_bytes(base)} that the program takes before its first "
+                "Gaussian.",
+                f"Pass `--host-memory {size_flag(2 * base)}` or more.",
+            )
+        share = int(_PHOTO_SHARE * (stated - base))
+        if photos > share:
+            say(
+                f"photos are cached in {format_bytes(share)} instead of {format_bytes(photos)}, a quarter of what "
+                f"--host-memory {text} leaves beside the program: the others are decoded again when they are used"
+            )
+        return HostMemory(stated, base, min(photos, share))
+
+    def total(self) -> int:
+        """Bytes for the whole process, now."""
+        if self.stated is not None:
+            return self.stated
+        return int(_AVAILABLE_SHARE * (available_memory() + resident_bytes()))
+
+    @property
+    def beside_rows(self) -> int:
+        """Bytes for the program and its photos."""
+        return self.base + self.photos

@@ -1,0 +1,155 @@
+"""A run is assembled here: from a scene and a configuration, anew or from a checkpoint, out of parts that know each other only
+as far as their constructors say. Parts can also be handed in: benchmarks and tests bring their own store, photos or device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clm import kernels
+from clm.config import Config, config_changes
+from clm.device.choose import open_device
+from clm.device.interface import Device
+from clm.forecast.describe import short_plan
+from clm.formats.start import initial_store
+from clm.kernels.memory import return_freed_memory
+from clm.kernels.rows import colour_columns
+from clm.optim.schedules import sh_degree_at
+from clm.plan.batch import EXACT_MARGIN
+from clm.render import Rasterizer
+from clm.run.accounts import Accounts
+from clm.run.batches import Batches
+from clm.run.begun import read_split, with_split
+from clm.run.evaluate import Evaluation
+from clm.run.events import Emit, Message, reporter
+from clm.run.grow import Growth
+from clm.run.host_memory import HostMemory, resident_bytes
+from clm.run.photos import Photos
+from clm.run.residence import Residence
+from clm.run.run_files import RunFiles
+from clm.run.saved import Saved, load_saved
+from clm.run.saver import Saver
+from clm.run.schedule import Schedule
+from clm.run.totals import Totals
+from clm.run.view import Views
+from clm.scene import ImageCache, Scene
+from clm.store.store import Store
+from clm.units import parse_bytes
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of a training run."""
+
+    scene: Scene
+    schedule: Schedule
+    photos: Photos
+    residence: Residence
+    batches: Batches
+    views: Views
+    growth: Growth
+    evaluation: Evaluation
+    accounts: Accounts
+    saver: Saver
+    files: RunFiles
+
+    def begin(self, saving: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """Training begins now: the files that describe the run are written, the clocks start."""
+        self.files.start()
+        self.accounts.begin()
+        self.saver.begin(saving)
+
+
+@contextmanager
+def open_run(
+    scene: Scene,
+    config: Config,
+    folder: Path,
+    emit: Emit,
+    resume: Path | None = None,
+    *,
+    store: Store | None = None,
+    cache: ImageCache | None = None,
+    machine: tuple[Device, Rasterizer] | None = None,
+) -> Iterator[Run]:
+    """A run in `folder`, ready for its next batch. resume: the checkpoint to go on from. store, cache, machine: to be used
+    instead of those that the scene and the configuration call for.
+
+    Raises ClmError for a checkpoint that cannot be used, ResourceError when a budget is impossible."""
+    warn = lambda text: emit(Message(text, "warning"))  # noqa: E731
+    base = resident_bytes()  # before the first row
+    kernels.set_threads(config.threads or os.cpu_count() or 1)
+    return_freed_memory()
+    device, rasterizer = machine or open_device(
+        config.device, antialiased=config.antialias, absgrad=config.absgrad, say=lambda text: emit(Message(text))
+    )
+    saved: Saved | None = None
+    if resume is not None:
+        resume, saved, store = load_saved(resume, emit)
+        scene = _scene_of(saved, scene, config, folder, warn)
+        schedule = Schedule.resumed(config, scene.scale, saved.progress, store, resume)
+    else:
+        store = store or initial_store(scene, config, warn, reporter(emit))
+        schedule = Schedule.first(config, scene.scale)
+    unseen = np.ones(store.rows, bool) if resume is None else None
+    with ExitStack() as stack:
+        all_photos, image_cache = sum(view.nbytes for view in scene.views), parse_bytes(config.image_cache)
+        memory = HostMemory.find(config.host_memory, base, image_cache, all_photos, warn)
+        cache = stack.enter_context(closing(cache or ImageCache(scene, memory.photos)))
+        photos = Photos(scene, cache, config.strict, warn)
+        cameras = [view.camera for view in scene.views]
+        residence = Residence(store, device, rasterizer, cameras, config, schedule, emit, memory, unseen, scene.train)
+        if unseen is not None and unseen.any():
+            count = f"{int(unseen.sum()):,} of {store.rows:,} Gaussians"
+            warn(f"{count} are seen by no training view: they stay as they are")
+        growth = Growth(schedule, residence, scene.scale, emit)
+        batches = Batches(schedule, residence, scene.train, photos, growth)
+        stack.enter_context(closing(batches))
+        stack.enter_context(closing(residence))  # first of all: a plan may wait for the view that was under way
+        accounts = Accounts(
+            schedule,
+            residence,
+            photos,
+            saved.totals if saved else Totals(),
+            Path(config.trace) if config.trace else None,
+        )
+        views = Views(scene, photos, schedule, residence, rasterizer)
+        evaluation = Evaluation(scene, photos, schedule, residence, folder, emit)
+        saver = Saver(folder / "checkpoints", schedule, residence, accounts, scene.scale, emit)
+        if saved is not None:
+            saver.goes_on_from(saved.run, resume)
+        files = RunFiles(folder, scene, schedule, residence, accounts, evaluation, emit)
+        for line in _first_lines(residence, batches, schedule):
+            emit(Message(line))
+        yield Run(
+            scene, schedule, photos, residence, batches, views, growth, evaluation, accounts, saver, files
+        )  # fmt: skip
+
+
+def _scene_of(saved: Saved, scene: Scene, config: Config, folder: Path, warn: Callable[[str], None]) -> Scene:
+    """The scene as the run has it: with the views held out that it began with, and lengths as they were."""
+    for text in config_changes(saved.config, config):
+        warn(text)
+    scene = with_split(scene, read_split(folder, saved.config))
+    return dataclasses.replace(scene, scale=saved.scene_scale)
+
+
+def _first_lines(residence: Residence, batches: Batches, schedule: Schedule) -> list[str]:
+    """What the run needs and what its first batch moves, before step 0. The plan is that batch's own."""
+    lines = [residence.budget.reason] * bool(residence.budget.reason)
+    if schedule.over:
+        return [*lines, residence.placement.reason]
+    batches.request(schedule.image, EXACT_MARGIN)
+    planned = batches.settled()
+    assert planned is not None and planned.plan is not None, "the arena was sized for these very views"
+    columns = colour_columns(sh_degree_at(schedule.config, schedule.image))
+    resident, bus = residence.tiers.resident_mask, schedule.config.colour_bus
+    text = short_plan(residence.placement, planned.plan, resident, columns, *residence.budgets(), bus)
+    return [*lines, *text.splitlines()]

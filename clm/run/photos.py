@@ -1,0 +1,56 @@
+"""Photos and masks of the training views, and the visits that have to do without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from clm.errors import ClmError
+from clm.scene import CorruptImage, ImageCache, Scene
+
+_NAMED = 3  # unreadable photos are named, later ones counted
+_VANISHED_SHARE = 0.1  # of the training photos; a run stops when more cannot be read
+
+
+class Photos:
+    """The image cache of a run. strict: an unreadable photo is an error at once."""
+
+    def __init__(self, scene: Scene, cache: ImageCache, strict: bool, warn: Callable[[str], None]):
+        self.cache = cache
+        self._scene, self._strict, self._warn = scene, strict, warn
+        self._unreadable: dict[int, int] = {}  # view -> visits that were skipped
+
+    def of(self, view: int) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Photo [H, W, 3] u8 and mask [H, W] bool of a view; None: it cannot be read, and this visit is skipped. The first
+        few are named."""
+        try:
+            return self.cache.get(view), self.cache.mask(view)
+        except CorruptImage as error:
+            if self._strict:
+                raise
+            if view not in self._unreadable and len(self._unreadable) < _NAMED:
+                self._warn(f"{error} Skipping it.")
+            self._unreadable[view] = self._unreadable.get(view, 0) + 1
+            return None
+
+    def prefetch(self, views: Sequence[int]) -> None:
+        self.cache.prefetch(views)
+
+    def vanished(self) -> ClmError | None:
+        """Why a run should stop: more photos became unreadable than it should go on without."""
+        gone, views = len(self._unreadable), len(self._scene.train)
+        if gone <= max(_NAMED, _VANISHED_SHARE * views):
+            return None
+        name = self._scene.views[next(reversed(self._unreadable))].name
+        return ClmError(
+            f"{gone} of {views} training photos can no longer be read (the last one: {name}).",
+            "The state is saved; bring the photos back and run again with --resume.",
+        )
+
+    @property
+    def bytes(self) -> int:
+        return self.cache.bytes
+
+    def close(self) -> None:
+        self.cache.close()

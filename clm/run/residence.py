@@ -1,0 +1,260 @@
+"""Where the rows of a run live: store, tiers, arena and lanes, placed within the budgets, moved when the rows change.
+
+Invariants: between batches the lanes are idle; `whole` and `rebuilding` are the only ways to the rows, and what they hand out
+is the store with every row in it, wherever it lives meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+
+from clm.camera import Camera
+from clm.config import Config
+from clm.device.budget import DeviceBudget, find_device_budget
+from clm.device.interface import Arena, Device
+from clm.errors import ResourceError
+from clm.plan.batch import Margin, Planned, plan_batch
+from clm.plan.budget import arena_bytes, in_core_bytes, lanes_bytes, slots_for, staging_bytes, store_row_bytes
+from clm.plan.placement import Placement, check_shared_memory, choose_placement
+from clm.plan.residency import Plan, rest_of
+from clm.plan.sightings import Sightings, all_visible_sets, arena_needs, resident_blocks, sightings
+from clm.render import Rasterizer, Render
+from clm.run.events import Emit, Message, reporter
+from clm.run.host_memory import GROWTH_ROW_BYTES, HostMemory
+from clm.run.schedule import Schedule
+from clm.store.store import Store
+from clm.stream.lanes import Lanes
+from clm.stream.tiers import Tiers
+from clm.stream.view import render_view
+
+_ARENA_FILL = 0.9  # views may grow to this share of the arena: rows also move and swell until the end of the run
+
+
+class Residence:
+    """The rows and everything that holds them. cameras: of all views, which decide how large the arena is."""
+
+    def __init__(
+        self,
+        store: Store,
+        device: Device,
+        rasterizer: Rasterizer,
+        cameras: list[Camera],
+        config: Config,
+        schedule: Schedule,
+        emit: Emit,
+        host_memory: HostMemory,
+        unseen_rows: np.ndarray | None = None,
+        watching: np.ndarray | None = None,
+    ):
+        """unseen_rows [N] bool: false afterwards for the rows that a view in `watching` [V] may see. Raises ResourceError
+        where nothing fits."""
+        self.device, self.rasterizer, self.cameras = device, rasterizer, cameras
+        self._store, self._config, self._schedule, self._emit = store, config, schedule, emit
+        self._host_memory = host_memory
+        self.budget: DeviceBudget = find_device_budget(config.gpu_memory, device, self._warn)
+        self._pixels = max(camera.width * camera.height for camera in cameras)
+        self._reserved = 0  # device bytes that placements leave free, since memory ran out once
+        self._tiers: Tiers | None = None
+        self._before_rebuilding: Callable[[], None] = lambda: None
+        self._refresh()
+        self.placement, blocks = self._place(unseen_rows, watching)
+        self._move_in(blocks, self.placement.arena_slots)
+
+    def _warn(self, text: str) -> None:
+        self._emit(Message(text, "warning"))
+
+    # ---- what there is ----
+
+    @property
+    def rows(self) -> int:
+        return self._store.rows
+
+    @property
+    def tiers(self) -> Tiers:
+        assert self._tiers is not None, "moved in"
+        return self._tiers
+
+    @property
+    def arena(self) -> Arena:
+        return self.tiers.arena
+
+    def budgets(self, offload: str | None = None) -> tuple[int, int]:
+        """Bytes of the device's budget and of the host's, now; where the device is the CPU, both end where the host's does.
+        offload: as if it were this one."""
+        host, offload = self._host_memory.total(), self._config.offload if offload is None else offload
+        rows, moments = self._store.rows, self._config.moments
+        device = self.budget.beside(rows, moments, host, offload)
+        if self.device.shares_host_memory:
+            left = DeviceBudget(None).beside(rows, moments, host - self._host_beside(), offload)
+            device = min(device, left)
+        return device, host
+
+    def row_limit(self) -> int:
+        """How many rows the host's budget admits, growth included; at least those that there are."""
+        _, host = self.budgets()
+        beside = self._host_beside()
+        if self.device.shares_host_memory:
+            beside += self.arena.bytes + self._temporaries(self._seen.largest_view)
+        on_host = (host - beside) // (store_row_bytes(self._config.moments) + GROWTH_ROW_BYTES)
+        return max(on_host, self._store.rows)
+
+    def _host_beside(self) -> int:
+        """Bytes of the host that are for neither rows nor device: the program, photos, staging."""
+        staging = staging_bytes(self._seen.largest_view, self.device.shares_host_memory)
+        return self._host_memory.beside_rows + staging
+
+    def held_bytes(self) -> tuple[int, int, int]:
+        """Bytes held now: of the device, of the host (without the photos), and what all rows on the device would take."""
+        tiers, lanes = self.tiers, self.lanes
+        device = tiers.device_bytes + lanes.device_staging_bytes + self.rasterizer.peak_temporaries
+        in_core = in_core_bytes(self._store.rows, self._store.rows, tiers.resident_row_bytes)
+        return device, tiers.host_bytes + lanes.staging_bytes, in_core
+
+    def see_held(self) -> int:
+        """Bytes that the device's allocator keeps; what that is beyond what was counted is left free by placements to come."""
+        held = self.device.held()
+        self._reserved = max(self._reserved, held - (self.placement.device_bytes - self._reserved_by_placement))
+        return held
+
+    # ---- the rows, between batches ----
+
+    @contextmanager
+    def whole(self) -> Iterator[Store]:
+        """The store with every row as its last update left it, to be read: checkpoints, PLY."""
+        self.lanes.publish_entries()
+        self.tiers.write_back()
+        yield self._store
+
+    @contextmanager
+    def rebuilding(self) -> Iterator[Store]:
+        """The store to be changed: rows may come, go and change places. Afterwards they are placed anew; ResourceError, with
+        the rows as they were changed, when they fit nowhere."""
+        self._before_rebuilding()
+        with self.whole() as store:
+            yield store
+        self._refresh()
+        self._replace()  # no write-back: what the device holds is of the rows as they were
+
+    def before_rebuilding(self, forget: Callable[[], None]) -> None:
+        """Have `forget` called before rows change places: whoever knows where they are."""
+        self._before_rebuilding = forget
+
+    def renderer(self) -> Callable[..., Render]:
+        """Renders any camera from the rows as they are now."""
+        self.lanes.publish_entries()
+        return partial(
+            render_view,
+            self.tiers,
+            self._schedule.next_step(),
+            self.rasterizer,
+            sh_degree=self._schedule.sh_degree,
+            background=self._schedule.still_background,
+        )
+
+    def plan(self, views: list[int], margin: Margin, *, ordered: bool) -> Planned:
+        """Cull, order and plan a batch. From any thread."""
+        self.lanes.publish_entries()
+        return plan_batch(
+            self._store, self.cameras, views, self.arena.slots, margin, self._config.seed, ordered=ordered
+        )
+
+    def admits(self, store: Store, drop: np.ndarray) -> bool:
+        """Whether every view would still fit into the arena that the device budget allows, with `drop` [N] bool removed."""
+        budget, _ = self.budgets("host")
+        if self.budget.bytes is not None and self._config.offload == "none":
+            # auto would rather move the store to the host than stop growing
+            budget -= store.rows * self.tiers.resident_row_bytes
+        # Staging and the rasteriser's temporaries grow with the view that fills the arena.
+        if store.rows <= slots_for(budget - self._temporaries(store.rows)):
+            return True
+        self._refresh()
+        largest = max(len(rows) - int(drop[rows].sum()) for rows in all_visible_sets(store, self.cameras))
+        return largest <= int(slots_for(budget - self._temporaries(largest)) * _ARENA_FILL)
+
+    # ---- placement ----
+
+    def place_anew(self) -> None:
+        """A view outgrew the arena: rows and arena are placed anew. Raises ResourceError, with everything as it was, when
+        nothing fits."""
+        with self.whole():
+            self._replace()
+
+    def _replace(self) -> None:
+        before = self.placement
+        self.placement, blocks = self._place()
+        self.lanes.close()
+        del self.lanes
+        self._tiers = None  # the old memory is free before new memory is taken
+        self.device.release_unused()
+        try:
+            self._move_in(blocks, self.placement.arena_slots)
+        except ResourceError:
+            self._move_in(np.zeros_like(blocks), 0)  # enough for the state to be saved
+            raise
+        if self.placement.offload != before.offload:
+            self._emit(Message(self.placement.reason))
+
+    def shrink_arena(self, plan: Plan, i: int) -> Plan | None:
+        """The device has no memory for the view of turn i: give it a quarter of the arena. Returns the plan of the rest of
+        the batch, under way in the smaller arena; None: the views that are left need the arena as it is."""
+        slots, least = self.arena.slots, max(len(turn.rows) for turn in plan.turns[i:])
+        smaller = max(least, slots * 3 // 4)
+        if smaller > 0.95 * slots:
+            return None
+        self.lanes.interrupt(i)
+        self.tiers.replace_arena(smaller)
+        self._reserved += arena_bytes(slots) - arena_bytes(smaller)  # placements to come leave as much free
+        rest = rest_of(plan, i, smaller, self._store.block_rows)
+        self.lanes.go_on(rest)
+        self._warn(f"out of device memory: the arena goes from {slots:,} to {smaller:,} slots, the view is repeated")
+        return rest
+
+    def close(self) -> None:
+        self.lanes.close()
+
+    def _refresh(self) -> None:
+        """Cull entries and bounds of all rows, as of the step reached."""
+        self._store.refresh(self._schedule.next_step())
+
+    def _move_in(self, blocks: np.ndarray, arena_slots: int) -> None:
+        self._tiers = Tiers(self.device, self._store, blocks, arena_slots, self._seen.largest_view)
+        self.lanes = Lanes(self._tiers)
+
+    def _place(
+        self, unseen_rows: np.ndarray | None = None, watching: np.ndarray | None = None
+    ) -> tuple[Placement, np.ndarray]:
+        """Where rows go, and which blocks are resident [blocks] bool."""
+        store, config = self._store, self._config
+        seen: Sightings = sightings(store, self.cameras, reporter(self._emit), watching, unseen_rows)
+        self._seen = seen
+        usual = seen.usual_union(config.batch_size)
+        needed, usual = arena_needs(store.rows, seen.largest_view, usual, config.batch_size, store.block_rows)
+        (device, host), temporaries = self.budgets(), self._temporaries(seen.largest_view)
+        beside = self._host_beside()
+        if self.device.shares_host_memory:
+            check_shared_memory(store.rows, seen.largest_view, host, config.moments, temporaries + beside)
+        self._reserved_by_placement = self._reserved
+        placement = choose_placement(
+            store.rows,
+            needed,
+            seen.largest_view,
+            device,
+            host,
+            config.offload,
+            usual_union=usual,
+            temporaries=temporaries,
+            moments=config.moments,
+            block_rows=store.block_rows,
+            shared_memory=self.device.shares_host_memory,
+            host_beside=beside,
+        )
+        return placement, resident_blocks(seen, placement.resident_rows)
+
+    def _temporaries(self, largest_view: int) -> int:
+        """Device bytes beside arena and residents: the rasteriser's, the lanes', and what is kept free."""
+        lanes = 0 if self.device.shares_host_memory else lanes_bytes(largest_view)
+        return self.rasterizer.temporary_bytes(largest_view, self._pixels) + lanes + self._reserved

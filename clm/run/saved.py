@@ -1,0 +1,53 @@
+"""What a checkpoint says beside its arrays: read, checked, and made into the state of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clm.config import Config, from_dict
+from clm.errors import ClmError
+from clm.optim.schedules import Leg
+from clm.run.arrays import Damaged
+from clm.run.checkpoint import load_sound_checkpoint
+from clm.run.events import Emit, Message, reporter
+from clm.run.records import restored
+from clm.run.schedule import Progress
+from clm.run.totals import Totals
+from clm.store.store import Store
+
+
+class Saved(NamedTuple):
+    """The state of a checkpoint, beside its arrays. `run`: the name of the run that wrote it, if it says."""
+
+    run: str | None
+    config: Config
+    scene_scale: float
+    progress: Progress
+    totals: Totals
+
+    @classmethod
+    def parse(cls, state: dict[str, Any], source: str) -> Saved:
+        """Raises Damaged where a value is none that a run writes."""
+        run, scale = state.get("run"), state["scene_scale"]
+        try:
+            config = from_dict(state["config"], source)
+        except ClmError as error:
+            raise Damaged(f"its configuration is refused: {error.message.rstrip('.')}") from None
+        first_leg = dataclasses.asdict(Leg.of(config, scale))  # checkpoints from before there were legs name none
+        progress = restored(Progress, {"leg": first_leg, **state["progress"]}, "progress")
+        totals = restored(Totals, state["totals"], "totals")
+        return cls(str(run) if run else None, config, scale, progress, totals)
+
+    @property
+    def last_stamp(self) -> int:
+        """The largest stamp that a row can have."""
+        return self.progress.leg.index(self.progress.step)
+
+
+def load_saved(path: Path, emit: Emit) -> tuple[Path, Saved, Store]:
+    """The checkpoint `path`, or the newest sound one before it (`load_sound_checkpoint`): where it was, its state, its rows."""
+    parse = partial(Saved.parse, source=str(path))
+    return load_sound_checkpoint(path, parse, lambda text: emit(Message(text, "warning")), reporter(emit))

@@ -1,0 +1,124 @@
+"""Where a run is, and what follows from that: the optimizer's constants, the SH degree, the background, what is due."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clm.config import Config, parse_background
+from clm.errors import ClmError
+from clm.kernels import rows as row_kernels
+from clm.kernels.rows import AdamStep
+from clm.optim.schedules import Leg, crossed, sh_degree_at
+from clm.store.store import Store
+
+
+@dataclass
+class Progress:
+    """What a checkpoint says about where the run is. `next_order`: views of the next batch in their decided order, when it
+    was planned ahead."""
+
+    leg: Leg  # of the schedule
+    iteration: int = 0  # images
+    step: int = 0  # optimizer steps done
+    new_rows_since_sort: int = 0
+    next_order: list[int] | None = None
+
+
+class Schedule:
+    """`progress`, and everything that is a function of it and of the configuration."""
+
+    def __init__(self, config: Config, progress: Progress):
+        self.config, self.progress = config, progress
+        self.adam = progress.leg.adam()
+        self._before = progress.iteration  # where the last batch began
+        self._background = parse_background(config.background)
+
+    @staticmethod
+    def first(config: Config, scene_scale: float) -> Schedule:
+        """Of a run that begins."""
+        return Schedule(config, Progress(Leg.of(config, scene_scale)))
+
+    @staticmethod
+    def resumed(config: Config, scene_scale: float, progress: Progress, store: Store, source: Path) -> Schedule:
+        """Of a run that goes on from a checkpoint, `source`. Where the present schedule is not that of the checkpoint, every
+        row of `store` is settled under the old one and a new leg begins."""
+        done, old = progress.iteration, progress.leg
+        if done > config.iterations:
+            raise ClmError(
+                f"{source} is already at image {done}, beyond --iterations {config.iterations}.",
+                f"Pass `--iterations {done}` to end there, or more.",
+            )
+        progress.leg = old.followed_by(Leg.of(config, scene_scale), done, progress.step)
+        if progress.leg is not old:
+            row_kernels.settle(store, old.adam().at(old.index(progress.step) + 1), 0, store.rows)
+            store.stamp[store.stamp > 0] = progress.leg.settled
+        return Schedule(config, progress)
+
+    @property
+    def image(self) -> int:
+        """Training images done; the index of the next one."""
+        return self.progress.iteration
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.progress.step
+
+    @property
+    def over(self) -> bool:
+        return self.image >= self.config.iterations
+
+    @property
+    def sh_degree(self) -> int:
+        return sh_degree_at(self.config, self.image)
+
+    def views_of_batch(self, first: int) -> int:
+        """How many views the batch has that begins at image `first`."""
+        return min(self.config.batch_size, self.config.iterations - first)
+
+    def advance(self, images: int, next_order: list[int] | None) -> None:
+        """A batch over so many images is done; next_order: that of the next one, if it is decided."""
+        self._before = self.image
+        self.progress.iteration, self.progress.step = self.image + images, self.step + 1
+        self.progress.next_order = next_order
+
+    @property
+    def last_batch(self) -> tuple[int, int]:
+        """Its first image, and the one after its last."""
+        return self._before, self.image
+
+    def crossed(self, every: int | None) -> bool:
+        """Whether the last batch crossed a multiple of `every` images."""
+        return crossed(every or 0, self._before, self.image)
+
+    def next_step(self) -> AdamStep:
+        """Constants of the next optimizer step, for what needs rows as they are now: caught up to the step before it."""
+        return self.adam.at(self._next_index)
+
+    def training_step(self) -> AdamStep:
+        """The next optimizer step. Everything else fetches exact colours, whatever `colour_bus` is."""
+        views = self.views_of_batch(self.image)
+        return self.adam.at(self._next_index, views, bf16_colours=self.config.colour_bus == "bf16")
+
+    def next_reach(self) -> tuple[float, float]:
+        """How far the next optimizer step can move a mean and a log-scale (`Adam.reach`)."""
+        return self.adam.reach(self._next_index)
+
+    @property
+    def _next_index(self) -> int:
+        return self.progress.leg.index(self.step) + 1
+
+    def background(self, image: int) -> tuple[float, float, float]:
+        """Background of the `image`-th training image."""
+        if self._background is not None:
+            return self._background
+        r, g, b = np.random.default_rng([self.config.seed, 1, image]).random(3)
+        return float(r), float(g), float(b)
+
+    @property
+    def still_background(self) -> tuple[float, float, float]:
+        """Of pictures that are not trained on: black where training images have random ones."""
+        return self._background or (0.0, 0.0, 0.0)

@@ -1,0 +1,107 @@
+"""What is done for one training view: rasterise, compare with the photo, and back down to gradients in the arena.
+
+A view for which the device has no memory is repeated in a smaller arena; where that is impossible the batch goes on without
+it, and says so at its end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from clm.errors import ClmError, OutOfDeviceMemory
+from clm.plan.residency import Plan
+from clm.render import Rasterizer
+from clm.run.batches import NextBatch
+from clm.run.photos import Photos
+from clm.run.residence import Residence
+from clm.run.schedule import Schedule
+from clm.scene import Scene
+
+
+@dataclass
+class Losses:
+    """Of the views of one batch that had a photo, by view id; `failed`: why a view could not be computed at all."""
+
+    values: list[tuple[int, Any]] = field(default_factory=list)  # floats, or what becomes one
+    failed: OutOfDeviceMemory | None = None
+
+    @property
+    def mean(self) -> float:
+        """Over the finite ones; NaN where there is none. Waits for the device."""
+        finite = [float(loss) for _, loss in self.values if math.isfinite(float(loss))]
+        return sum(finite) / len(finite) if finite else math.nan
+
+    @property
+    def not_finite(self) -> tuple[int, float] | None:
+        """The first view whose loss is not finite."""
+        return next(((view, float(loss)) for view, loss in self.values if not math.isfinite(float(loss))), None)
+
+
+class Views:
+    """Renders the training views of a batch through the lanes of a residence."""
+
+    def __init__(self, scene: Scene, photos: Photos, schedule: Schedule, residence: Residence, rasterizer: Rasterizer):
+        self._scene, self._photos, self._schedule = scene, photos, schedule
+        self._residence, self._rasterizer = residence, rasterizer
+        self._last = Losses()  # of the last batch
+
+    def compute(self, batch: NextBatch) -> Losses:
+        """Every view of a batch whose lanes have begun: render, send back, update."""
+        losses, plan, done, earlier = Losses(), batch.plan, 0, 0  # earlier: views done before the plan was replaced
+        while (i := done - earlier) < len(plan.turns):
+            view, lanes = plan.turns[i].view, self._residence.lanes
+            loss, failure = self._attempt(plan, i, batch.first + done)
+            if failure is not None:
+                rest = self._residence.shrink_arena(plan, i)
+                if rest is not None:
+                    plan, earlier = rest, done
+                    continue
+                losses.failed = losses.failed or failure
+                lanes.compute(i, lambda _slots: None)
+            if loss is not None:
+                losses.values.append((view, loss))
+            lanes.send_back(i)  # and update
+            done += 1
+        self._last = losses
+        return losses
+
+    def _attempt(self, plan: Plan, i: int, image: int) -> tuple[Any, OutOfDeviceMemory | None]:
+        """The loss of turn i, None without a photo; or why there is none. Of a failed view nothing stays, neither its work
+        nor the frames of a traceback, because they hold the arena whose memory the next try needs."""
+        try:
+            return self._residence.lanes.compute(i, self._work(plan.turns[i].view, image)), None
+        except OutOfDeviceMemory as error:
+            return None, error.with_traceback(None)
+
+    def _work(self, view: int, image: int) -> Callable[[Any], Any]:
+        """What the device does for one view, given its slots; it returns the loss, None where the photo cannot be read."""
+        pair = self._photos.of(view)
+        if pair is None:
+            return lambda _slots: None
+        photo, mask = pair
+        return partial(
+            self._rasterizer.loss_and_gradients,
+            self._residence.arena,
+            camera=self._scene.views[view].camera,
+            sh_degree=self._schedule.sh_degree,
+            background=self._schedule.background(image),
+            photo=photo,
+            mask=mask,
+            ssim_weight=self._schedule.config.ssim_weight,
+        )
+
+    def why_to_stop(self) -> ClmError | None:
+        """What a run cannot go on with after its last batch."""
+        vanished = self._photos.vanished()
+        if self._last.failed is not None or vanished is not None or self._last.not_finite is None:
+            return self._last.failed or vanished
+        view, value = self._last.not_finite
+        return ClmError(
+            f"The loss is {value} at step {self._schedule.step}, image {self._scene.views[view].name}.",
+            "The state without that image is saved; lower the learning rates or remove the image, then run again with "
+            "--resume.",
+        )
