@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault(
+    "CLM_DEBUG", "1"
+)  # kernels check row ids and slots; read when clm is imported, and by subprocesses
+
 SCENES = Path(os.environ.get("CLM_SCENES", Path(__file__).resolve().parents[2] / "shared" / "scenes"))
 
 

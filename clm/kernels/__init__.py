@@ -11,12 +11,15 @@ import os
 import platform
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from clm.errors import ClmError
 
-_ABI = 9
+_ABI = 10
+# Whether row ids and slots are checked in every call, as in all tests.
+DEBUG = os.environ.get("CLM_DEBUG", "0") not in ("", "0")
 
 
 def _cpu_flags() -> set[str]:
@@ -58,10 +61,27 @@ def load() -> ctypes.CDLL:
             "Install the package (`pip install .`) or run `bash scripts/setup.sh`.",
         )
     library = ctypes.CDLL(str(path))
+    for name, result, arguments in _OWN:
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
     if library.clm_abi_version() != _ABI:
         raise ClmError(f"The CPU kernels in {path} are from another version of clm.", "Run `pip install .` again.")
     library.clm_set_threads(os.cpu_count() or 1)
     return library
+
+
+# The functions that this file calls; those of the faces are declared there.
+_OWN: tuple[tuple[str, Any, list[Any]], ...] = (
+    ("clm_abi_version", ctypes.c_int, []),
+    ("clm_set_threads", None, [ctypes.c_int]),
+    ("clm_get_threads", ctypes.c_int, []),
+    ("clm_number", ctypes.c_double, [ctypes.c_char_p]),
+)
+
+
+def number(name: str) -> float:
+    """What the kernels were built with; NaN where they know no such name (see `src/numbers.cpp`)."""
+    return float(load().clm_number(name.encode()))
 
 
 def set_threads(count: int) -> None:
@@ -81,3 +101,11 @@ def pointer(array: np.ndarray | None, dtype: type, *shape: int | None) -> ctypes
     if not ok or any(want is not None and have != want for have, want in zip(array.shape, shape, strict=True)):
         raise TypeError(f"kernel argument: want {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}")
     return ctypes.c_void_p(array.ctypes.data)
+
+
+def ids(rows: np.ndarray | None, limit: int, what: str = "row ids") -> ctypes.c_void_p:
+    """Address of row ids or slots [M] i32. With CLM_DEBUG=1, IndexError unless all lie in 0..limit-1."""
+    address = pointer(rows, np.int32, None)
+    if DEBUG and rows is not None and len(rows) and int(rows.view(np.uint32).max()) >= limit:  # a negative one is huge
+        raise IndexError(f"{what} {int(rows.min())} to {int(rows.max())} reach outside 0..{limit - 1}")
+    return address

@@ -12,8 +12,7 @@ from functools import cache
 import numpy as np
 
 from clm.kernels import load, pointer
-
-CAMERA_FLOATS = 32  # six planes of four, |t|_1, padding
+from clm.kernels.numbers import CAMERA_FLOATS
 
 _long, _float, _address = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 

@@ -26,6 +26,7 @@ def _library() -> ctypes.CDLL:
     library.clm_loss_scratch.restype = c_int64
     library.clm_loss.argtypes = [*image, c_double, c_void_p, c_void_p, c_void_p]
     library.clm_metrics.argtypes = [*image, c_void_p, c_void_p]
+    library.clm_loss.restype = library.clm_metrics.restype = None
     return library
 
 

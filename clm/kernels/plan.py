@@ -59,6 +59,9 @@ def _library() -> ctypes.CDLL:
     library.clm_order_exact.argtypes = [address, long, address]
     library.clm_order_greedy.argtypes = [address, long, address]
     library.clm_order_descend.argtypes = [address, long, address, long, address]
+    for name in ("clm_plan_residency", "clm_plan_overlaps", "clm_order_exact", "clm_order_greedy", "clm_order_descend"):
+        getattr(library, name).restype = ctypes.c_int32
+    library.clm_residency_bytes.argtypes, library.clm_residency_bytes.restype = [], long
     return library
 
 

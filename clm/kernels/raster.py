@@ -25,8 +25,10 @@ STAGES = ("project", "sort", "lists", "forward", "backward", "project_backward")
 @cache
 def _library() -> ctypes.CDLL:
     library = load()
+    library.clm_raster_create.argtypes = []
     library.clm_raster_create.restype = c_void_p
     library.clm_raster_destroy.argtypes = [c_void_p]
+    library.clm_raster_destroy.restype = None
     library.clm_raster_begin.argtypes = [c_void_p, c_void_p, *(c_int,) * 4, c_void_p, c_int64]
     library.clm_raster_begin.restype = None
     library.clm_raster_project.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_int64]
@@ -38,6 +40,7 @@ def _library() -> ctypes.CDLL:
     library.clm_raster_project_backward.argtypes = [*(c_void_p,) * 4, c_int64, c_int64, c_void_p, c_void_p]
     library.clm_raster_project_backward.restype = None
     library.clm_raster_read.argtypes = [c_void_p, c_void_p, c_void_p]
+    library.clm_raster_read.restype = None
     library.clm_raster_pairs.argtypes = [c_void_p]
     library.clm_raster_pairs.restype = c_int64
     library.clm_raster_bands.argtypes = [c_void_p]
@@ -45,6 +48,7 @@ def _library() -> ctypes.CDLL:
     library.clm_raster_bytes.argtypes = [c_void_p, c_void_p]
     library.clm_raster_bytes.restype = None
     library.clm_raster_seconds.argtypes = [c_void_p, c_void_p]
+    library.clm_raster_seconds.restype = None
     return library
 
 

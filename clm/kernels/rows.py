@@ -9,14 +9,41 @@ All arrays are C-contiguous numpy, float32 unless said otherwise; ids are int32.
 from __future__ import annotations
 
 import ctypes
+from ctypes import c_int32, c_int64, c_void_p
+from functools import cache
 from typing import Protocol
 
 import numpy as np
 
-from clm.kernels import load, pointer
+from clm.kernels import DEBUG, ids, load, pointer
+from clm.kernels.numbers import COLOUR, GEOMETRY, GRAD_GEOMETRY
 
-GEOMETRY, COLOUR, GRAD_GEOMETRY = 12, 48, 16
-f32, i32, u16 = np.float32, np.int32, np.uint16
+f32, u16 = np.float32, np.uint16
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = load()
+    store_and_step, lists = (c_void_p, c_void_p), (c_void_p, c_void_p, c_int64)
+    colours = (c_void_p, c_int32, c_int32)  # address, stride, bytes of a value
+    library.clm_fetch.argtypes = [
+        *(*store_and_step, *lists),
+        *(c_void_p, c_void_p, c_int32, c_int32, c_int32, c_void_p, c_void_p),
+    ]
+    library.clm_settle.argtypes = [*store_and_step, c_int64, c_int64]
+    library.clm_adam.argtypes = [
+        *(*store_and_step, *lists),
+        *(c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_void_p),
+    ]
+    library.clm_entries.argtypes = [*store_and_step, c_int64, c_int64, c_void_p]
+    library.clm_put_entries.argtypes = [c_void_p, c_void_p, c_int64, c_void_p]
+    library.clm_place.argtypes = [c_void_p, *colours, c_void_p, c_int64, *(c_void_p,) * 4, c_int32]
+    gradients = (c_void_p, c_void_p, c_int32, c_void_p)  # geometry, colour, stride, slots
+    library.clm_move_gradients.argtypes = [*gradients, c_int64, *gradients, c_int32]
+    library.clm_touch.argtypes = [c_void_p, c_int64]
+    for name in ("fetch", "settle", "adam", "entries", "put_entries", "place", "move_gradients", "touch"):
+        getattr(library, f"clm_{name}").restype = None
+    return library
 
 
 def colour_columns(sh_degree: int) -> int:
@@ -67,7 +94,10 @@ class StoreView(ctypes.Structure):
 
 
 class StoreArrays(Protocol):
-    """What the kernels need of a store."""
+    """What the kernels need of a store. `geometry` [N, 12]: row ids lie in 0..N-1."""
+
+    @property
+    def geometry(self) -> np.ndarray: ...
 
     def view(self) -> StoreView: ...
 
@@ -85,8 +115,17 @@ def _step(step: AdamStep | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None) if step is None else ctypes.cast(ctypes.byref(step), ctypes.c_void_p)
 
 
-def _ids(ids: np.ndarray | None) -> ctypes.c_void_p:
-    return pointer(ids, i32, None)
+def _rows(store: StoreArrays, rows: np.ndarray) -> ctypes.c_void_p:
+    """Address of row ids [M]."""
+    return ids(rows, len(store.geometry))
+
+
+def _slots(slots: np.ndarray | None, count: int, *places: np.ndarray) -> ctypes.c_void_p:
+    """Address of slots [count] in all of `places`; None: positions 0..count-1."""
+    limit = min(len(place) for place in places)
+    if DEBUG and (slots is None or len(slots) != count) and (slots is not None or count > limit):
+        raise IndexError(f"{count} rows, but {limit} places" if slots is None else f"{count} rows, {len(slots)} slots")
+    return ids(slots, limit, "slots")
 
 
 def _colours(colour: np.ndarray, columns: int, dtype: type = f32) -> tuple[ctypes.c_void_p, int]:
@@ -104,6 +143,10 @@ def _bus_colours(colour: np.ndarray, columns: int) -> tuple[ctypes.c_void_p, int
 
 def _gradients(place: GradientRows, columns: int) -> tuple[ctypes.c_void_p, ctypes.c_void_p, int]:
     return pointer(place.grad_geometry, f32, None, GRAD_GEOMETRY), *_colours(place.grad_colour, columns)
+
+
+def _places(gradients: GradientRows) -> tuple[np.ndarray, np.ndarray]:
+    return gradients.grad_geometry, gradients.grad_colour
 
 
 def _arena_gradients(place: GradientRows | None) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
@@ -128,12 +171,12 @@ def fetch(
     if colour.dtype == u16 and not (step is not None and step.bf16_colours):
         raise TypeError("kernel argument: bf16 colours of a step that does not round them")
     address, stride, colour_bytes = _bus_colours(colour, columns)
-    load().clm_fetch(
+    _library().clm_fetch(
         ctypes.byref(store.view()),
         _step(step),
-        _ids(rows),
-        _ids(slots),
-        ctypes.c_int64(len(rows)),
+        _rows(store, rows),
+        _slots(slots, len(rows), geometry, colour, *(() if gradients is None else _places(gradients))),
+        len(rows),
         pointer(geometry, f32, None, GEOMETRY),
         address,
         columns,
@@ -145,7 +188,7 @@ def fetch(
 
 def settle(store: StoreArrays, step: AdamStep, first: int, last: int) -> None:
     """Write rows first..last-1 back into the store as they are after `step - 1`; decayed bf16 moments are rounded anew."""
-    load().clm_settle(ctypes.byref(store.view()), _step(step), ctypes.c_int64(first), ctypes.c_int64(last))
+    _library().clm_settle(ctypes.byref(store.view()), _step(step), first, last)
 
 
 def adam(
@@ -165,12 +208,12 @@ def adam(
     column), see `reference.round_to_bf16`, so the result depends on neither threads nor placement.
     """
     grad_geometry, grad_colour, stride = _gradients(gradients, columns)
-    load().clm_adam(
+    _library().clm_adam(
         ctypes.byref(store.view()),
         _step(step),
-        _ids(rows),
-        _ids(slots),
-        ctypes.c_int64(len(rows)),
+        _rows(store, rows),
+        _slots(slots, len(rows), *_places(gradients)),
+        len(rows),
         grad_geometry,
         grad_colour,
         columns,
@@ -183,13 +226,13 @@ def adam(
 def cull_entries(store: StoreArrays, step: AdamStep | None, first: int, last: int, out: np.ndarray) -> None:
     """Cull entries of stored rows first..last-1 into out [last-first, 4]: centre and bounding radius, pending steps included."""
     view = ctypes.byref(store.view())
-    load().clm_entries(view, _step(step), ctypes.c_int64(first), ctypes.c_int64(last), pointer(out, f32, None, 4))
+    _library().clm_entries(view, _step(step), first, last, pointer(out, f32, None, 4))
 
 
 def put_entries(rows: np.ndarray, fresh: np.ndarray, entries: np.ndarray) -> None:
     """entries[rows] = fresh where the fresh radius is not negative."""
-    count = ctypes.c_int64(len(rows))
-    load().clm_put_entries(_ids(rows), pointer(fresh, f32, None, 4), count, pointer(entries, f32, None, 4))
+    fresh_list, entry_list = pointer(fresh, f32, len(rows), 4), pointer(entries, f32, None, 4)
+    _library().clm_put_entries(ids(rows, len(entries)), fresh_list, len(rows), entry_list)
 
 
 def place(
@@ -203,11 +246,11 @@ def place(
     """Scatter staged rows (geometry [M, 12], colour [M, >= columns]) into arena slots [M] and zero their gradient rows.
 
     Staged colours are f32, or bf16 (uint16), which are expanded."""
-    load().clm_place(
+    _library().clm_place(
         pointer(staging[0], f32, None, GEOMETRY),
         *_bus_colours(staging[1], columns),
-        _ids(slots),
-        ctypes.c_int64(len(slots)),
+        _slots(slots, len(staging[0]), geometry, colour, *_places(gradients)),
+        len(slots),
         pointer(geometry, f32, None, GEOMETRY),
         pointer(colour, f32, None, COLOUR),
         *_arena_gradients(gradients),
@@ -224,16 +267,16 @@ def move_gradients(
     columns: int,
 ) -> None:
     """target[target_slots[i]] = source[source_slots[i]] for i < count; None means position i."""
-    load().clm_move_gradients(
+    _library().clm_move_gradients(
         *_gradients(source, columns),
-        _ids(source_slots),
-        ctypes.c_int64(count),
+        _slots(source_slots, count, *_places(source)),
+        count,
         *_gradients(target, columns),
-        _ids(target_slots),
+        _slots(target_slots, count, *_places(target)),
         columns,
     )
 
 
 def touch(values: np.ndarray) -> None:
     """values [n] += 1 in place with all threads: the read+write limit of this machine, for benchmarks."""
-    load().clm_touch(pointer(values, f32, None), ctypes.c_int64(len(values)))
+    _library().clm_touch(pointer(values, f32, None), len(values))

@@ -19,6 +19,7 @@ from clm.plan.budget import (
     store_bytes,
     store_row_bytes,
 )
+from clm.store.layout import BLOCK_ROWS
 from clm.units import format_bytes, format_rows, size_flag
 
 
@@ -45,7 +46,7 @@ def choose_placement(
     usual_union: int | None = None,
     moments: str = "f32",
     temporaries: int = 0,
-    block_rows: int = 2048,
+    block_rows: int = BLOCK_ROWS,
     shared_memory: bool = True,
     host_beside: int = 0,
 ) -> Placement:

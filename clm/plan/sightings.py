@@ -10,6 +10,7 @@ import numpy as np
 from clm.camera import Camera
 from clm.plan.visibility import visible_sets
 from clm.progress import Report, counted, unseen
+from clm.store.layout import BLOCK_ROWS
 from clm.store.store import Store
 
 _SETS_BYTES = 32 << 20  # of visible sets that are looked at one by one
@@ -44,7 +45,7 @@ class Sightings:
 
 
 def arena_needs(
-    rows: int, largest_view: int, usual_union: int, batch_size: int, block_rows: int = 2048
+    rows: int, largest_view: int, usual_union: int, batch_size: int, block_rows: int = BLOCK_ROWS
 ) -> tuple[int, int]:
     """Slots that any batch of so many views can use, and slots for the usual one; both with room for rows that move and
     swell until the next rebuild."""

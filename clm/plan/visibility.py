@@ -15,11 +15,9 @@ import numpy as np
 
 from clm.camera import Camera
 from clm.kernels import cull
-
-BLOCK_ROWS = 2048
-_SIGMAS = 3.33  # the rasteriser's largest footprint, in standard deviations
-_BLUR = 0.3  # px^2, added to the projected covariance
-_SLACK = 2e-6  # of |p|_1 + |t|_1; the kernel has the same constant
+from clm.kernels.numbers import BLUR, SIGMAS
+from clm.kernels.numbers import CULL_SLACK as _SLACK
+from clm.store.layout import BLOCK_ROWS
 
 
 class Margin(NamedTuple):
@@ -52,7 +50,7 @@ def camera_planes(camera: Camera) -> np.ndarray:
     and the rotation), and the kernel adds 2e-6 (|p|_1 + |t|_1) to R, twice the float32 error of both transformations.
     """
     rotation, translation = camera.world_to_camera[:3, :3], camera.world_to_camera[:3, 3]
-    border = _SIGMAS * _BLUR**0.5 + 2.0
+    border = SIGMAS * BLUR**0.5 + 2.0
     planes = [(np.array([0.0, 0.0, 1.0]), -camera.near), (np.array([0.0, 0.0, -1.0]), camera.far)]
     for axis, (size, focal, centre) in enumerate(
         ((camera.width, camera.fx, camera.cx), (camera.height, camera.fy, camera.cy))
@@ -139,5 +137,5 @@ def drawn_bound(geometry: np.ndarray) -> np.ndarray:
     """Cull entries [N, 4] f32 of geometry rows [N, 12] f32 with exact centres: R = 3.33 * exp(largest log_scale)."""
     entries = np.empty((len(geometry), 4), np.float32)
     entries[:, :3] = geometry[:, :3]
-    entries[:, 3] = _SIGMAS * np.exp(geometry[:, 7:10].max(axis=1))
+    entries[:, 3] = SIGMAS * np.exp(geometry[:, 7:10].max(axis=1))
     return entries

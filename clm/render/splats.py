@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from clm.camera import Camera
+from clm.kernels import numbers
 from clm.kernels.rows import colour_columns
 from clm.render.gsplat_ops import Ops
 from clm.store.layout import (
@@ -28,7 +29,6 @@ from clm.store.layout import (
     QUATS,
 )
 
-_BLUR = 0.3  # px^2 (RASTER.md 3)
 _TILE = 16  # px
 
 
@@ -135,7 +135,7 @@ def project(
             intrinsics[None],
             camera.width,
             camera.height,
-            eps2d=_BLUR,
+            eps2d=numbers.BLUR,
             near_plane=camera.near,
             far_plane=camera.far,
             radius_clip=options.radius_clip,

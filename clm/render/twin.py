@@ -15,12 +15,7 @@ import torch
 from torch import Tensor
 
 from clm.camera import Camera
-
-ALPHA_MIN = 1.0 / 255.0
-ALPHA_MAX = 0.999
-TRANSMITTANCE_MIN = 1e-4
-BLUR = 0.3  # px^2, added to the diagonal of every projected covariance
-EXTENT = 3.33  # standard deviations, at most
+from clm.kernels.numbers import ALPHA_MAX, ALPHA_MIN, BLUR, SIGMAS, TRANSMITTANCE_MIN
 
 
 @dataclass
@@ -115,10 +110,10 @@ def footprints(means: Tensor, quats: Tensor, scales: Tensor, camera: Camera) -> 
 @torch.no_grad()
 def screen_radii(f: Footprints, opacities: Tensor | None, camera: Camera, radius_clip: float = 0.0) -> Tensor:
     """Radii [N, 2] i64 px; 0 for rows that are culled. Opacities [N] are compensated ones; None: no cull by opacity."""
-    extent = torch.full_like(f.depths, EXTENT)
+    extent = torch.full_like(f.depths, SIGMAS)
     drawn = f.valid
     if opacities is not None:
-        extent = torch.sqrt(2 * torch.log((255 * opacities).clamp(min=1.0))).clamp(max=EXTENT)
+        extent = torch.sqrt(2 * torch.log((255 * opacities).clamp(min=1.0))).clamp(max=SIGMAS)
         drawn = drawn & (opacities >= ALPHA_MIN)
     radii = torch.ceil(extent[:, None] * f.variances.sqrt())
     size = torch.tensor([camera.width, camera.height], dtype=radii.dtype)

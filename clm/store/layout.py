@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-GEOMETRY_COLUMNS = 12
-COLOUR_COLUMNS = 48
-GRAD_GEOMETRY_COLUMNS = 16
+from clm.kernels import numbers
+
+GEOMETRY_COLUMNS = numbers.GEOMETRY
+COLOUR_COLUMNS = numbers.COLOUR
+GRAD_GEOMETRY_COLUMNS = numbers.GRAD_GEOMETRY
 
 MEANS = slice(0, 3)  # world units, world frame
 QUATS = slice(3, 7)  # wxyz, any norm
@@ -13,14 +15,14 @@ LOGIT_OPACITIES = 10
 IDENTITY = 11  # bits of the row's key, no parameter (clm.store.identity)
 
 SH0 = slice(0, 3)  # colour = 0.5 + SH_C0 * sh0
-SHN = slice(3, 48)  # [15, 3] coefficient-major, as gsplat's shN
+SHN = slice(3, COLOUR_COLUMNS)  # [15, 3] coefficient-major, as gsplat's shN
 
-GRAD_DRAWN = 11  # geometry gradient column: number of views that drew the row
-GRAD_SCREEN = 12  # geometry gradient column: sum of screen-space gradient norms
+GRAD_DRAWN = numbers.GRAD_DRAWN  # geometry gradient column: number of views that drew the row
+GRAD_SCREEN = numbers.GRAD_SCREEN  # geometry gradient column: sum of screen-space gradient norms
 
 GROUPS = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
 SH_C0 = 0.28209479177387814
 
 BLOCK_ROWS = 2048
 CHUNK_ROWS = 1 << 16  # rows held at once while a model streams through memory
-EXTENT_SIGMAS = 3.33  # the rasteriser never draws farther out (RASTER.md 4)
+EXTENT_SIGMAS = numbers.SIGMAS

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from clm.errors import ClmError, ResourceError
 from clm.plan.budget import RESIDENT_ROW_BYTES as RESIDENT
 from clm.plan.budget import arena_bytes, in_core_bytes, slots_for, store_bytes, store_row_bytes
-from clm.plan.placement import Sightings, choose_placement, resident_blocks
+from clm.plan.placement import choose_placement
+from clm.plan.sightings import Sightings, resident_blocks
 from clm.units import parse_bytes
 
 GIB = 2**30

@@ -7,9 +7,6 @@
 namespace clm {
 namespace {
 
-constexpr int kDrawnColumn = 11, kScreenGradColumn = 12;
-constexpr float kExtent = 3.33f;  // the rasteriser draws at most 3.33 sigma (RASTER.md, radii)
-
 // Bound on where the row may be until its next gradient: 3.33 sigma grown by all pending zero-gradient steps.
 // p, m, v: the row's geometry and its stored moments; m == nullptr: nothing is pending.
 template <class T>

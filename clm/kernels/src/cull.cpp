@@ -9,14 +9,13 @@
 #include <cstring>
 #include <limits>
 
+#include "numbers.h"
 #include "pool.h"
 
 namespace {
 
 constexpr int kPlanes = 6;
-constexpr int kCameraFloats = 32;  // 6 planes of 4, then |t|_1, then padding
-constexpr int64_t kTile = 64;      // rows per mask word
-constexpr float kSlack = 2e-6f;    // of |p|_1 + |t|_1, see clm/plan/visibility.py
+constexpr int64_t kTile = 64;  // rows per mask word
 
 enum : uint8_t { kOutside = 0, kPartial = 1, kInside = 2 };
 
@@ -32,8 +31,8 @@ uint8_t classify(const float* box, const float* camera, Margin margin) {
     float far_sum = 0.f;
     for (int a = 0; a < 3; ++a) far_sum += larger(std::fabs(lo[a]), std::fabs(hi[a]));
     const float t = camera[4 * kPlanes];
-    const float most = (box[3] * margin.growth + margin.extra) + kSlack * (far_sum + t);
-    const float least = margin.extra + kSlack * t;
+    const float most = (box[3] * margin.growth + margin.extra) + clm::kCullSlack * (far_sum + t);
+    const float least = margin.extra + clm::kCullSlack * t;
     bool inside = true;
     for (int p = 0; p < kPlanes; ++p) {
         const float* n = camera + 4 * p;
@@ -65,7 +64,7 @@ uint64_t test_tile(const Tile& tile, const float* camera) {
     float reach[kTile];
     int32_t rejected[kTile];
     for (int64_t i = 0; i < kTile; ++i) {
-        reach[i] = tile.radius[i] + kSlack * (tile.sum[i] + camera[4 * kPlanes]);
+        reach[i] = tile.radius[i] + clm::kCullSlack * (tile.sum[i] + camera[4 * kPlanes]);
         rejected[i] = 0;
     }
     for (int p = 0; p < kPlanes; ++p) {
@@ -121,7 +120,7 @@ CLM_API void clm_cull_blocks(const float* bounds, int64_t blocks, const float* c
     clm::parallel((blocks + group - 1) / group, [&](int64_t chunk, int) {
         for (int64_t b = chunk * group; b < blocks && b < (chunk + 1) * group; ++b)
             for (int64_t c = 0; c < count; ++c)
-                classes[b * count + c] = classify(bounds + 8 * b, cameras + kCameraFloats * c, {growth, extra});
+                classes[b * count + c] = classify(bounds + 8 * b, cameras + clm::kCameraFloats * c, {growth, extra});
     });
 }
 
@@ -147,7 +146,7 @@ CLM_API void clm_cull_rows(const float* entries, int64_t rows, int64_t block_row
             read_tile(entries + 4 * (first + w * kTile), count, {growth, extra}, tile);
             for (int64_t p = runs[run]; p < runs[run + 1]; ++p) {
                 if (pair_class[p] != kPartial) continue;
-                const uint64_t word = test_tile(tile, cameras + kCameraFloats * pair_camera[p]) & valid;
+                const uint64_t word = test_tile(tile, cameras + clm::kCameraFloats * pair_camera[p]) & valid;
                 bits[p * words + w] = word;
                 counts[p] += __builtin_popcountll(word);
             }

@@ -535,3 +535,6 @@ CLM_API int32_t clm_order_descend(const int64_t* distances, int64_t size, int64_
         return kDone;
     });
 }
+
+// Bytes of what Python fills in: a test compares them with its structures.
+CLM_API int64_t clm_residency_bytes() { return sizeof(Residency); }

@@ -24,7 +24,7 @@ void colours8(const View& v, const float* colour, const Rows8& rows, const Proje
 
 // The culls of gsplat 1.5.3. Comparisons are written so that a NaN culls.
 i8 cull8(const View& v, const Projected& o, f8 q, f8& rx, f8& ry) {
-    f8 k = vmin(splat<f8>(3.33f), vsqrt(vmax(q, splat<f8>(0.0f))));
+    f8 k = vmin(splat<f8>(kExtent), vsqrt(vmax(q, splat<f8>(0.0f))));
     f8 limit = splat<f8>(1e9f);
     f8 ex = vmin(k * vsqrt(o.xx), limit), ey = vmin(k * vsqrt(o.yy), limit);
     rx = __builtin_convertvector(truncate(ex), f8);

@@ -10,6 +10,7 @@
 #include <new>
 #include <vector>
 
+#include "numbers.h"
 #include "pool.h"
 #include "simd.h"
 
@@ -17,12 +18,8 @@ namespace clm {
 
 constexpr float kLog2E = 1.44269504088896f, kLn2 = 0.693147180559945f;
 constexpr float kExponentMin = -7.99435343685886f;  // log2(1/255): below it a Gaussian does not touch a pixel
-constexpr float kAlphaMax = 0.999f;
-constexpr float kTransmittanceMin = 1e-4f;
-constexpr float kBlur = 0.3f;  // px^2 on the diagonal of the projected covariance
 
-constexpr int kTile = 16;                    // px; 256 pixels in blocks of one vector each
-constexpr int kBlockWidth = 4;               // px
+constexpr int kBlockWidth = 4;               // px: the 256 pixels of a tile lie in blocks of one vector each
 constexpr int kBlockHeight = W / kBlockWidth;
 constexpr int kBlockRows = kTile / kBlockHeight;
 constexpr int kBlocks = 4 * kBlockRows;      // 32 (f8) or 16 (f16): a tile's coverage fits a uint32

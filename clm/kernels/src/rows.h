@@ -10,11 +10,11 @@
 #include <cmath>
 
 #include "bf16.h"
+#include "numbers.h"
 #include "pool.h"
 
 namespace clm {
 
-constexpr int kGeometry = 12, kColour = 48, kGradGeometry = 16;
 constexpr int kMeans = 0, kQuats = 3, kLogScales = 7, kOpacity = 10, kIdentity = 11, kGroups = 6;
 
 // Mirrors clm.kernels.rows.AdamStep (ctypes.Structure): one optimizer step's constants and tables.
