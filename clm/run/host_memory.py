@@ -12,12 +12,16 @@ from dataclasses import dataclass
 
 from clm.device.budget import available_memory
 from clm.errors import ResourceError
-from clm.plan.budget import AUTO
+from clm.plan.budget import AUTO, PARAMETER_BYTES
+from clm.store.layout import CHUNK_ROWS
 from clm.units import format_bytes, parse_bytes, size_flag
 
 GROWTH_ROW_BYTES = (
     32  # what a rebuild takes for a moment, for each row of the store: candidates, orders, new rows in pieces
 )
+WRITING_BYTES = (
+    CHUNK_ROWS * 2 * PARAMETER_BYTES
+)  # a piece of the rows on its way into a PLY, as rows and as in the file
 _AVAILABLE_SHARE = 0.8  # of what is free, or ours already, where no budget is stated
 _PHOTO_SHARE = 0.25  # of a stated budget at most
 
@@ -69,5 +73,5 @@ class HostMemory:
 
     @property
     def beside_rows(self) -> int:
-        """Bytes for the program and its photos."""
-        return self.base + self.photos
+        """Bytes for the program, its photos, and what it writes."""
+        return self.base + self.photos + WRITING_BYTES

@@ -13,11 +13,8 @@ from typing import Any
 import pytest
 
 from clm.device.cpu import CpuStream
-from clm.errors import ResourceError
 from clm.render import CpuRasterizer
-from clm.run import host_memory
 from clm.run.events import Densified, Evaluated, OpacityReset
-from clm.run.host_memory import HostMemory
 from clm.run.residence import Residence
 from clm.store.store import Store
 from tests.demo_run import assert_same_model, of_type, read_json, run_demo
@@ -102,27 +99,3 @@ def test_growth_is_admitted_only_where_temporaries_and_staging_leave_room_for_th
     options = {**OPTIONS, "grow_screen_gradient": 1e-5, "offload": "host", "eval_every": 0}
     run_demo(tmp_path / "run", gpu_memory="32MiB", **options)
     assert False in verdicts and True in verdicts, verdicts
-
-
-def test_the_host_budget_counts_what_the_process_already_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a scene grows, memory that is still available shrinks: the store must not be refused for what it takes itself."""
-    monkeypatch.setattr(host_memory, "available_memory", lambda: 50)
-    monkeypatch.setattr(host_memory, "resident_bytes", lambda: 150)
-    assert HostMemory.find("auto", 10, 20, 5, print).total() == int(0.8 * 200)
-    stated = HostMemory.find("100", 10, 20, 5, print)
-    assert stated.total() == 100 and stated.beside_rows == 15
-
-
-def test_the_photo_cache_gives_way_to_a_stated_host_budget_and_says_so() -> None:
-    said: list[str] = []
-    assert HostMemory.find("110MiB", 10 << 20, 1 << 30, 1 << 30, said.append).photos == 25 << 20
-    assert said == [
-        "photos are cached in 25.0 MiB instead of 1.0 GiB, a quarter of what --host-memory 110MiB leaves beside the "
-        "program: the others are decoded again when they are used"
-    ]
-
-
-def test_a_host_budget_below_the_program_itself_is_refused() -> None:
-    with pytest.raises(ResourceError, match=r"is less than the 10.0 MiB .*") as caught:
-        HostMemory.find("5MiB", 10 << 20, 1, 1, print)
-    assert "`--host-memory 20MiB`" in caught.value.fix
