@@ -23,6 +23,7 @@ from clm.kernels import rows as row_kernels
 from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
 from clm.plan.batch import batch_views
+from clm.render import Target, train_view
 from clm.run.loop import train_batch
 from clm.run.open import Run, open_run
 from clm.scene import Scene, load_scene
@@ -50,9 +51,8 @@ class PlainLoop:
         columns = colour_columns(degree)
         for view_id in batch_views(run.scene.train, config.seed, self.iteration, config.batch_size):
             view = run.scene.views[view_id]
-            run.residence.rasterizer.loss_and_gradients(
-                self.arena, self.rows, view.camera, degree, (0.0, 0.0, 0.0), run.photos.cache.get(view_id), None, 0.2
-            )
+            target = Target(run.photos.cache.get(view_id), None, (0.0, 0.0, 0.0))
+            train_view(run.residence.rasterizer, self.arena, self.rows, view.camera, degree, target)
         self.arena.grad_geometry[:, GRAD_DRAWN] = 1  # dense: rows that no view drew take the step, too
         constants = run.schedule.adam.at(self.step + 1, config.batch_size)
         row_kernels.adam(self.store, constants, self.rows, self.arena, None, columns, None, self.entries)

@@ -59,7 +59,8 @@ def run_kernels(
         middle = time.perf_counter()
         loss = l1_ssim(render.rgb, target)
         after = time.perf_counter()
-        rasterizer.backward(loss.v_rgb, grad_geometry, grad_colour)
+        rasterizer.rasterize_backward(loss.v_rgb)
+        rasterizer.project_backward(geometry, colour, slots, 0, grad_geometry, grad_colour)
         end = time.perf_counter()
         stages = rasterizer.seconds()
         total = {"loss": after - middle, "all forward": middle - start, "all backward": end - after, "sum": end - start}

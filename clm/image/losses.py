@@ -21,6 +21,10 @@ class Loss:
     ssim: float  # mean over pixels and channels
     v_rgb: np.ndarray  # [3, H, W] f32, gradient of total
 
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.total)
+
 
 def l1_ssim(rgb: np.ndarray, target: np.ndarray, ssim_weight: float = 0.2, mask: np.ndarray | None = None) -> Loss:
     """Loss of rgb [3, H, W] f32 (not clamped) against target [H, W, 3] u8.

@@ -9,16 +9,52 @@ import numpy as np
 from clm.camera import Camera
 from clm.image.losses import Loss, l1_ssim, metrics
 from clm.render.cpu import CpuRasterizer, Render
+from clm.render.stage import Target, compare_and_differentiate, train_view
 
-__all__ = ["CpuRasterizer", "Loss", "Rasterizer", "Render", "l1_ssim", "metrics"]
+__all__ = [
+    "CpuRasterizer",
+    "Loss",
+    "Rasterizer",
+    "Render",
+    "Target",
+    "compare_and_differentiate",
+    "l1_ssim",
+    "metrics",
+    "train_view",
+]
 
 Colour = tuple[float, float, float]
 
 
 class Rasterizer(Protocol):
-    """What a backend offers. Arrays are its device's; `arena` has geometry, colour, grad_geometry and grad_colour."""
+    """What a backend offers for one view at a time. Arrays are its device's."""
 
     peak_temporaries: int  # device bytes beside the arena that a view needed so far
+
+    band_bytes: int | None  # what lists of (tile, splat) pairs may take at a time, None: no limit; of views begun later
+
+    def begin(self, camera: Camera, sh_degree: int) -> None:
+        """A new view, of no rows yet; the former one is forgotten."""
+
+    def project(self, geometry: Any, colour: Any, slots: Any) -> int:
+        """Append the splats of the next piece, rows in order: geometry[slots] [A, 12] and colour[slots] [A, 48], raw. Returns
+        how many rows are drawn. The arena may change afterwards."""
+
+    def rasterize(self, background: Colour, depth: bool = False) -> Any:
+        """The view's image (`Render`), its arrays on the device."""
+
+    def compare(self, rgb: Any, photo: np.ndarray, mask: np.ndarray | None, ssim_weight: float) -> Any:
+        """The loss of an image on the device against a photo on the host: total, v_rgb, and whether it is finite."""
+
+    def rasterize_backward(self, v_rgb: Any, v_alpha: Any = None, v_depth: Any = None, finite: Any = True) -> None:
+        """From gradients of the image to those of the splats, which stay here. Where `finite` is false there are none."""
+
+    def project_backward(
+        self, geometry: Any, colour: Any, slots: Any, first: int, grad_geometry: Any, grad_colour: Any
+    ) -> None:
+        """Add the gradients of a piece, whose first row is the view's row `first`, at `slots`, where its rows (values as they
+        were projected) lie now: grad_geometry [A, 16], grad_colour [A, 48]. Each piece once, in any order; the last one first
+        costs no second projection."""
 
     def forward(
         self,
@@ -29,21 +65,8 @@ class Rasterizer(Protocol):
         sh_degree: int,
         background: Colour,
         depth: bool = False,
-    ) -> Any: ...
-
-    def loss_and_gradients(
-        self,
-        arena: Any,
-        slots: Any,
-        camera: Camera,
-        sh_degree: int,
-        background: Colour,
-        photo: np.ndarray,
-        mask: np.ndarray | None,
-        ssim_weight: float,
     ) -> Any:
-        """Render, compare with the photo, add gradients to the arena's gradient rows at `slots`; returns the loss (float
-        or something that becomes one). A loss that is not finite adds nothing."""
+        """The image of a view in one piece."""
 
     def temporary_bytes(self, rows: int, pixels: int) -> int:
         """Device bytes that a view of so many rows and pixels is expected to need beside the arena."""

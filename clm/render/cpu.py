@@ -8,16 +8,14 @@ view count.
 
 from __future__ import annotations
 
-import math
+import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from clm.camera import Camera
-from clm.image.losses import l1_ssim
+from clm.image.losses import Loss, l1_ssim
 from clm.kernels.raster import RasterWorkspace
-from clm.render.whole import WholeViews
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Render:
     drawn: int  # rows with radii > 0
 
 
-class CpuRasterizer(WholeViews):
+class CpuRasterizer:
     """Forward and backward of one view at a time; the workspace and the images are reused from call to call."""
 
     peak_temporaries = 0  # its workspace is the host's memory, not the device's
@@ -53,6 +51,7 @@ class CpuRasterizer(WholeViews):
         self._finite = True  # whether the view has gradients
         self._size = 0, 0  # height, width of the view
         self._drawn = 0
+        self._compare_seconds = 0.0
 
     def begin(self, camera: Camera, sh_degree: int) -> None:
         """A new view, of no rows yet; the former one is forgotten."""
@@ -77,6 +76,21 @@ class CpuRasterizer(WholeViews):
         frozen = planes.view()
         frozen.flags.writeable = False
         return Render(frozen[:3], frozen[3], frozen[4] if depth else None, self._drawn)
+
+    def forward(
+        self,
+        geometry: np.ndarray,
+        colour: np.ndarray,
+        slots: np.ndarray,
+        camera: Camera,
+        sh_degree: int,
+        background: np.ndarray | tuple[float, float, float],
+        depth: bool = False,
+    ) -> Render:
+        """The image of a view in one piece."""
+        self.begin(camera, sh_degree)
+        self.project(geometry, colour, slots)
+        return self.rasterize(background, depth)
 
     def rasterize_backward(
         self,
@@ -113,24 +127,12 @@ class CpuRasterizer(WholeViews):
         if self._finite:
             self._workspace.project_backward(geometry, colour, slots, first, grad_geometry, grad_colour)
 
-    def loss_and_gradients(
-        self,
-        arena: Any,
-        slots: np.ndarray,
-        camera: Camera,
-        sh_degree: int,
-        background: tuple[float, float, float],
-        photo: np.ndarray,
-        mask: np.ndarray | None,
-        ssim_weight: float,
-    ) -> float:
-        """The loss of one training view (`l1_ssim`), its gradients added to the arena at `slots`; nothing is added when
-        the loss is not finite."""
-        render = self.forward(arena.geometry, arena.colour, slots, camera, sh_degree, background)
-        loss = l1_ssim(render.rgb, photo, ssim_weight, mask)
-        if math.isfinite(loss.total):
-            self.backward(loss.v_rgb, arena.grad_geometry, arena.grad_colour)
-        return loss.total
+    def compare(self, rgb: np.ndarray, photo: np.ndarray, mask: np.ndarray | None, ssim_weight: float) -> Loss:
+        """The loss (`l1_ssim`) of rgb [3, H, W] against a photo [H, W, 3] u8, with its gradient."""
+        began = time.perf_counter()
+        loss = l1_ssim(rgb, photo, ssim_weight, mask)
+        self._compare_seconds = time.perf_counter() - began
+        return loss
 
     def temporary_bytes(self, rows: int, pixels: int) -> int:
         """Nothing of the device budget: the workspace is the host's."""
@@ -153,5 +155,5 @@ class CpuRasterizer(WholeViews):
         return self._workspace.bands()
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each stage of the last view: project, sort, lists, forward, backward, project_backward."""
-        return self._workspace.seconds()
+        """Seconds of each stage of the last view: project, sort, lists, forward, compare, backward, project_backward."""
+        return self._workspace.seconds() | {"compare": self._compare_seconds}

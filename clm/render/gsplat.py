@@ -1,16 +1,17 @@
 """The CUDA backend: gsplat between our arena and our loss, with the same face as `clm.render.cpu.CpuRasterizer`.
 
 Ours are the gather, the activations with their derivatives, the addition at the slots and the statistics; gsplat projects,
-sorts and blends (`clm.render.splats`). Invariants: nothing here waits for the device beyond what gsplat itself does;
-gradients are added in two operations that allocate nothing, after everything that may run out of memory, so a view that
-failed can be repeated.
+sorts and blends (`clm.render.splats`, `clm.render.pixels`). Of a view's pieces only the last one keeps the graph of its
+projection; the others are projected again when their gradients are added. Invariants: nothing here waits for the device beyond
+what those two say; a piece's gradients are added in two operations that allocate nothing, after everything that may run out of
+memory, so a piece that failed can be repeated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +20,11 @@ from torch import Tensor
 from clm.camera import Camera
 from clm.errors import OutOfDeviceMemory
 from clm.image.torch_losses import DeviceLoss, l1_ssim
+from clm.render import pixels
 from clm.render import splats as seam
 from clm.render.gsplat_ops import load_ops
-from clm.render.splats import Projected, Raster, SplatGradients, Splats
+from clm.render.pixels import Raster
+from clm.render.splats import Projected, SplatGradients, Splats
 from clm.render.temporaries import FIXED_BYTES, Temporaries, view_bytes
 
 __all__ = ["DeviceRender", "GsplatRasterizer", "SplatGradients", "Splats", "Temporaries"]
@@ -40,46 +43,182 @@ class DeviceRender:
 
 
 @dataclass(frozen=True)
-class _Screen:
-    """Where the drawn rows of the last view are, for tests: 24 bytes per row until the next one."""
+class _Piece:
+    """Where the drawn rows of a piece are: 8 bytes each beside the splats."""
 
-    rows: int  # M
-    ids: Tensor  # [n] i64
-    radii: Tensor  # [n, 2] i32
-    means2d: Tensor  # [n, 2] f32
+    first: int  # number of its first row in the view
+    rows: int
+    begin: int  # number of its first splat in the view
+    ids: Tensor  # [n] i64 of its rows, ascending
 
-    @staticmethod
-    def empty(device: torch.device) -> _Screen:
-        pairs = torch.zeros((0, 2), device=device)
-        return _Screen(0, torch.zeros(0, dtype=torch.int64, device=device), pairs.to(torch.int32), pairs)
 
-    def scattered(self, name: str) -> Tensor:
-        values: Tensor = getattr(self, name)
-        return values.new_zeros((self.rows, 2)).index_copy_(0, self.ids, values)
+@dataclass
+class _View:
+    """What is held between the steps of one view."""
+
+    camera: Camera | None = None
+    degree: int = 0
+    rows: int = 0
+    drawn: int = 0
+    pieces: list[_Piece] = field(default_factory=list)
+    parts: list[Splats] = field(default_factory=list)  # one per piece; joined from rasterize to rasterize_backward
+    graph: Projected | None = None  # of the last piece
+    rasterized: bool = False
+    raster: Raster | None = None  # from rasterize to rasterize_backward
+    gradients: SplatGradients | None = None
+    due: list[int] = field(default_factory=list)  # numbers of pieces whose gradients were not added yet
+    finite: Tensor | None = None
+    screen: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 class GsplatRasterizer:
-    """Forward and backward of one view at a time; one backward per forward, which frees the view's graph."""
+    """Forward and backward of one view at a time; each backward step frees what it came from."""
 
     def __init__(
         self,
         antialiased: bool = False,
         absgrad: bool = False,
         radius_clip: float = 0.0,
+        band_bytes: int | None = None,
         *,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Imports gsplat, and compiles it the first time, which `say` announces. ClmError where CUDA cannot be used."""
+        """Imports gsplat, and compiles it the first time, which `say` announces. ClmError where CUDA cannot be used.
+
+        band_bytes: what tile lists may take; beyond it they are built for a band of tile rows at a time. None: no limit."""
         self.antialiased = antialiased
         self.absgrad = absgrad
+        self.band_bytes = band_bytes  # of views that begin from now on
         self._options = seam.Options(antialiased, absgrad, radius_clip)
         self._ops = load_ops(say)
         self.peak_temporaries = 0  # bytes of tensors, of the training views so far
         self._temporaries = Temporaries()
-        self._projected: Projected | None = None  # between project and project_backward
-        self._raster: Raster | None = None  # between rasterize and rasterize_backward
-        self._screen: _Screen | None = None  # of the last project
-        self._pairs = 0  # (tile, splat) pairs of the last rasterize
+        self._device = torch.device("cpu")  # where the arena was seen
+        self._pairs = 0  # (tile, splat) pairs that the last rasterize listed at a time
+        self._view = _View()
+
+    def begin(self, camera: Camera, sh_degree: int) -> None:
+        """A new view, of no rows yet; the former one's memory goes before this one's is taken."""
+        self._view = _View(camera, sh_degree)
+
+    def project(self, geometry: Tensor, colour: Tensor, slots: Tensor) -> int:
+        """Append the splats of a piece: the rows geometry[slots] [A, 12] and colour[slots] [A, 48] (raw: log scales, logit
+        opacities), f32. `slots` [M] i32 or i64, unique, on the arena's device; rows ascend, from piece to piece too.
+
+        Returns how many of them are splats (rows that are not finite included, which draw nothing). The arena may change
+        afterwards: what is needed is copied. Raises OutOfDeviceMemory; then the view begins again.
+        """
+        if self._view.camera is None or self._view.rasterized:
+            raise ValueError("project needs a begin of its own: an image has all rows of its view")
+        self._device = geometry.device
+        if len(slots) == 0:  # gsplat divides by the number of rows
+            return 0
+        self._view.graph = None  # only the last piece keeps it
+        first, begin = self._view.rows, self._view.drawn
+        self._view.rows += len(slots)
+        projected = self._or_out_of_memory(lambda: self._graph_of(geometry, colour, slots), "projecting")
+        self._view.drawn += len(projected.ids)
+        self._view.pieces.append(_Piece(first, len(slots), begin, projected.ids))
+        self._view.parts.append(projected.splats)
+        self._view.graph = projected
+        return len(projected.ids)
+
+    def rasterize(self, background: np.ndarray | tuple[float, float, float], depth: bool = False) -> DeviceRender:
+        """The image of the view's splats. Raises OutOfDeviceMemory; then the view begins again."""
+        if self._view.camera is None or len(self._view.parts) < min(1, self._view.drawn):
+            raise ValueError("rasterize needs a begin of its own: the splats of an image are freed by its backward")
+        self._view.raster = self._view.gradients = None
+        self._view.rasterized, camera = True, self._view.camera
+
+        def draw() -> DeviceRender:
+            self._view.parts = [Splats.joined(self._view.parts)] if self._view.parts else []
+            if self._view.drawn == 0:
+                return _backdrop_alone(camera, background, depth, self._device)
+            splats, size = self._view.parts[0], (camera.width, camera.height)
+            raster = pixels.rasterize(self._ops, splats, *size, background, depth, self.absgrad, self.band_bytes)
+            self._view.raster, self._pairs = raster, raster.pairs
+            return DeviceRender(raster.rgb, raster.alpha.detach()[0, ..., 0], raster.depth, self._view.drawn)
+
+        return self._or_out_of_memory(draw, "drawing")
+
+    def compare(self, rgb: Tensor, photo: np.ndarray, mask: np.ndarray | None, ssim_weight: float) -> DeviceLoss:
+        """The loss of rgb [3, H, W] against a photo [H, W, 3] u8 and a mask [H, W] on the host, with its gradient. Raises
+        OutOfDeviceMemory; then the view begins again."""
+
+        def compared() -> DeviceLoss:
+            kept = None if mask is None else _upload(mask, rgb.device)
+            return l1_ssim(rgb, _upload(photo, rgb.device), ssim_weight, kept)
+
+        return self._or_out_of_memory(compared, "comparing")
+
+    def rasterize_backward(
+        self,
+        v_rgb: Tensor,
+        v_alpha: Tensor | None = None,
+        v_depth: Tensor | None = None,
+        finite: Tensor | bool = True,
+    ) -> None:
+        """From gradients of rgb [3, H, W], alpha and depth [H, W] to those of the splats, which stay here; frees the image's
+        graph. `v_depth` needs a rasterize with depth=True. Where `finite` (0-d bool on the device, `DeviceLoss.finite`) is
+        false the view has no gradients. Raises OutOfDeviceMemory; then the view begins again."""
+        if not self._view.rasterized or self._view.due or (self._view.drawn and self._view.raster is None):
+            raise ValueError("backward needs a forward of its own: the graph of an image is freed by its backward")
+        if v_depth is not None and self._view.raster is not None and self._view.raster.image.shape[-1] == 3:
+            raise ValueError("v_depth needs a forward with depth=True")
+
+        def differentiate() -> SplatGradients | None:
+            raster, self._view.raster = self._view.raster, None
+            return None if raster is None else pixels.rasterize_backward(self._ops, raster, v_rgb, v_alpha, v_depth)
+
+        self._view.gradients = self._or_out_of_memory(differentiate, "computing the gradients of")
+        self._view.finite = None if finite is True else torch.as_tensor(finite, device=self._device)
+        self._view.due = list(range(len(self._view.pieces)))
+        self._view.screen = self._where()
+        self._view.parts = []
+        self._learn()
+
+    def project_backward(
+        self,
+        geometry: Tensor,
+        colour: Tensor,
+        slots: Tensor,
+        first: int,
+        grad_geometry: Tensor,
+        grad_colour: Tensor,
+    ) -> None:
+        """Add the gradients of a piece, whose first row is the view's row `first`, to grad_geometry [A, 16] and grad_colour
+        [A, 48] at `slots`, where its rows (values as they were projected) lie now. Each piece once, in any order.
+
+        Columns 0:11 as geometry; 11: +1 per drawn row; 12: + norm of the screen gradient in half image sizes (with
+        absgrad of the per-axis sums over pixels of its absolute value). Raises OutOfDeviceMemory before anything of the piece
+        is added. Then the view begins again; where other pieces were added before, this one is repeated instead.
+        """
+        if len(slots) == 0:
+            return
+        number = self._number_due(first, len(slots))
+        if number is None:
+            raise ValueError(
+                f"No gradients are left for a piece of {len(slots):,} rows from row {first:,} of the view on: "
+                "project_backward needs a rasterize_backward of its own"
+            )
+
+        def differentiate() -> tuple[Tensor, Tensor, Tensor] | None:
+            piece, graph, self._view.graph = self._view.pieces[number], self._view.graph, None
+            if self._view.gradients is None or len(piece.ids) == 0:
+                return None
+            if graph is None or graph.ids is not piece.ids:
+                graph = None  # freed before the next is made
+                graph = self._graph_of(geometry, colour, slots)
+            own = graph.slots if graph.given is slots else slots.index_select(0, graph.ids)
+            v = self._view.gradients.rows(piece.begin, piece.begin + len(piece.ids))
+            return own, *seam.project_backward(graph, v, self._view.finite)
+
+        added = self._or_out_of_memory(differentiate, "computing the gradients of")
+        if added is not None:
+            _add_at(*added, grad_geometry, grad_colour)
+        self._view.due.remove(number)
+        if not self._view.due:
+            self._view.gradients = None
 
     def forward(
         self,
@@ -91,171 +230,59 @@ class GsplatRasterizer:
         background: np.ndarray | tuple[float, float, float],
         depth: bool = False,
     ) -> DeviceRender:
-        """Draw the rows geometry[slots] [A, 12] and colour[slots] [A, 48] (raw: log scales, logit opacities), f32.
-
-        `slots` [M] i32 or i64, unique, in ascending row order, on the arena's device. The arena may change afterwards: the
-        view's rows are copied. Raises OutOfDeviceMemory.
-        """
-        self._forget()  # the former view's memory goes before this one's is taken
-
-        def draw() -> DeviceRender:
-            splats = self._project(geometry, colour, slots, camera, sh_degree) if len(slots) else None
-            if splats is None:  # gsplat divides by the number of rows
-                self._screen = _Screen.empty(geometry.device)
-            if splats is None or len(splats.opacities) == 0:
-                return _backdrop_alone(camera, background, depth, geometry.device)
-            return self._rasterize(splats, camera.width, camera.height, background, depth)
-
-        return self._or_out_of_memory(draw, "drawing", len(slots))
-
-    def project(self, geometry: Tensor, colour: Tensor, slots: Tensor, camera: Camera, sh_degree: int) -> Splats:
-        """The splats of a view; arguments as `forward`, at least one row. Raises OutOfDeviceMemory."""
-        self._forget()
-        return self._or_out_of_memory(
-            lambda: self._project(geometry, colour, slots, camera, sh_degree), "projecting", len(slots)
-        )
-
-    def rasterize(
-        self,
-        splats: Splats,
-        width: int,
-        height: int,
-        background: np.ndarray | tuple[float, float, float],
-        depth: bool = False,
-    ) -> DeviceRender:
-        """The image of splats in row order (those of one `project`, or of several joined). Raises OutOfDeviceMemory."""
-        return self._or_out_of_memory(
-            lambda: self._rasterize(splats, width, height, background, depth), "drawing", len(splats.opacities)
-        )
-
-    def rasterize_backward(
-        self, v_rgb: Tensor, v_alpha: Tensor | None = None, v_depth: Tensor | None = None
-    ) -> SplatGradients:
-        """Gradients of the splats of the last `rasterize`, whose graph this frees. Raises OutOfDeviceMemory."""
-        count = self._checked_raster(v_depth)
-        return self._or_out_of_memory(
-            lambda: self._rasterize_backward(v_rgb, v_alpha, v_depth), "computing the gradients of", count
-        )
-
-    def project_backward(
-        self, v: SplatGradients, grad_geometry: Tensor, grad_colour: Tensor, finite: Tensor | None = None
-    ) -> None:
-        """Add the gradients of the rows of the last `project`, whose graph this frees, as `backward` does."""
-        if self._projected is None:
-            raise ValueError("project_backward needs a project of its own: its graph is freed by it")
-        slots = self._projected.slots
-        rows, coefficients = self._or_out_of_memory(
-            lambda: self._project_backward(v, finite), "computing the gradients of", len(slots)
-        )
-        _add_at(slots, rows, coefficients, grad_geometry, grad_colour)
-
-    def backward(
-        self,
-        v_rgb: Tensor,
-        grad_geometry: Tensor,
-        grad_colour: Tensor,
-        v_alpha: Tensor | None = None,
-        v_depth: Tensor | None = None,
-        finite: Tensor | None = None,
-    ) -> None:
-        """Add the gradients of the last forward to grad_geometry [A, 16] and grad_colour [A, 48] at its slots.
-
-        Columns 0:11 as geometry; 11: +1 per drawn row; 12: + norm of the screen gradient in half image sizes (with
-        absgrad of the per-axis sums over pixels of its absolute value). `v_depth` needs a forward with depth=True.
-        `finite` (0-d bool, `DeviceLoss.finite`): where false nothing is added, neither gradients nor counts. Raises
-        OutOfDeviceMemory before anything is added; then the view starts again from forward.
-        """
-        if self._screen is not None and self._screen.rows == 0:
-            return
-        if self._projected is not None and len(self._projected.ids) == 0:
-            self._projected = None
-            return
-        self._checked_raster(v_depth)
-        assert self._projected is not None and self._screen is not None
-        slots = self._projected.slots
-
-        def differentiate() -> tuple[Tensor, Tensor]:
-            return self._project_backward(self._rasterize_backward(v_rgb, v_alpha, v_depth), finite)
-
-        rows, coefficients = self._or_out_of_memory(differentiate, "computing the gradients of", self._screen.rows)
-        _add_at(slots, rows, coefficients, grad_geometry, grad_colour)
-
-    def loss_and_gradients(
-        self,
-        arena: Any,
-        slots: Tensor,
-        camera: Camera,
-        sh_degree: int,
-        background: np.ndarray | tuple[float, float, float],
-        photo: np.ndarray,
-        mask: np.ndarray | None,
-        ssim_weight: float,
-    ) -> Tensor:
-        """As `CpuRasterizer.loss_and_gradients`; the loss is a 0-d tensor on the device. Raises OutOfDeviceMemory before
-        anything is added. Photo [H, W, 3] u8 and mask [H, W] are on the host."""
-        device = arena.geometry.device
-        render = self.forward(arena.geometry, arena.colour, slots, camera, sh_degree, background)
-
-        def compare() -> DeviceLoss:
-            kept = None if mask is None else _upload(mask, device)
-            return l1_ssim(render.rgb, _upload(photo, device), ssim_weight, kept)
-
-        loss = self._or_out_of_memory(compare, "comparing", len(slots))
-        self.backward(loss.v_rgb, arena.grad_geometry, arena.grad_colour, finite=loss.finite)
-        self._learn(len(slots), render, camera.width * camera.height, sh_degree)
-        return loss.total
+        """The image of a view in one piece."""
+        self.begin(camera, sh_degree)
+        self.project(geometry, colour, slots)
+        return self.rasterize(background, depth)
 
     def temporary_bytes(self, rows: int, pixels: int) -> int:
         """What one view of so many rows and pixels is expected to need beside the arena, after what was seen so far."""
         return self._temporaries.temporary_bytes(rows, pixels)
 
-    def _learn(self, rows: int, render: DeviceRender, pixels: int, sh_degree: int) -> None:
-        """From a training view that is done: what its own tensors took, whatever other lanes did meanwhile."""
-        peak = view_bytes(rows, render.drawn, self._pairs, pixels, sh_degree)
+    def radii(self) -> Tensor:
+        """[M, 2] i32, px; (0, 0) for rows that were not drawn."""
+        return self._scattered(1)
+
+    def means2d(self) -> Tensor:
+        """[M, 2] f32, px; 0 for rows that were not drawn."""
+        return self._scattered(2)
+
+    def _scattered(self, column: int) -> Tensor:
+        where = self._view.screen or self._where()
+        values = where[column]
+        return values.new_zeros((self._view.rows, 2)).index_copy_(0, where[0], values)
+
+    def _where(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row numbers in the view [n], radii and means of its splats: 24 bytes each until the next view."""
+        if not self._view.parts:
+            none = torch.zeros((0, 2), device=self._device)
+            return torch.zeros(0, dtype=torch.int64, device=self._device), none.to(torch.int32), none
+        ids = [piece.ids + piece.first if piece.first else piece.ids for piece in self._view.pieces]
+        splats = self._view.parts[0]
+        return torch.cat(ids) if len(ids) > 1 else ids[0], splats.radii, splats.means2d
+
+    def _number_due(self, first: int, rows: int) -> int | None:
+        """Of a piece whose gradients were not added yet. Not the piece: the frames of an error would hold its memory."""
+        pieces = self._view.pieces
+        return next((i for i in self._view.due if pieces[i].first == first and pieces[i].rows == rows), None)
+
+    def _graph_of(self, geometry: Tensor, colour: Tensor, slots: Tensor) -> Projected:
+        assert self._view.camera is not None
+        return seam.project(self._ops, geometry, colour, slots, self._view.camera, self._view.degree, self._options)
+
+    def _learn(self) -> None:
+        """From a training view whose pixels are done: what its own tensors take, whatever other lanes do meanwhile."""
+        assert self._view.camera is not None
+        count = self._view.camera.width * self._view.camera.height
+        pieces = self._view.pieces
+        piece = max((p.rows for p in pieces), default=0), max((len(p.ids) for p in pieces), default=0)
+        peak = view_bytes(self._view.rows, self._view.drawn, self._pairs, count, self._view.degree, piece)
         self.peak_temporaries = max(self.peak_temporaries, peak)
-        self._temporaries = self._temporaries.learn(peak + FIXED_BYTES, rows, pixels, sh_degree)
+        self._temporaries = self._temporaries.learn(peak + FIXED_BYTES, self._view.rows, count, self._view.degree)
 
-    def _project(self, geometry: Tensor, colour: Tensor, slots: Tensor, camera: Camera, sh_degree: int) -> Splats:
-        self._projected = seam.project(self._ops, geometry, colour, slots, camera, sh_degree, self._options)
-        splats = self._projected.splats
-        self._screen = _Screen(len(slots), self._projected.ids, splats.radii, splats.means2d)
-        return splats
-
-    def _rasterize(
-        self,
-        splats: Splats,
-        width: int,
-        height: int,
-        background: np.ndarray | tuple[float, float, float],
-        depth: bool,
-    ) -> DeviceRender:
-        raster = seam.rasterize(self._ops, splats, width, height, background, depth, self.absgrad)
-        self._raster, self._pairs = raster, raster.pairs
-        return DeviceRender(raster.rgb, raster.alpha.detach()[0, ..., 0], raster.depth, len(splats.opacities))
-
-    def _checked_raster(self, v_depth: Tensor | None) -> int:
-        """How many splats the image has that a backward may now differentiate."""
-        if self._raster is None:
-            raise ValueError("backward needs a forward of its own: the graph of a view is freed by its backward")
-        if v_depth is not None and self._raster.image.shape[-1] == 3:
-            raise ValueError("v_depth needs a forward with depth=True")
-        return self._raster.leaves[0].shape[1]
-
-    def _rasterize_backward(self, v_rgb: Tensor, v_alpha: Tensor | None, v_depth: Tensor | None) -> SplatGradients:
-        raster, self._raster = self._raster, None
-        assert raster is not None
-        return seam.rasterize_backward(raster, v_rgb, v_alpha, v_depth)
-
-    def _project_backward(self, v: SplatGradients, finite: Tensor | None) -> tuple[Tensor, Tensor]:
-        projected, self._projected = self._projected, None
-        assert projected is not None
-        return seam.project_backward(projected, v, finite)
-
-    def _forget(self) -> None:
-        self._projected = self._raster = self._screen = None
-
-    def _or_out_of_memory(self, work: Callable[[], _Result], what: str, rows: int) -> _Result:
-        """The result of `work`; OutOfDeviceMemory where the device's memory does not suffice, and the view is forgotten.
+    def _or_out_of_memory(self, work: Callable[[], _Result], what: str) -> _Result:
+        """The result of `work`; OutOfDeviceMemory where the device's memory does not suffice, and the view is forgotten,
+        unless gradients of some of its pieces were added already.
 
         The new error is raised outside the handler: as its context the old one would keep alive the frames of `work`, and
         with them the memory that a second try needs.
@@ -266,24 +293,13 @@ class GsplatRasterizer:
             # What gsplat's extension or a CUDA call reports arrives as a plain RuntimeError.
             if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
                 raise
-        self._forget()
+        rows = self._view.rows
+        if not 0 < len(self._view.due) < len(self._view.pieces):
+            self._view = _View()
         raise OutOfDeviceMemory(
             f"The device ran out of memory while {what} a view of {rows:,} Gaussians.",
             "Pass a smaller --gpu-memory (the arena leaves more room then), --max-size or --max-gaussians.",
         )
-
-    def radii(self) -> Tensor:
-        """[M, 2] i32, px; (0, 0) for rows that were not drawn."""
-        return self._screen_of_forward().scattered("radii")
-
-    def means2d(self) -> Tensor:
-        """[M, 2] f32, px; 0 for rows that were not drawn."""
-        return self._screen_of_forward().scattered("means2d")
-
-    def _screen_of_forward(self) -> _Screen:
-        if self._screen is None:
-            raise ValueError("no view was drawn yet")
-        return self._screen
 
 
 def _upload(array: np.ndarray, device: torch.device) -> Tensor:

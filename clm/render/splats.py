@@ -1,9 +1,9 @@
-"""The seam between rows and pixels on the device: `project` makes splats of rows, `rasterize` an image of splats; each has
-its backward. gsplat's public functions do the work of kernels, the graph of autograd is cut at the splats.
+"""The seam between rows and pixels on the device: `project` makes splats of rows, and has its backward; `clm.render.pixels`
+goes on from there. gsplat's public functions do the work of kernels, the graph of autograd is cut at the splats.
 
 Only rows that are drawn are gathered in colour, and gradients have one row per drawn row: nothing of the view's size is
 filled, nothing is added by a sort. Invariant: nothing here waits for the device but what gsplat reads itself, the count of
-drawn rows and that of tile pairs; before each, `settle` waits without holding the other lanes up.
+drawn rows; before that, `settle` waits without holding the other lanes up.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from clm.store.layout import (
     QUATS,
 )
 
-_TILE = 16  # px
-
 
 class Splats(NamedTuple):
     """Drawn rows as one view sees them, in row order; 48 bytes each. None of the tensors is in a graph."""
@@ -41,6 +39,11 @@ class Splats(NamedTuple):
     opacities: Tensor  # [n] after sigmoid and, if antialiased, compensation
     depths: Tensor  # [n] camera z, scene units
     radii: Tensor  # [n, 2] i32 px; 0 for a row that is not finite, which draws nothing
+
+    @staticmethod
+    def joined(parts: list[Splats]) -> Splats:
+        """Those of several pieces, in their order."""
+        return parts[0] if len(parts) == 1 else Splats(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 class SplatGradients(NamedTuple):
@@ -53,42 +56,25 @@ class SplatGradients(NamedTuple):
     depths: Tensor | None  # [n]; None without a depth image
     screen: Tensor  # [n, 2] what the screen statistic takes: means2d, or with absgrad the sums of absolute values
 
+    def rows(self, begin: int, end: int) -> SplatGradients:
+        """Those of splats begin to end, as views."""
+        return SplatGradients(*(None if values is None else values[begin:end] for values in self))  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Projected:
-    """The splats of a view and the graph behind them; n of the view's M rows are drawn."""
+    """The splats of a piece and the graph behind them; n of the piece's M rows are drawn."""
 
     splats: Splats
     ids: Tensor  # [n] i64 positions among the M, ascending
-    slots: Tensor  # [n] their arena slots
+    given: Tensor  # [M] arena slots of the piece
+    slots: Tensor  # [n] those of the drawn rows
     size: tuple[int, int]  # width, height, px
     rows: tuple[Tensor, Tensor, Tensor]  # leaves: means [M, 3], quats [M, 4], scales [M, 3]
     opacities: Tensor  # [n] before compensation
     screen: tuple[Tensor, Tensor, Tensor, Tensor | None]  # outputs: means2d, depths, conics, compensations [n]
     lights: tuple[Tensor, Tensor]  # leaves: directions [n, 3], coefficients [n, K, 3]
     shade: Tensor  # output: spherical harmonics [n, 3]
-
-
-@dataclass(frozen=True)
-class Raster:
-    """An image and the graph between it and its splats."""
-
-    leaves: tuple[Tensor, ...]  # means2d [1, n, 2], conics [1, n, 3], colours [1, n, 3 or 4], opacities [1, n]
-    image: Tensor  # [1, H, W, 3 or 4] background blended in; the fourth channel is the sum of weighted depths
-    alpha: Tensor  # [1, H, W, 1]
-    pairs: int  # (tile, splat) pairs
-
-    @property
-    def rgb(self) -> Tensor:
-        """[3, H, W], a view."""
-        return self.image.detach()[0, ..., :3].permute(2, 0, 1)
-
-    @property
-    def depth(self) -> Tensor | None:
-        """[H, W] expected depth; 0 where nothing was drawn."""
-        if self.image.shape[-1] == 3:
-            return None
-        return self.image.detach()[0, ..., 3] / self.alpha.detach()[0, ..., 0].clamp_min(1e-10)
 
 
 @dataclass(frozen=True)
@@ -167,75 +153,7 @@ def project(
     screen = means2d, depths, conics, compensations
     size = camera.width, camera.height
     lights = directions, coefficients
-    return Projected(splats, ids, own, size, (means, quats, scales), drawn_opacities, screen, lights, shade)
-
-
-def rasterize(
-    ops: Ops,
-    splats: Splats,
-    width: int,
-    height: int,
-    background: np.ndarray | tuple[float, float, float],
-    depth: bool,
-    absgrad: bool,
-) -> Raster:
-    """Blend splats in order of depth, ties in order of their rows; with `depth`, their depths as well."""
-    colours, behind = splats.colours, [float(value) for value in background]
-    if depth:
-        colours, behind = torch.cat([colours, splats.depths[:, None]], -1), [*behind, 0.0]
-    # As an image in a batch of one: so these functions take a background in every release, and no list of image ids.
-    leaves = tuple(
-        values[None].detach().requires_grad_() for values in (splats.means2d, splats.conics, colours, splats.opacities)
-    )
-    tiles_x, tiles_y = -(-width // _TILE), -(-height // _TILE)
-    backdrop = _on_device(np.array([behind], np.float32), splats.means2d.device)
-    settle(splats.means2d.device)
-    _, pair_keys, pair_splats = ops.isect_tiles(
-        leaves[0].detach(), splats.radii[None], splats.depths[None], _TILE, tiles_x, tiles_y, packed=False
-    )
-    offsets = ops.isect_offset_encode(pair_keys, 1, tiles_x, tiles_y)
-    del pair_keys  # 8 bytes per pair
-    with torch.enable_grad():
-        image, alpha = ops.rasterize_to_pixels(
-            *leaves,
-            width,
-            height,
-            _TILE,
-            offsets,
-            pair_splats,
-            backgrounds=backdrop,
-            packed=False,
-            absgrad=absgrad,
-        )
-    return Raster(leaves, image, alpha, len(pair_splats))
-
-
-def rasterize_backward(raster: Raster, v_rgb: Tensor, v_alpha: Tensor | None, v_depth: Tensor | None) -> SplatGradients:
-    """Gradients of the splats from those of rgb [3, H, W], alpha and expected depth [H, W]."""
-    v_image = v_rgb.permute(1, 2, 0)[None]
-    if raster.image.shape[-1] == 4:
-        last, alpha = torch.zeros_like(raster.alpha), raster.alpha.detach()
-        if v_depth is not None:  # depth = D / max(alpha, 1e-10)
-            depth, above = raster.depth, alpha > 1e-10
-            assert depth is not None
-            last = v_depth[None, ..., None] / alpha.clamp_min(1e-10)
-            through_alpha = torch.where(above, last * -depth[None, ..., None], 0.0)[0, ..., 0]
-            v_alpha = through_alpha if v_alpha is None else v_alpha + through_alpha
-        v_image = torch.cat([v_image, last], -1)
-    outputs, cotangents = [raster.image], [v_image]
-    if v_alpha is not None:
-        outputs.append(raster.alpha)
-        cotangents.append(v_alpha[None, ..., None])
-    means2d, conics, colours, opacities = (g[0] for g in torch.autograd.grad(outputs, raster.leaves, cotangents))
-    absolute = getattr(raster.leaves[0], "absgrad", None)  # gsplat leaves it there
-    return SplatGradients(
-        means2d,
-        conics,
-        colours[:, :3],
-        opacities,
-        colours[:, 3] if v_depth is not None else None,
-        means2d if absolute is None else absolute[0],
-    )
+    return Projected(splats, ids, slots, own, size, (means, quats, scales), drawn_opacities, screen, lights, shade)
 
 
 def project_backward(projected: Projected, v: SplatGradients, finite: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -283,11 +201,11 @@ def _camera_tensors(camera: Camera, device: torch.device) -> tuple[Tensor, Tenso
     """World to camera [4, 4], K [3, 3], camera centre [3] on the device, in one small copy."""
     parts = [camera.world_to_camera, camera.K, camera.position]
     flat = np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts]).astype(np.float32)
-    viewmat, intrinsics, centre = _on_device(flat, device).split([16, 9, 3])
+    viewmat, intrinsics, centre = on_device(flat, device).split([16, 9, 3])
     return viewmat.view(4, 4), intrinsics.view(3, 3), centre
 
 
-def _on_device(values: np.ndarray, device: torch.device) -> Tensor:
+def on_device(values: np.ndarray, device: torch.device) -> Tensor:
     host = torch.from_numpy(values)
     if device.type == "cuda":
         host = host.pin_memory()  # from pageable memory the copy may wait for the stream

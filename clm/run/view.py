@@ -14,7 +14,7 @@ from typing import Any
 
 from clm.errors import ClmError, OutOfDeviceMemory
 from clm.plan.residency import Plan
-from clm.render import Rasterizer
+from clm.render import Rasterizer, Target, train_view
 from clm.run.batches import NextBatch
 from clm.run.photos import Photos
 from clm.run.residence import Residence
@@ -83,15 +83,14 @@ class Views:
         if pair is None:
             return lambda _slots: None
         photo, mask = pair
+        target = Target(photo, mask, self._schedule.background(image), self._schedule.config.ssim_weight)
         return partial(
-            self._rasterizer.loss_and_gradients,
+            train_view,
+            self._rasterizer,
             self._residence.arena,
             camera=self._scene.views[view].camera,
             sh_degree=self._schedule.sh_degree,
-            background=self._schedule.background(image),
-            photo=photo,
-            mask=mask,
-            ssim_weight=self._schedule.config.ssim_weight,
+            target=target,
         )
 
     def why_to_stop(self) -> ClmError | None:

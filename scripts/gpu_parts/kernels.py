@@ -137,7 +137,8 @@ def on_cpu(check: Check, rows: tuple[np.ndarray, ...], camera: Camera, choice: A
         images["depth"] = render.depth.copy()
     geometry, colour = np.zeros((count, 16), np.float32), np.zeros((count, 48), np.float32)
     v_rgb, v_depth = cotangents(camera)
-    rasterizer.backward(v_rgb, geometry, colour, None, v_depth if choice.depth else None)
+    rasterizer.rasterize_backward(v_rgb, None, v_depth if choice.depth else None)
+    rasterizer.project_backward(*rows, slots, 0, geometry, colour)
     return {**images, "geometry": geometry, "colour": colour}
 
 
@@ -155,7 +156,8 @@ def on_device(check: Check, rows: tuple[np.ndarray, ...], camera: Camera, choice
         images["depth"] = render.depth.cpu().numpy()
     gradients = [torch.zeros((count, width), device=check.where) for width in (16, 48)]
     v_rgb, v_depth = (torch.tensor(values, device=check.where) for values in cotangents(camera))
-    rasterizer.backward(v_rgb, *gradients, None, v_depth if choice.depth else None)
+    rasterizer.rasterize_backward(v_rgb, None, v_depth if choice.depth else None)
+    rasterizer.project_backward(*there, slots, 0, *gradients)
     geometry, colour = (values.cpu().numpy() for values in gradients)
     return {**images, "geometry": geometry, "colour": colour}
 

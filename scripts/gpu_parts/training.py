@@ -147,13 +147,13 @@ def _fail_once(run: Run) -> None:
     from clm.errors import OutOfDeviceMemory
 
     rasterizer = run.residence.rasterizer
-    real = rasterizer.loss_and_gradients
+    real = rasterizer.compare
 
-    def loss_and_gradients(*arguments: Any, **options: Any) -> Any:
-        rasterizer.loss_and_gradients = real  # type: ignore[method-assign]
+    def compare(*arguments: Any) -> Any:
+        rasterizer.compare = real  # type: ignore[method-assign]
         raise OutOfDeviceMemory("The device ran out of memory.")
 
-    rasterizer.loss_and_gradients = loss_and_gradients  # type: ignore[method-assign]
+    rasterizer.compare = compare  # type: ignore[method-assign]
 
 
 def give_memory_back(check: Check) -> None:

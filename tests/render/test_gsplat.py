@@ -12,16 +12,18 @@ import pytest
 
 from clm.camera import Camera
 from clm.errors import OutOfDeviceMemory, ResourceError
-from clm.render.cpu import CpuRasterizer
 from scripts.doubles.scenes import look_at_origin, random_rows
 
 torch = pytest.importorskip("torch")
 gsplat = pytest.importorskip("gsplat", reason="gsplat is not installed")
 
 from clm.image import torch_losses as torch_loss  # noqa: E402
-from clm.render.gsplat import GsplatRasterizer  # noqa: E402
+from clm.render.gsplat import GsplatRasterizer as Backend  # noqa: E402
 from scripts.doubles import gsplat_stub  # noqa: E402
 from tests.device_rules import NoWaiting  # noqa: E402
+from tests.render.whole import CpuRasterizer, remembering  # noqa: E402
+
+GsplatRasterizer = remembering(Backend)
 
 # The stub's tensors are small: a second thread would only be waited for.
 pytestmark = pytest.mark.usefixtures("one_torch_thread")

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clm.camera import Camera
-from clm.render.cpu import CpuRasterizer
 from scripts.doubles.scenes import all_slots, look_at_origin, random_rows
+from tests.render.whole import CpuRasterizer
 
 ROWS = 400
 BACKGROUND = (0.1, 0.2, 0.3)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from clm import kernels
 from clm.camera import Camera
-from clm.render.cpu import CpuRasterizer
 from scripts.doubles.scenes import all_slots, look_at_origin, random_rows
+from tests.render.whole import CpuRasterizer
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clm.render.cpu import CpuRasterizer
 from scripts.doubles.scenes import all_slots, look_at_origin, random_rows
+from tests.render.whole import CpuRasterizer
 
 ROWS = 300
 BACKGROUND = (0.2, 0.5, 0.8)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from clm.camera import Camera
-from clm.render.cpu import CpuRasterizer
 from scripts.doubles.scenes import all_slots, look_at_origin, random_rows
+from tests.render.whole import CpuRasterizer
 
 torch = pytest.importorskip("torch")
 twin = pytest.importorskip("clm.render.twin")

@@ -16,7 +16,7 @@ def test_the_estimate_is_linear_in_rows_and_pixels_and_grows_with_the_sh_degree(
     assert nothing == FIXED_BYTES
     assert bytes_of(2000, 500) - nothing == 2 * (bytes_of(1000, 250) - nothing)
     per_row = [bytes_of(1, 0, degree) - nothing for degree in range(4)]
-    assert per_row == [361 + 8 * columns for columns in (3, 12, 27, 48)]
+    assert per_row == [345 + 8 * columns for columns in (3, 12, 27, 48)]
     assert bytes_of(0, 1) - nothing == PIXEL_BYTES
 
 
@@ -56,6 +56,7 @@ def test_what_a_view_is_counted_to_take_is_what_its_tensors_hold(
     torch = pytest.importorskip("torch")
     pytest.importorskip("gsplat", reason="gsplat is not installed")
     from clm.image import torch_losses as torch_loss
+    from clm.render import Target, train_view
     from clm.render.gsplat import GsplatRasterizer
     from scripts.doubles import gsplat_stub
     from scripts.doubles.scenes import look_at_origin, random_rows
@@ -73,7 +74,7 @@ def test_what_a_view_is_counted_to_take_is_what_its_tensors_hold(
     rasterizer, camera = GsplatRasterizer(antialiased=extras, absgrad=extras), look_at_origin(width, height)
     slots = torch.arange(rows)
     with counted:
-        rasterizer.loss_and_gradients(arena, slots, camera, 3, (0.1, 0.2, 0.3), photo, None, 0.2)
+        train_view(rasterizer, arena, slots, camera, 3, Target(photo, None, (0.1, 0.2, 0.3)))
     drawn = int(gradients["grad_geometry"][:, 11].sum())
     assert rasterizer.peak_temporaries == view_bytes(rows, drawn, rasterizer._pairs, width * height, 3)
     assert 0.99 < rasterizer.peak_temporaries / counted.peak < 1.06

@@ -264,7 +264,7 @@ def test_where_no_smaller_arena_holds_the_view_the_state_is_saved(
     ply: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_cuda_double(monkeypatch, **no_memory_at(set(range(6, 100))))
-    with pytest.raises(OutOfDeviceMemory, match=r"while drawing a view of .*--gpu-memory"):
+    with pytest.raises(OutOfDeviceMemory, match=r"while projecting a view of .*--gpu-memory"):
         run_demo(tmp_path / "run", offload="none", init_ply=ply, **STILL)
     assert checkpoints(tmp_path / "run" / "checkpoints")
 

@@ -9,7 +9,7 @@ import pytest
 
 from clm.errors import OutOfDeviceMemory
 from clm.plan.budget import SLOT_BYTES
-from clm.render import CpuRasterizer
+from clm.render import CpuRasterizer, Loss
 from clm.run.events import Message
 from tests.demo_run import FIXED, assert_same_model, of_type, run_demo, write_survey_scene
 
@@ -30,15 +30,15 @@ def undisturbed(survey: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def no_memory_at(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
     """The rasteriser runs out of memory at these calls (from 1), before it has added anything."""
-    real, count = CpuRasterizer.loss_and_gradients, [0]
+    real, count = CpuRasterizer.compare, [0]
 
-    def loss_and_gradients(self: CpuRasterizer, *arguments: Any, **options: Any) -> float:
+    def compare(self: CpuRasterizer, *arguments: Any) -> Loss:
         count[0] += 1
         if count[0] in calls:
             raise OutOfDeviceMemory("The device ran out of memory.", "Pass a smaller --gpu-memory.")
-        return real(self, *arguments, **options)
+        return real(self, *arguments)
 
-    monkeypatch.setattr(CpuRasterizer, "loss_and_gradients", loss_and_gradients)
+    monkeypatch.setattr(CpuRasterizer, "compare", compare)
 
 
 @pytest.mark.parametrize("offload", ["none", "host"])

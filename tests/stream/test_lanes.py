@@ -25,7 +25,6 @@ from clm.optim.adam import Adam, Betas
 from clm.plan.budget import TURNS_UNDER_WAY
 from clm.plan.residency import Traffic, Turn, make_plan, rest_of
 from clm.plan.visibility import visible_rows, visible_sets
-from clm.render.cpu import CpuRasterizer
 from clm.store.order import block_order
 from clm.store.store import Store
 from clm.stream import fetch as fetch_module
@@ -38,6 +37,7 @@ from clm.stream.parking import GradientBuffer, ParkedGradients
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_turn, render_view
 from tests.device.fake_device import SCHEDULES, FakeDevice
+from tests.render.whole import CpuRasterizer
 
 BLACK = (0.0, 0.0, 0.0)
 VIEWS = 6
