@@ -16,9 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from clm.config import SECTIONS, field_type, fields, presets
+from clm.config import field_type, fields, presets
 from clm.errors import ClmError
 from clm.usage import ParserError, in_one_sentence
+from clm.values import flag_of
 
 app = typer.Typer(
     name="clm",
@@ -59,25 +60,23 @@ def _console(quiet: bool) -> Iterator[Any]:
         console.close()
 
 
-def _config_options(only: tuple[str, ...] = ()) -> list[inspect.Parameter]:
-    """One option per flag of Config (or of `only` some); its help is the field's help, its default is left to the
+def _config_options(planned: bool = False) -> list[inspect.Parameter]:
+    """One option per flag of Config (or of those that a plan depends on); its help is the field's help, its default is left to the
     configuration."""
     options, section = [], ""
     annotated: Any = Annotated  # of types that are only known here
     for f in fields():
-        section = SECTIONS.get(f.name, section)
-        flag, want = f.metadata["flag"], str if f.metadata["kind"] == "count" else field_type(f.name)
-        if flag is None or (only and f.name not in only):
+        section = f.metadata["section"] or section
+        want = str if f.metadata["kind"] == "count" else field_type(f.name)
+        if not f.metadata["flag"] or (planned and not f.metadata["planned"]):
             continue
-        name = "--" + f.name.replace("_", "-")
-        usual = "SIZE" if f.name.endswith("_memory") else {int: "N", bool: ""}.get(want, "TEXT")
-        metavar = f.metadata["metavar"] or usual
+        metavar = f.metadata["metavar"] or {int: "N", bool: ""}.get(want, "TEXT")
         shown = f.default is not None and want is not bool
         default = rf" [dim]\[default: {f.default}][/dim]" if shown else ""
         annotation = annotated[
             want | None,
             typer.Option(
-                name,
+                flag_of(f.name),
                 help=f.metadata["help"] + default,
                 metavar=metavar,
                 show_default=False,
@@ -114,12 +113,6 @@ def train(
         raise typer.Exit(130)
 
 
-_PLANNED = (
-    *("batch_size", "seed", "iterations", "offload", "moments", "gpu_memory", "host_memory", "max_gaussians"),
-    *("model", "downscale", "max_size", "test_every", "sh_degree"),
-)  # what a plan depends on
-
-
 def plan(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="COLMAP scene; its photos are not read.")],
     machine: Annotated[
@@ -149,7 +142,7 @@ def _add_command(function: Any, options: list[inspect.Parameter]) -> None:
 
 
 _add_command(train, _config_options())
-_add_command(plan, _config_options(_PLANNED))
+_add_command(plan, _config_options(planned=True))
 
 
 @app.command()

@@ -16,7 +16,7 @@ from typing import Any
 
 from clm.errors import ClmError
 from clm.units import shown
-from clm.values import FLAGS, LARGEST_COUNT, checked_value, parse_background
+from clm.values import FLAGS, LARGEST_COUNT, checked_value, flag_of, parse_background
 
 __all__ = ["Config", "field_type", "fields", "from_dict", "load_config", "parse_background", "resolve", "to_dict"]
 
@@ -37,36 +37,42 @@ def _option(
     kind: str = "",
     suggest: Any = None,
     resume: str = "said",
-    flag: str | None = "",
+    flag: bool = True,
     metavar: str | None = None,
+    section: str = "",
+    planned: bool = False,
 ) -> Any:
     """Everything about one key.
 
     lo, hi: bounds of a number. choices: of a text; those of a `size` beside sizes. kind: `count` (18M), `size` (8GiB) or
     `colour`. suggest: what a refusal of a value out of bounds proposes, if not the bound. resume: whether a resumed run
     may have another value: `free` does not change the model, `said` does and is said, `fixed` is refused, `begun` has no
-    effect any more, and `own` is not taken over from the run. flag None: settable in a file or preset only; flag "":
-    --the-field-name.
+    effect any more, and `own` is not taken over from the run. flag: False where it is settable in a file or preset only,
+    else `flag_of(name)`. section: of `clm train --help`, which begins here. planned: whether a plan depends on it, so that
+    `clm plan` takes it, too.
     """
     example = next((value for value in (default, suggest, lo) if value is not None), "NAME")
     if choices and metavar is None:
         metavar = "|".join(choices)
     facts = {"help": help, "flag": flag, "metavar": metavar, "lo": lo, "hi": hi, "choices": choices, "kind": kind}
-    return field(default=default, metadata={**facts, "suggest": suggest, "example": example, "resume": resume})
+    facts |= {"suggest": suggest, "example": example, "resume": resume, "section": section, "planned": planned}
+    return field(default=default, metadata=facts)
 
 
 def _rate(default: float, help: str) -> Any:
-    return _option(default, help, lo=0.0, hi=10.0, flag=None)
+    return _option(default, help, lo=0.0, hi=10.0, flag=False)
 
 
 @dataclass(frozen=True)
 class Config:
     # Run
-    iterations: int = _option(30_000, "Training images to process, as in 3DGS.", lo=1, hi=_IMAGES)
-    batch_size: int = _option(
-        4, "Views between two optimizer steps; learning rates follow the square-root rule.", lo=1, hi=1024
+    iterations: int = _option(
+        30_000, "Training images to process, as in 3DGS.", lo=1, hi=_IMAGES, planned=True, section="Run"
     )
-    seed: int = _option(0, "Seed of data order, initialisation and densification.", lo=0, hi=2**63 - 1)
+    batch_size: int = _option(
+        4, "Views between two optimizer steps; learning rates follow the square-root rule.", lo=1, hi=1024, planned=True
+    )
+    seed: int = _option(0, "Seed of data order, initialisation and densification.", lo=0, hi=2**63 - 1, planned=True)
     device: str = _option("auto", "auto, cpu or cuda.", choices=("auto", "cpu", "cuda"), resume="free")
     threads: int = _option(
         0,
@@ -87,7 +93,12 @@ class Config:
     trace: str | None = _option(None, "Write a Chrome/Perfetto trace of the lanes.", metavar="FILE", resume="own")
     # Placement
     offload: str = _option(
-        "auto", "Where Gaussians and optimizer state live.", choices=("auto", "none", "host"), resume="free"
+        "auto",
+        "Where Gaussians and optimizer state live.",
+        choices=("auto", "none", "host"),
+        resume="free",
+        planned=True,
+        section="Placement",
     )
     gpu_memory: str = _option(
         "auto",
@@ -96,6 +107,7 @@ class Config:
         choices=("auto",),
         metavar="SIZE",
         resume="free",
+        planned=True,
     )
     host_memory: str = _option(
         "auto",
@@ -104,18 +116,20 @@ class Config:
         choices=("auto",),
         metavar="auto|SIZE",
         resume="free",
+        planned=True,
     )
     moments: str = _option(
         "f32",
         "How Adam's moments are stored; bf16 takes a third off the bytes of a Gaussian.",
         choices=("f32", "bf16"),
         resume="fixed",
+        planned=True,
     )
     colour_bus: str = _option(
         "f32",
         "How colours are loaded for training: f32 (default), or bf16, half the bytes; rounded wherever a Gaussian lives, "
         "while what is stored stays exact. Settable in a file only.",
-        flag=None,
+        flag=False,
         choices=("f32", "bf16"),
     )
     max_gaussians: int | None = _option(
@@ -126,18 +140,28 @@ class Config:
         lo=1,
         hi=LARGEST_COUNT,
         suggest="1M",
+        planned=True,
     )
-    image_cache: str = _option("4GiB", "Bytes of decoded photos kept in memory.", flag=None, kind="size", resume="free")
+    image_cache: str = _option(
+        "4GiB", "Bytes of decoded photos kept in memory.", flag=False, kind="size", resume="free"
+    )
     # Scene
-    images: str | None = _option(None, "Image folder, if it is not DATA/images.", metavar="DIR")
+    images: str | None = _option(None, "Image folder, if it is not DATA/images.", metavar="DIR", section="Scene")
     masks: str | None = _option(None, "Folder of masks (NAME.png, black = ignore).", metavar="DIR")
     model: int | None = _option(
-        None, "Which COLMAP model (sparse/N); default: the one with most images.", lo=0, hi=9999
+        None, "Which COLMAP model (sparse/N); default: the one with most images.", lo=0, hi=9999, planned=True
     )
-    downscale: str = _option("auto", "Shrink photos by this factor.", choices=("auto", "1", "2", "4", "8"))
-    max_size: int = _option(1600, "Longer side of a training image in pixels, at most.", lo=16, hi=65536)
+    downscale: str = _option(
+        "auto", "Shrink photos by this factor.", choices=("auto", "1", "2", "4", "8"), planned=True
+    )
+    max_size: int = _option(1600, "Longer side of a training image in pixels, at most.", lo=16, hi=65536, planned=True)
     test_every: int = _option(
-        8, "Hold out every Nth image (sorted by name) for testing; 0: none.", lo=0, hi=_MANY, resume="begun"
+        8,
+        "Hold out every Nth image (sorted by name) for testing; 0: none.",
+        lo=0,
+        hi=_MANY,
+        resume="begun",
+        planned=True,
     )
     near: float | None = _option(
         None, "Nothing nearer is drawn; default: a hundredth of the scene's unit.", metavar="X", lo=1e-18, hi=1e18
@@ -150,59 +174,53 @@ class Config:
     )
     strict: bool = _option(False, "Fail on a corrupt image instead of skipping it.")
     # Model
-    sh_degree: int = _option(3, "Highest spherical-harmonics degree, 0 to 3.", lo=0, hi=3, resume="fixed")
-    background: str = _option("black", "black, white, random, or r,g,b in 0..1.", metavar="COLOUR", kind="colour")
-    antialias: bool = _option(False, "Antialiased (Mip-Splatting style) opacity compensation.", flag="--antialias")
-    # Schedule: what is None is computed from `iterations`, by `resolve`
-    sh_interval: int = _option(None, "Training images per additional SH degree.", flag=None, lo=1, hi=_MANY)
-    strategy: str = _option("default", "Densification strategy.", choices=("default",))
-    densify_from: int = _option(None, "First densification (training images).", flag=None, lo=0, hi=_MANY)
-    densify_until: int = _option(
-        None, "Last densification (training images); 0: never densify.", flag=None, lo=0, hi=_MANY
+    sh_degree: int = _option(
+        3, "Highest spherical-harmonics degree, 0 to 3.", lo=0, hi=3, resume="fixed", planned=True, section="Model"
     )
-    densify_every: int = _option(None, "Training images between densifications.", flag=None, lo=1, hi=_MANY)
+    background: str = _option("black", "black, white, random, or r,g,b in 0..1.", metavar="COLOUR", kind="colour")
+    antialias: bool = _option(False, "Antialiased (Mip-Splatting style) opacity compensation.")
+    # Schedule: what is None is computed from `iterations`, by `resolve`
+    sh_interval: int = _option(
+        None, "Training images per additional SH degree.", flag=False, lo=1, hi=_MANY, section="Schedule"
+    )
+    strategy: str = _option("default", "Densification strategy.", choices=("default",))
+    densify_from: int = _option(None, "First densification (training images).", flag=False, lo=0, hi=_MANY)
+    densify_until: int = _option(
+        None, "Last densification (training images); 0: never densify.", flag=False, lo=0, hi=_MANY
+    )
+    densify_every: int = _option(None, "Training images between densifications.", flag=False, lo=1, hi=_MANY)
     opacity_reset_every: int = _option(
-        None, "Training images between opacity resets; 0: never.", flag=None, lo=0, hi=_MANY
+        None, "Training images between opacity resets; 0: never.", flag=False, lo=0, hi=_MANY
     )
     # Optimizer (batch 1 values of gsplat's simple_trainer)
     means_lr: float = _rate(1.6e-4, "Learning rate of means, times the scene scale.")
     means_lr_final: float = _option(
-        0.01, "Fraction of means_lr reached at the end (exponential).", flag=None, lo=1e-6, hi=1.0
+        0.01, "Fraction of means_lr reached at the end (exponential).", flag=False, lo=1e-6, hi=1.0
     )
     quats_lr: float = _rate(1e-3, "Learning rate of quaternions.")
     log_scales_lr: float = _rate(5e-3, "Learning rate of log-scales.")
     logit_opacities_lr: float = _rate(5e-2, "Learning rate of opacity logits.")
     sh0_lr: float = _rate(2.5e-3, "Learning rate of the SH constant.")
     shN_lr: float = _rate(1.25e-4, "Learning rate of the other SH coefficients.")
-    ssim_weight: float = _option(0.2, "Weight of 1 - SSIM in the loss; the rest is L1.", flag=None, lo=0.0, hi=1.0)
+    ssim_weight: float = _option(0.2, "Weight of 1 - SSIM in the loss; the rest is L1.", flag=False, lo=0.0, hi=1.0)
     # Densification thresholds
-    init_opacity: float = _option(0.1, "Opacity of initial Gaussians.", flag=None, lo=1e-4, hi=0.9999)
+    init_opacity: float = _option(0.1, "Opacity of initial Gaussians.", flag=False, lo=1e-4, hi=0.9999)
     grow_screen_gradient: float = _option(
-        2e-4, "Mean screen gradient (half image sizes) above which a row grows.", flag=None, lo=0.0, hi=1e9
+        2e-4, "Mean screen gradient (half image sizes) above which a row grows.", flag=False, lo=0.0, hi=1e9
     )
-    absgrad: bool = _option(False, "Screen gradient from absolute per-pixel sums (AbsGS).", flag=None)
+    absgrad: bool = _option(False, "Screen gradient from absolute per-pixel sums (AbsGS).", flag=False)
     split_scale: float = _option(
-        0.01, "Rows above this size (times scene scale) are split, below cloned.", flag=None, lo=0.0, hi=1e9
+        0.01, "Rows above this size (times scene scale) are split, below cloned.", flag=False, lo=0.0, hi=1e9
     )
-    prune_opacity: float = _option(0.005, "Rows more transparent than this are pruned.", flag=None, lo=0.0, hi=1.0)
+    prune_opacity: float = _option(0.005, "Rows more transparent than this are pruned.", flag=False, lo=0.0, hi=1.0)
     prune_scale: float = _option(
-        0.1, "After the first reset, rows above this size (times scene scale) go.", flag=None, lo=0.0, hi=1e9
+        0.1, "After the first reset, rows above this size (times scene scale) go.", flag=False, lo=0.0, hi=1e9
     )
-    reset_opacity: float = _option(0.01, "Opacity ceiling at a reset.", flag=None, lo=1e-4, hi=0.9999)
+    reset_opacity: float = _option(0.01, "Opacity ceiling at a reset.", flag=False, lo=1e-4, hi=0.9999)
     # Files
     keep_checkpoints: int = _option(
-        2, "Older checkpoints are deleted once this many newer ones exist.", flag=None, lo=1, hi=_MANY, resume="free"
+        2, "Older checkpoints are deleted once this many newer ones exist.", flag=False, lo=1, hi=_MANY, resume="free"
     )
-
-
-# The first field of each section above that has flags: the panels of `clm train --help`.
-SECTIONS = {
-    "iterations": "Run",
-    "offload": "Placement",
-    "images": "Scene",
-    "sh_degree": "Model",
-    "sh_interval": "Schedule",
-}
 
 
 def fields() -> tuple[dataclasses.Field[Any], ...]:
@@ -329,7 +347,7 @@ def config_changes(saved: Config, now: Config) -> list[str]:
         if f.metadata["resume"] == "fixed":
             raise ClmError(
                 f"The checkpoint was trained with {f.name} {old}, this call says {new}.",
-                f"Pass `--{f.name.replace('_', '-')} {old}`.",
+                f"Pass `{flag_of(f.name)} {old}`.",
             )
         if f.metadata["resume"] == "begun":
             lines.append(f"{f.name} {new} changes nothing: a run keeps what it began with")

@@ -40,10 +40,15 @@ def checked_value(name: str, want: type, facts: Mapping[str, Any], value: Any, s
     return _text(name, facts, value, source)
 
 
+def flag_of(name: str) -> str:
+    """The flag of a key: `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
 def remedy(name: str, value: Any, source: str) -> str:
     """How to state `value` where the wrong one came from."""
     if source == FLAGS:
-        return f"Pass `--{name.replace('_', '-')} {value}`."
+        return f"Pass `{flag_of(name)} {value}`."
     return f"Write `{name}: {value}`."
 
 

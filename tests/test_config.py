@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from clm.config import Config, from_dict, load_config, parse_background, to_dict
+from clm.config import Config, fields, from_dict, load_config, parse_background, to_dict
 from clm.errors import ClmError
+from clm.plan.budget import AUTO, COLOUR_BUS_BYTES, MOMENT_BYTES, OFFLOADS
+from clm.store.store import MOMENT_TYPES
 
 
 def test_flags_win_over_file_and_file_over_defaults(tmp_path: Path) -> None:
@@ -85,3 +87,11 @@ def test_the_configuration_of_a_run_can_be_used_again(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("data: somewhere\niterations: 123\n")
     assert load_config({}, file=file).iterations == 123
+
+
+def test_the_choices_of_a_key_are_those_that_the_code_knows() -> None:
+    choices = {f.name: f.metadata["choices"] for f in fields()}
+    assert choices["offload"] == OFFLOADS
+    assert set(choices["moments"]) == MOMENT_BYTES.keys() == MOMENT_TYPES.keys()
+    assert set(choices["colour_bus"]) == COLOUR_BUS_BYTES.keys()
+    assert choices["gpu_memory"] == choices["host_memory"] == (AUTO,)

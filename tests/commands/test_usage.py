@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from clm.config import SECTIONS, Config, fields, presets
+from clm.config import Config, fields, presets
+from clm.values import flag_of
 from tests.demo_run import REPOSITORY, clm, environment
 
 
@@ -61,10 +62,23 @@ def test_help_of_train_lists_presets_with_their_purpose_and_groups_options_by_se
     for name, purpose in presets().items():
         assert purpose.endswith(".") and f"{name}: {purpose}" in words
     headings = [line.strip("╭─╮ ") for line in shown.splitlines() if line.startswith("╭─")]
-    assert headings == ["Arguments", "Options", *SECTIONS.values()]
+    assert headings == ["Arguments", "Options", *sections().values()]
     for f in fields():
-        if f.metadata["flag"] is not None:
+        if f.metadata["flag"]:
             assert f"--{f.name.replace('_', '-')} " in shown
+
+
+def sections() -> dict[str, str]:
+    """The first field of each section, and its name."""
+    return {f.name: f.metadata["section"] for f in fields() if f.metadata["section"]}
+
+
+def test_the_options_of_clm_plan_are_those_that_a_plan_depends_on() -> None:
+    own = {"--machine", "--preset", "--config", "--json", "--help"}
+    offered = set(re.findall(r"--[a-z-]+", clm("plan", "--help").stdout))
+    planned = {flag_of(f.name) for f in fields() if f.metadata["planned"]}
+    assert all(f.metadata["flag"] for f in fields() if f.metadata["planned"])
+    assert planned <= offered and not (offered & {flag_of(f.name) for f in fields()}) - planned and own <= offered
 
 
 def test_sections_are_those_that_the_configuration_is_written_in() -> None:
@@ -73,9 +87,9 @@ def test_sections_are_those_that_the_configuration_is_written_in() -> None:
     headings = re.findall(r"\n    # (\w+).*\n    (\w+):", source[source.index("class Config:") :])
     names = [f.name for f in fields()]
     starts = [names.index(first) for _, first in headings] + [len(names)]
-    flags = [f.metadata["flag"] is not None for f in fields()]
+    flags = [f.metadata["flag"] for f in fields()]
     with_flags = {f: h for (h, f), a, b in zip(headings, starts, starts[1:], strict=False) if any(flags[a:b])}
-    assert starts[0] == 0 and with_flags == SECTIONS
+    assert starts[0] == 0 and with_flags == sections()
 
 
 def test_an_installed_package_finds_its_presets(tmp_path: Path) -> None:
