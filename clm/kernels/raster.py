@@ -73,7 +73,7 @@ class RasterWorkspace:
         if not handle:
             raise _out_of_memory()
         self._handle = c_void_p(handle)
-        self._rows = 0  # of the view so far
+        self.rows = 0  # of the view so far
         self._size = (0, 0)
         self._done = ""  # the last step that was taken
 
@@ -90,7 +90,7 @@ class RasterWorkspace:
             raise ValueError(f"sh_degree must be 0..3, got {sh_degree}")
         if not 0 < max(camera.width, camera.height) <= MAX_SIDE:
             raise ValueError(f"an image has 1 to {MAX_SIDE} pixels a side, not {camera.width} x {camera.height}")
-        self._done, self._rows = "", 0
+        self._done, self.rows = "", 0
         self._size = (camera.height, camera.width)
         self._library.clm_raster_begin(
             self._handle,
@@ -111,7 +111,7 @@ class RasterWorkspace:
         if self._done not in ("begin", "project"):
             raise RuntimeError("project() after rasterize() needs a begin() first: the image has all rows of its view")
         _check_slots(slots, min(len(geometry), len(colour)))
-        if self._rows + len(slots) > MAX_ROWS:
+        if self.rows + len(slots) > MAX_ROWS:
             raise ValueError(f"a view has at most {MAX_ROWS:,} rows")
         drawn = self._library.clm_raster_project(
             self._handle,
@@ -122,7 +122,7 @@ class RasterWorkspace:
         )
         if drawn < 0:
             raise _out_of_memory()
-        self._rows += len(slots)
+        self.rows += len(slots)
         self._done = "project"
         return int(drawn)
 
@@ -175,8 +175,8 @@ class RasterWorkspace:
         first of them is the view's row `first`, and their values are those that were projected."""
         self._check("project_backward", "rasterize_backward")
         _check_slots(slots, min(map(len, (geometry, colour, grad_geometry, grad_colour))))
-        if not 0 <= first <= self._rows - len(slots):
-            raise IndexError(f"rows {first} to {first + len(slots)} are not all among the view's {self._rows}")
+        if not 0 <= first <= self.rows - len(slots):
+            raise IndexError(f"rows {first} to {first + len(slots)} are not all among the view's {self.rows}")
         self._library.clm_raster_project_backward(
             self._handle,
             pointer(geometry, np.float32, None, 12),
@@ -195,7 +195,7 @@ class RasterWorkspace:
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Copies of radii [M, 2] i32 (0 = not drawn) and means2d [M, 2] f32 of the view's rows so far."""
-        rows = self._rows
+        rows = self.rows
         radii, means2d = np.zeros((rows, 2), np.int32), np.zeros((rows, 2), np.float32)
         if rows:
             self._library.clm_raster_read(

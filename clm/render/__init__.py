@@ -68,5 +68,10 @@ class Rasterizer(Protocol):
     ) -> Any:
         """The image of a view in one piece."""
 
-    def temporary_bytes(self, rows: int, pixels: int) -> int:
-        """Device bytes that a view of so many rows and pixels is expected to need beside the arena."""
+    def temporary_bytes(self, rows: int, pixels: int, piece_rows: int | None = None) -> int:
+        """Device bytes that a view of so many rows and pixels is expected to need beside the arena, in pieces of at most
+        `piece_rows` rows (None: in one): the comfortable number, tile lists for the whole image."""
+
+    def least_bytes(self, rows: int, pixels: int, piece_rows: int | None = None) -> int:
+        """The fewest device bytes that such a view can do with: tile lists for one tile row at a time. What a budget leaves
+        beyond them is what `band_bytes` may say."""

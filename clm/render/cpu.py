@@ -16,6 +16,7 @@ import numpy as np
 from clm.camera import Camera
 from clm.image.losses import Loss, l1_ssim
 from clm.kernels.raster import RasterWorkspace
+from clm.render.temporaries import HostWorkspace
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class CpuRasterizer:
         self._size = 0, 0  # height, width of the view
         self._drawn = 0
         self._compare_seconds = 0.0
+        self._expected = HostWorkspace()
 
     def begin(self, camera: Camera, sh_degree: int) -> None:
         """A new view, of no rows yet; the former one is forgotten."""
@@ -73,6 +75,7 @@ class CpuRasterizer:
             self._planes = np.zeros((5, *self._size), np.float32)
         planes, self._has_depth = self._planes, depth
         self._workspace.rasterize(np.array(background, np.float32), planes[:3], planes[3], planes[4] if depth else None)
+        self._expected = self._expected.learn(self._workspace.rows, self._workspace.pairs())
         frozen = planes.view()
         frozen.flags.writeable = False
         return Render(frozen[:3], frozen[3], frozen[4] if depth else None, self._drawn)
@@ -134,9 +137,21 @@ class CpuRasterizer:
         self._compare_seconds = time.perf_counter() - began
         return loss
 
-    def temporary_bytes(self, rows: int, pixels: int) -> int:
+    def temporary_bytes(self, rows: int, pixels: int, piece_rows: int | None = None) -> int:
         """Nothing of the device budget: the workspace is the host's."""
         return 0
+
+    def least_bytes(self, rows: int, pixels: int, piece_rows: int | None = None) -> int:
+        """Nothing of the device budget: the workspace is the host's."""
+        return 0
+
+    def workspace_bytes(self, rows: int, pixels: int) -> int:
+        """Host memory that the workspace is expected to take for such a view, after what was seen so far."""
+        return self._expected.bytes(rows, pixels)
+
+    def least_workspace_bytes(self, rows: int, pixels: int) -> int:
+        """The same with lists for one tile row at a time (`band_bytes` 0)."""
+        return self._expected.least_bytes(rows, pixels)
 
     def radii(self) -> np.ndarray:
         """[M, 2] i32, px; (0, 0) for rows that were not drawn. A copy."""
@@ -145,6 +160,10 @@ class CpuRasterizer:
     def means2d(self) -> np.ndarray:
         """[M, 2] f32, px; meaningful where radii > 0. A copy."""
         return self._workspace.read()[1]
+
+    def held_bytes(self) -> tuple[int, int]:
+        """Host memory that the workspace holds: splats, and tile lists."""
+        return self._workspace.bytes
 
     def pairs(self) -> int:
         """(tile, Gaussian) pairs of the last forward."""

@@ -95,6 +95,7 @@ class GsplatRasterizer:
         self._temporaries = Temporaries()
         self._device = torch.device("cpu")  # where the arena was seen
         self._pairs = 0  # (tile, splat) pairs that the last rasterize listed at a time
+        self._in_bands = False  # whether the last image was differentiated in bands
         self._view = _View()
 
     def begin(self, camera: Camera, sh_degree: int) -> None:
@@ -170,6 +171,7 @@ class GsplatRasterizer:
             raster, self._view.raster = self._view.raster, None
             return None if raster is None else pixels.rasterize_backward(self._ops, raster, v_rgb, v_alpha, v_depth)
 
+        self._in_bands = self._view.raster is not None and len(self._view.raster.bands) > 1
         self._view.gradients = self._or_out_of_memory(differentiate, "computing the gradients of")
         self._view.finite = None if finite is True else torch.as_tensor(finite, device=self._device)
         self._view.due = list(range(len(self._view.pieces)))
@@ -235,9 +237,14 @@ class GsplatRasterizer:
         self.project(geometry, colour, slots)
         return self.rasterize(background, depth)
 
-    def temporary_bytes(self, rows: int, pixels: int) -> int:
-        """What one view of so many rows and pixels is expected to need beside the arena, after what was seen so far."""
-        return self._temporaries.temporary_bytes(rows, pixels)
+    def temporary_bytes(self, rows: int, pixels: int, piece_rows: int | None = None) -> int:
+        """What one view of so many rows and pixels is expected to need beside the arena, after what was seen so far; in
+        pieces of at most `piece_rows` rows (None: in one)."""
+        return self._temporaries.temporary_bytes(rows, pixels, piece_rows=piece_rows)
+
+    def least_bytes(self, rows: int, pixels: int, piece_rows: int | None = None) -> int:
+        """The same with tile lists for one tile row at a time (`band_bytes` 0)."""
+        return self._temporaries.least_bytes(rows, pixels, piece_rows=piece_rows)
 
     def radii(self) -> Tensor:
         """[M, 2] i32, px; (0, 0) for rows that were not drawn."""
@@ -276,7 +283,9 @@ class GsplatRasterizer:
         count = self._view.camera.width * self._view.camera.height
         pieces = self._view.pieces
         piece = max((p.rows for p in pieces), default=0), max((len(p.ids) for p in pieces), default=0)
-        peak = view_bytes(self._view.rows, self._view.drawn, self._pairs, count, self._view.degree, piece)
+        peak = view_bytes(
+            self._view.rows, self._view.drawn, self._pairs, count, self._view.degree, piece, self._in_bands
+        )
         self.peak_temporaries = max(self.peak_temporaries, peak)
         self._temporaries = self._temporaries.learn(peak + FIXED_BYTES, self._view.rows, count, self._view.degree)
 

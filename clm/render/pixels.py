@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from clm.errors import ResourceError
+from clm.kernels.numbers import TILE as _TILE
 from clm.render import splats as seam
 from clm.render.gsplat_ops import Ops
 from clm.render.splats import SplatGradients, Splats
 
-_TILE = 16  # px
 PAIR_BYTES = 24  # of a pair while pairs are sorted: keys and ids, twice
 MOST_PAIRS = 2**31 - 1  # gsplat keeps where a tile's pairs begin in int32
 
@@ -234,6 +234,11 @@ class _Gradients(NamedTuple):
     leaves: tuple[Tensor, ...]  # as `Leaves`
     absolute: Tensor | None  # [1, n, 2] what gsplat leaves at the means where it is asked to
 
+    def add_(self, more: _Gradients) -> None:
+        for sums, part in zip((*self.leaves, self.absolute), (*more.leaves, more.absolute), strict=True):
+            if sums is not None and part is not None:
+                sums.add_(part)
+
 
 def _differentiated(
     leaves: Leaves, image: Tensor, v_image: Tensor, alpha: Tensor, v_alpha: Tensor | None
@@ -246,20 +251,17 @@ def _differentiated(
 
 
 def _differentiated_in_bands(ops: Ops, raster: Raster, v_image: Tensor, v_alpha: Tensor | None) -> _Gradients:
-    """Each band is drawn again, and its gradients are added."""
-    total: _Gradients | None = None
+    """Each band is drawn again, and its gradients are added; two sets of them are held at a time."""
     _, height, width, _ = raster.image.shape
-    for band in raster.bands:
+
+    def of_band(band: Band) -> _Gradients:
         at = slice(_TILE * band[0], _TILE * band[1])
         leaves = raster.leaves.moved_up(at.start).differentiable()
         drawn = _draw_band(ops, raster.splats, leaves, raster.backdrop, width, height, raster.absgrad, band)
         v_above = None if v_alpha is None else v_alpha[:, at]
-        part = _differentiated(leaves, drawn.image, v_image[:, at], drawn.alpha, v_above)
-        if total is None:
-            total = part
-            continue
-        for sums, more in zip((*total.leaves, total.absolute), (*part.leaves, part.absolute), strict=True):
-            if sums is not None and more is not None:
-                sums.add_(more)
-    assert total is not None
+        return _differentiated(leaves, drawn.image, v_image[:, at], drawn.alpha, v_above)
+
+    total = of_band(raster.bands[0])
+    for band in raster.bands[1:]:
+        total.add_(of_band(band))
     return total
