@@ -52,7 +52,7 @@ def variant() -> str:
 def load() -> ctypes.CDLL:
     """The kernel library for this CPU. Starts one thread per core; `set_threads` changes that."""
     suffix = "dylib" if platform.system() == "Darwin" else "so"
-    # CLM_KERNELS_DIR: another build of the same kernels, such as the sanitized one of scripts/asan.sh.
+    # CLM_KERNELS_DIR: another build of the same kernels, such as the sanitized one of scripts/sanitize.sh.
     folder = Path(os.environ.get("CLM_KERNELS_DIR") or Path(__file__).parent)
     path = folder / f"libclm_{variant()}.{suffix}"
     if not path.exists():
