@@ -10,7 +10,7 @@ from typing import Any
 from clm.config import load_config
 from clm.device.choose import cuda_devices
 from clm.forecast.describe import draw_timeline
-from clm.forecast.forecast import Budget, Budgets, Forecast, find_budgets, make_forecast, whole_views_up_to
+from clm.forecast.forecast import Budget, Budgets, Forecast, find_budgets, make_forecast
 from clm.forecast.machine import load_machine
 from clm.forecast.measure import THIS
 from clm.forecast.simulate import bus_bytes
@@ -26,8 +26,9 @@ from clm.plan.budget import (
     store_bytes,
     store_row_bytes,
 )
+from clm.plan.placement import fewest_slots
 from clm.scene.open import open_scene
-from clm.units import format_bytes, format_rows
+from clm.units import format_bytes
 
 PLY_ROW_BYTES = 4 * 62  # INRIA's columns, padded to SH degree 3
 
@@ -50,7 +51,7 @@ def forecast_facts(forecast: Forecast) -> dict[str, Any]:
             f"{name}_bytes": budget.bytes for name, budget in _each(forecast.budgets)
         } | {"sources": {name: budget.source for name, budget in _each(forecast.budgets)}},
         "fits": placement is not None,
-        "fits_whole_views": forecast.whole_views,
+        "pieces_of_the_largest_view": forecast.pieces,
         "placement": None if placement is None else dataclasses.asdict(placement),
         "reason": placement.reason if placement is not None else str(refused),
         "traffic": None if placement is None else _traffic(forecast),
@@ -82,7 +83,8 @@ def _required(forecast: Forecast) -> dict[str, int]:
     gaussians, placement, config = forecast.gaussians, forecast.placement, forecast.config
     store = store_bytes(gaussians, store_row_bytes(config.moments))
     on_cpu = forecast.machine is None or forecast.machine.on_cpu
-    device = arena_bytes(forecast.largest_view) if placement is None else placement.device_bytes
+    least = arena_bytes(fewest_slots(forecast.largest_view))
+    device = least if placement is None else placement.device_bytes
     host = store if placement is None else placement.host_bytes
     checkpoint = store - CULL_BYTES * gaussians  # cull entries are recomputed
     copies = config.keep_checkpoints + 1 if config.save_every != 0 else 1  # the new one is whole before an old one goes
@@ -109,13 +111,6 @@ def warnings(forecast: Forecast) -> list[str]:
         said.append("The disk has too little room for the checkpoint and the PLY.")
     if required["host_bytes"] + required["staging_bytes"] > budgets.host.bytes:
         said.append("Staging does not fit into the host budget beside the store.")
-    if not forecast.whole_views:
-        needed = forecast.beside_arena + arena_bytes(forecast.largest_view)
-        fewer = whole_views_up_to(forecast)
-        said.append(
-            f"In one piece the largest view needs {format_bytes(needed)} on the device, with what lanes and rasteriser "
-            f"take besides: `clm train` refuses it above about `--max-gaussians {format_rows(fewer)}`."
-        )
     if forecast.machine is not None and forecast.machine.name == THIS and cuda_devices():
         said.append("The rates are those of the CPU: name a machine file with a GPU like the one here.")
     return said
@@ -189,8 +184,10 @@ def assumptions(forecast: Forecast) -> list[str]:
         sentences.insert(0, f"Each of the scene's points stands for {forecast.scale:,.0f} Gaussians.")
     elif forecast.config.max_gaussians is None:
         sentences.insert(0, "The run stays at the scene's points; name the size it grows to with --max-gaussians.")
-    if not forecast.whole_views:
-        sentences.insert(0, "The largest views are staged and rendered in pieces that fit beside the arena.")
+    if forecast.pieces > 1:
+        sentences.append(
+            "The image of a view in pieces takes as long as that of a whole one; its rows are projected twice."
+        )
     if forecast.machine is not None:
         sentences += [f"{key}: {note}" for key, note in forecast.machine.notes]
     return sentences
@@ -238,14 +235,19 @@ def _moves(traffic: dict[str, Any], scene: dict[str, Any], forecast: Forecast) -
     per, batch = traffic["per_image"], forecast.config.batch_size
     loaded, resident = per["rows_loaded"], per["rows_loaded_resident"]
     if not loaded:
-        return [f"traffic: nothing crosses the bus (largest view: {scene['largest_view']:,})"]
+        return [f"traffic: nothing crosses the bus ({_largest(scene, forecast)})"]
     line = f"traffic per image, batches of {batch}: {loaded:,} rows loaded, {format_bytes(per['bytes_loaded'])} in, "
-    line += f"{format_bytes(per['bytes_sent_back'])} back (largest view: {scene['largest_view']:,})"
+    line += f"{format_bytes(per['bytes_sent_back'])} back ({_largest(scene, forecast)})"
     others = (
         f"  {loaded / max(1, per['rows_lower_bound']):.2f} times the lower bound; keeping only what the last view used "
     )
     others += f"would load {per['rows_loaded_consecutive_reuse']:,}"
     return [line, others, *([f"  {resident:,} more are resident: they move inside the device"] if resident else [])]
+
+
+def _largest(scene: dict[str, Any], forecast: Forecast) -> str:
+    pieces = f" in {forecast.pieces:,} pieces" if forecast.pieces > 1 else ""
+    return f"largest view: {scene['largest_view']:,}{pieces}"
 
 
 def _speed(forecast: Forecast) -> list[str]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -28,16 +29,19 @@ from clm.plan.placement import (
     Placement,
     check_shared_memory,
     choose_placement,
+    fewest_slots,
+    no_more,
 )
-from clm.plan.residency import Plan
+from clm.plan.residency import Plan, largest_turn
 from clm.plan.sightings import Sightings, all_visible_sets, arena_needs, resident_blocks
 from clm.render.temporaries import Temporaries
 from clm.scene import Scene
 from clm.store.store import Store
-from clm.units import format_bytes, format_rows, parse_bytes, size_flag
+from clm.units import format_bytes, parse_bytes, size_flag
 
 SAMPLE_ROWS = 500_000  # more points than these are thinned out: plans of 500 k rows take milliseconds
-PLANNED_IMAGES = 256  # real plans are made for about so many images
+PLANNED_TURNS = 256  # real plans are made for about so many turns, each a view or a piece of one
+_MOST_PIECES = 16  # of a view that are planned as they are
 LEFT_FREE = 0.8  # of a machine's memory counts as available where no flag states a budget, as in `--host-memory auto`
 
 
@@ -67,10 +71,10 @@ class Forecast:
     gaussians: int
     scale: float  # Gaussians per row of the plans
     largest_view: int  # Gaussians
-    beside_arena: int  # device bytes that the largest view in one piece takes besides: temporaries, lanes
+    beside_arena: int  # device bytes that its largest turn takes besides, where it is placed: temporaries, lanes
     budgets: Budgets
     placement: Placement | None
-    whole_views: bool  # False: placed as if the largest views were rendered in pieces; `clm train` would refuse them
+    pieces: int  # of the largest view, where it is placed
     refused: ResourceError | None
     plans: tuple[Plan, ...]  # of the first batches, in rows of the points
     resident: np.ndarray | None  # rows of the plans that live on the device [rows] bool; None: refused
@@ -94,18 +98,18 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
     seen = Sightings.of(all_visible_sets(store, cameras), store.rows, block_rows)
     largest = math.ceil(seen.largest_view * scale)
     shared = machine is None or machine.on_cpu
-    beside = 0 if shared else _beside_arena(scene, config, largest)
+    beside: Callable[[int], int] = no_more if shared else partial(_beside_arena, scene, config, largest)
     usual = math.ceil(seen.usual_union(config.batch_size) * scale)
-    known = (scene, config, gaussians, scale, largest, beside, budgets)
+    known = (scene, config, gaussians, scale, largest)
     try:
-        placement, whole_views = _place(config, gaussians, largest, usual, beside, budgets, shared), True
-    except ResourceError:
-        try:
-            placement, whole_views = _place(config, gaussians, largest, usual, 0, budgets, shared), False
-        except ResourceError as refused:
-            return Forecast(*known, None, False, refused, (), None, machine, None)
-    capacity = max(seen.largest_view, math.floor(placement.arena_slots / scale))
-    plans = _first_plans(scene, config, store, capacity)
+        placement = _place(config, gaussians, largest, usual, beside, budgets, shared)
+    except ResourceError as refused:
+        return Forecast(*known, beside(largest), budgets, None, 1, refused, (), None, machine, None)
+    turn = largest_turn(largest, placement.arena_slots)
+    pieces = -(-largest // max(1, turn))
+    # Rounding cuts no view that is whole; more pieces than a few are planned as so many larger ones.
+    least = seen.largest_view if pieces == 1 else max(1, 2 * seen.largest_view // _MOST_PIECES)
+    plans = _first_plans(scene, config, store, max(least, math.floor(placement.arena_slots / scale)))
     blocks = resident_blocks(seen, math.floor(placement.resident_rows / scale))
     resident = np.repeat(blocks, block_rows)[: store.rows]
     if machine is None:
@@ -124,7 +128,7 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
         moments=config.moments,
         colour_bus=config.colour_bus,
     )
-    return Forecast(*known, placement, whole_views, None, plans, resident, machine, timeline)
+    return Forecast(*known, beside(turn), budgets, placement, pieces, None, plans, resident, machine, timeline)
 
 
 def find_budgets(config: Config, machine: Machine | None) -> Budgets:
@@ -150,27 +154,23 @@ def find_budgets(config: Config, machine: Machine | None) -> Budgets:
     return Budgets(device, host, disk, Budget(parse_bytes(config.image_cache), "image_cache"))
 
 
-def _beside_arena(scene: Scene, config: Config, largest: int) -> int:
-    """Device bytes beside arena and residents on a GPU, as a training session counts them before it has measured any."""
+def _beside_arena(scene: Scene, config: Config, largest: int, turn_rows: int) -> int:
+    """Device bytes beside arena and residents on a GPU, as a run counts them before it has measured any, where turns have
+    up to `turn_rows` rows."""
     pixels = max(view.camera.width * view.camera.height for view in scene.views)
-    return Temporaries().temporary_bytes(largest, pixels, config.sh_degree) + lanes_bytes(largest)
-
-
-def whole_views_up_to(forecast: Forecast) -> int:
-    """How many Gaussians leave a GPU room for the largest view in one piece, if views see the same share of the scene."""
-
-    def needed(gaussians: int) -> int:
-        largest = math.ceil(forecast.largest_view * gaussians / forecast.gaussians)
-        return arena_bytes(largest) + _beside_arena(forecast.scene, forecast.config, largest)
-
-    return bisect_right(range(forecast.gaussians), forecast.budgets.device.bytes, key=needed) - 1
+    return Temporaries().temporary_bytes(largest, pixels, config.sh_degree, turn_rows) + lanes_bytes(turn_rows)
 
 
 def _place(
-    config: Config, gaussians: int, largest: int, usual: int, beside: int, budgets: Budgets, shared: bool
+    config: Config,
+    gaussians: int,
+    largest: int,
+    usual: int,
+    beside: Callable[[int], int],
+    budgets: Budgets,
+    shared: bool,
 ) -> Placement:
-    """As a training session places its store, with `beside` device bytes kept free; a refusal names every budget that is too
-    small. shared: device memory is the host's."""
+    """As a run places its store; a refusal names every budget that is too small. shared: device memory is the host's."""
     needed, usual = arena_needs(gaussians, largest, usual, config.batch_size)
     device, host = budgets.device.bytes, budgets.host.bytes
     if budgets.device.of_the_host:
@@ -186,32 +186,30 @@ def _place(
             config.offload,
             usual_union=usual,
             moments=config.moments,
-            temporaries=beside,
+            beside=beside,
             shared_memory=shared,
         )
     except ResourceError:
-        least = arena_bytes(largest) + beside
+        fewest = fewest_slots(largest)
+        least = arena_bytes(fewest) + beside(largest_turn(largest, fewest))
         store = store_bytes(gaussians, store_row_bytes(config.moments))
         if config.offload == "none" or least <= device or store <= host:
             raise
-    fewer = min(gaussians * device // least, gaussians * host // store)
     raise ResourceError(
         f"{gaussians:,} Gaussians need {format_bytes(store)} of host memory, but have "
-        f"{format_bytes(host)}, and the largest view needs {format_bytes(least)} on the device, but its budget is "
-        f"{format_bytes(device)}.",
-        f"Use `--host-memory {size_flag(store)}` with `--gpu-memory {size_flag(least)}`, or "
-        f"`--max-gaussians {format_rows(fewer)}`.",
+        f"{format_bytes(host)}, and the largest view, even in pieces, needs {format_bytes(least)} on the device, but its "
+        f"budget is {format_bytes(device)}.",
+        f"Use `--host-memory {size_flag(store)}` with `--gpu-memory {size_flag(least)}`.",
     )
 
 
 def _first_plans(scene: Scene, config: Config, store: Store, capacity: int) -> tuple[Plan, ...]:
     """Plans of the run's first batches, in its own data order."""
-    cameras, plans = [view.camera for view in scene.views], []
-    last = min(config.iterations, max(PLANNED_IMAGES, 2 * config.batch_size))
-    for first in range(0, last, config.batch_size):
+    plans: list[Plan] = []
+    cameras, turns, first = [view.camera for view in scene.views], 0, 0
+    while first < config.iterations and (len(plans) < 2 or turns < PLANNED_TURNS):
         count = min(config.batch_size, config.iterations - first)
         views = batch_views(scene.train, config.seed, first, count)
-        planned = plan_batch(store, cameras, views, capacity, EXACT_MARGIN, config.seed)
-        assert planned.plan is not None  # an exact margin and an arena that holds the largest view
-        plans.append(planned.plan)
+        plans.append(plan_batch(store, cameras, views, capacity, EXACT_MARGIN, config.seed).plan)
+        turns, first = turns + len(plans[-1].turns), first + count
     return tuple(plans)

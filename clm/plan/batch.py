@@ -12,13 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from clm.camera import Camera
-from clm.errors import ResourceError
-from clm.plan.budget import SLOT_BYTES
 from clm.plan.order import order_views
 from clm.plan.residency import Plan, make_plan
 from clm.plan.visibility import visible_sets
 from clm.store.store import Store
-from clm.units import format_bytes, size_flag
 
 Margin = tuple[float, float]  # (growth, extra): every bounding radius R becomes R * growth + extra
 EXACT_MARGIN: Margin = (1.0, 0.0)
@@ -38,22 +35,12 @@ def batch_views(train: np.ndarray, seed: int, first: int, count: int) -> list[in
 
 @dataclass(frozen=True)
 class Planned:
-    """The plan of one batch and what it took to make it. `plan` is None when only the margin made a view exceed the arena:
-    the order is decided then, and the sets are cut anew without a margin once the running batch is done."""
+    """The plan of one batch and what it took to make it."""
 
     views: list[int]  # in the order in which they run
-    plan: Plan | None
+    plan: Plan
     began: float  # time.perf_counter
     seconds: float
-
-
-def view_too_large(rows: int, slots: int, what: str) -> ResourceError:
-    """The error for a visible set that exceeds the arena, with the numbers that help."""
-    return ResourceError(
-        f"{what} needs {rows:,} Gaussians on the device at once ({format_bytes(rows * SLOT_BYTES)}), "
-        f"but the arena has {slots:,} slots ({format_bytes(slots * SLOT_BYTES)}).",
-        f"Pass `--gpu-memory {size_flag(int(rows * SLOT_BYTES * 1.1))}` or more, or train with fewer --max-gaussians.",
-    )
 
 
 def plan_batch(
@@ -71,11 +58,5 @@ def plan_batch(
     if not ordered:
         order = order_views(sets, store.rows, store.block_rows, seed)
         views, sets = [views[k] for k in order], [sets[k] for k in order]
-    largest = max((len(rows) for rows in sets), default=0)
-    if largest <= capacity:
-        return Planned(
-            list(views), make_plan(views, sets, capacity, store.block_rows), started, time.perf_counter() - started
-        )
-    if margin == EXACT_MARGIN:
-        raise view_too_large(largest, capacity, "The largest view of the batch")
-    return Planned(list(views), None, started, time.perf_counter() - started)
+    plan = make_plan(views, sets, capacity, store.block_rows)
+    return Planned(list(views), plan, started, time.perf_counter() - started)

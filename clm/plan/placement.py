@@ -6,6 +6,8 @@ out that really help.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from clm.errors import ClmError, ResourceError
@@ -19,6 +21,7 @@ from clm.plan.budget import (
     store_bytes,
     store_row_bytes,
 )
+from clm.plan.residency import largest_turn
 from clm.store.layout import BLOCK_ROWS
 from clm.units import format_bytes, format_rows, size_flag
 
@@ -35,6 +38,19 @@ class Placement:
     host_bytes: int
 
 
+LEAST_SLOTS = 1024  # of an arena: half of them hold a piece of a view, the other half the next one
+
+
+def fewest_slots(largest_view: int) -> int:
+    """Slots of the smallest arena that is ever taken: the largest view whole, or two pieces of it."""
+    return min(largest_view, LEAST_SLOTS)
+
+
+def no_more(turn_rows: int) -> int:
+    """Nothing beside arena and residents, as on a device that is the host."""
+    return 0
+
+
 def choose_placement(
     rows: int,
     arena_rows_needed: int,
@@ -45,7 +61,7 @@ def choose_placement(
     *,
     usual_union: int | None = None,
     moments: str = "f32",
-    temporaries: int = 0,
+    beside: Callable[[int], int] = no_more,
     block_rows: int = BLOCK_ROWS,
     shared_memory: bool = True,
     host_beside: int = 0,
@@ -53,45 +69,59 @@ def choose_placement(
     """Where rows live, how many slots the arena gets, and why.
 
     rows: Gaussians to plan for; arena_rows_needed: slots that any batch can use; largest_view: rows of the largest visible
-    set, the fewest slots that work; usual_union: rows of most batches' union; budgets and `temporaries` (the rasteriser's)
-    in bytes. `auto` takes `none` if all rows and the smallest arena fit into the device budget, `host` otherwise. The arena
-    gets what the budget leaves, at most what a batch can use. Under `auto` the two compete: the arena gets no more than the
+    set; usual_union: rows of most batches' union; budgets in bytes; beside(n): bytes of the device beside arena and resident
+    rows where a turn has up to n rows, growing with n. `auto` takes `none` if all rows and an arena for the largest view fit
+    into the device budget, `host` otherwise. The arena gets what the budget leaves, at most what a batch can use; where that
+    is less than the largest view, such views go in pieces. Under `auto` the two compete: the arena gets no more than the
     usual union, and the rest goes to resident rows. `none` and `host` insist on all and on none.
     shared_memory: device memory is the host's (the CPU), so resident rows are not kept a second time on the host.
     host_beside: bytes of the host's budget that are not for rows, nor for what the device counts.
 
-    Raises ResourceError (needed, available, ways out) when nothing fits, ClmError for an unknown `offload`.
+    Raises ResourceError (needed, available, ways out) when nothing fits, not even with views in pieces; ClmError for an
+    unknown `offload`.
     """
     if offload not in OFFLOADS:
         raise ClmError(f"Unknown --offload {offload!r}.", f"Choose one of {', '.join(OFFLOADS)}.")
-    row_bytes, available = resident_row_bytes(moments, shared_memory), device_budget - temporaries
-    least = in_core_bytes(rows, largest_view, row_bytes)
-    fits = least <= available
-    if offload == "none" and not fits:
-        host_helps = arena_bytes(largest_view) <= available
-        raise _too_large_in_core(rows, least + temporaries, device_budget, host_helps)
-    if arena_bytes(largest_view) > available:
-        raise _view_too_large(rows, largest_view, arena_bytes(largest_view) + temporaries, device_budget)
+    row_bytes, fewest = resident_row_bytes(moments, shared_memory), fewest_slots(largest_view)
+    wanted = max(arena_rows_needed, largest_view)
+    smallest = arena_bytes(fewest) + beside(largest_turn(largest_view, fewest))
+    whole_views = in_core_bytes(rows, largest_view, row_bytes) + beside(largest_view)
+    fits = whole_views <= device_budget
+    if offload == "none" and rows * row_bytes + smallest > device_budget:
+        raise _too_large_in_core(rows, row_bytes, smallest, device_budget)
+    if smallest > device_budget:
+        raise device_too_small(largest_view, smallest, device_budget)
     everything = offload == "none" or (offload == "auto" and fits)
-    room = slots_for(available - (rows * row_bytes if everything else 0))
-    slots = min(max(arena_rows_needed, largest_view), room)
     resident = rows if everything else 0
+    slots = _most_slots(device_budget - resident * row_bytes, wanted, largest_view, beside)
     if offload == "auto" and not fits:
         slots = min(slots, max(largest_view, arena_rows_needed if usual_union is None else usual_union))
-        resident = (available - arena_bytes(slots)) // row_bytes // block_rows * block_rows
+        left = device_budget - arena_bytes(slots) - beside(largest_turn(largest_view, slots))
+        resident = left // row_bytes // block_rows * block_rows
     host = store_bytes(rows, store_row_bytes(moments)) - (resident * row_bytes if shared_memory else 0) + host_beside
     if host > host_budget:
-        in_core = None if offload == "host" or everything else least + temporaries
+        in_core = None if offload == "host" or everything else whole_views
         raise _too_large_for_host(rows, host, in_core, host_budget, host_beside)
-    device = in_core_bytes(resident, slots, row_bytes) + temporaries
-    reason = _reason(offload, everything, least, device, device_budget, resident / max(rows, 1))
+    device = in_core_bytes(resident, slots, row_bytes) + beside(largest_turn(largest_view, slots))
+    reason = _reason(offload, everything, whole_views, device, device_budget, resident / max(rows, 1))
     return Placement("none" if everything else "host", slots, resident, reason, device, host)
 
 
+def _most_slots(available: int, wanted: int, largest_view: int, beside: Callable[[int], int]) -> int:
+    """Slots of the largest arena, up to `wanted`, that fits with what it needs beside it."""
+    whole = slots_for(available - beside(largest_view))
+    if whole >= largest_view:
+        return min(wanted, whole)
+    below = range(largest_view)
+    return max(
+        0, bisect_right(below, available, key=lambda n: arena_bytes(n) + beside(largest_turn(largest_view, n))) - 1
+    )
+
+
 def check_shared_memory(rows: int, largest_view: int, host_budget: int, moments: str, beside: int = 0) -> None:
-    """Where the device is the CPU: ResourceError if the rows, an arena for the largest view and `beside` bytes exceed the
-    host's budget."""
-    beside += arena_bytes(largest_view)
+    """Where the device is the CPU: ResourceError if the rows, the smallest arena and `beside` bytes exceed the host's
+    budget."""
+    beside += arena_bytes(fewest_slots(largest_view))
     needed = store_bytes(rows, store_row_bytes(moments)) + beside
     if needed > host_budget:
         raise _too_large_for_host(rows, needed, None, host_budget, beside)
@@ -107,22 +137,24 @@ def _reason(offload: str, everything: bool, least: int, device: int, budget: int
     return reason + (f"; the {100 * share:.0f}% of Gaussians that most views see stay on the device" if share else "")
 
 
-def _too_large_in_core(rows: int, needed: int, device_budget: int, host_helps: bool) -> ResourceError:
+def _too_large_in_core(rows: int, row_bytes: int, smallest: int, device_budget: int) -> ResourceError:
+    """smallest: bytes of the smallest arena and what goes with it."""
+    needed, room = rows * row_bytes + smallest, device_budget - smallest
+    ways = "`--offload host`, " if room >= 0 else ""
+    fewer = f" or `--max-gaussians {format_rows(room // row_bytes)}`" if room >= row_bytes else ""
     return ResourceError(
         f"{rows:,} Gaussians without offloading need {format_bytes(needed)} on the device, "
         f"but its budget is {format_bytes(device_budget)}.",
-        f"Use {'`--offload host`, ' if host_helps else ''}`--gpu-memory {size_flag(needed)}` or "
-        f"`--max-gaussians {format_rows(_scaled(rows, needed, _seen_less(device_budget)))}`.",
+        f"Use {ways}`--gpu-memory {size_flag(needed)}`{fewer}.",
     )
 
 
-def _view_too_large(rows: int, largest_view: int, needed: int, device_budget: int) -> ResourceError:
+def device_too_small(largest_view: int, needed: int, device_budget: int) -> ResourceError:
+    """No arena fits. largest_view: rows that a view may have."""
     return ResourceError(
-        f"The largest view sees {largest_view:,} Gaussians, which need {format_bytes(needed)} on the device, "
+        f"The largest view sees {largest_view:,} Gaussians. Even in pieces it needs {format_bytes(needed)} on the device, "
         f"but its budget is {format_bytes(device_budget)}.",
-        f"Use `--gpu-memory {size_flag(needed)}` or "
-        f"`--max-gaussians {format_rows(_scaled(rows, needed, _seen_less(device_budget)))}` "
-        f"(if views see the same share of the scene).",
+        f"Use `--gpu-memory {size_flag(needed)}`.",
     )
 
 

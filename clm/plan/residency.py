@@ -160,11 +160,16 @@ def _cut(view: int, rows: np.ndarray, capacity: int, trains: bool) -> list[_Cut]
     return [*forward[:-1], forward[-1]._replace(adds=True), *back]
 
 
+def largest_turn(rows: int, capacity: int) -> int:
+    """Rows of the largest turn of a view of so many rows: all, or a piece."""
+    return rows if rows <= capacity else max(1, capacity // 2)
+
+
 def _bounds(count: int, capacity: int) -> list[int]:
     """Where a view of `count` rows is cut: near-equal pieces of at most half the arena, so that one loads beside another."""
     if count and not capacity:
         raise ValueError(f"an arena without slots for a view of {count} rows")
-    pieces = 1 if count <= capacity else -(-count // max(1, capacity // 2))
+    pieces = -(-count // max(1, largest_turn(count, capacity))) or 1
     return [count * piece // pieces for piece in range(pieces + 1)]
 
 
@@ -233,14 +238,11 @@ def rest_of(plan: Plan, first: int, capacity: int, block_rows: int = BLOCK_ROWS)
     """
     cuts: list[_Cut] = []
     at = first
-    if at < len(plan.turns) and not plan.turns[at].projects:  # on its way back
+    while at < len(plan.turns) and not plan.turns[at].projects:  # on its way back: the same pieces, if they still fit
         turn = plan.turns[at]
-        end = turn.first + len(turn.rows)
-        cuts += [
-            _Cut(turn.view, turn.view_rows, a, b, False, True) for a, b in reversed([*pairwise(_bounds(end, capacity))])
-        ]
-        while at < len(plan.turns) and not plan.turns[at].projects:
-            at += 1
+        edges = [turn.first + edge for edge in _bounds(len(turn.rows), capacity)]
+        cuts += [_Cut(turn.view, turn.view_rows, a, b, False, True) for a, b in reversed([*pairwise(edges)])]
+        at += 1
     for turn in plan.turns[at:]:
         if turn.renders:
             cuts += _cut(turn.view, turn.view_rows, capacity, trains=True)

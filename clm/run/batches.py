@@ -11,12 +11,10 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from clm.errors import ResourceError
 from clm.plan.batch import EXACT_MARGIN, Margin, Planned, batch_views
 from clm.plan.residency import Plan
 from clm.run.grow import Growth
@@ -62,11 +60,9 @@ class Batches:
             yield self.next()
 
     def next(self) -> NextBatch:
-        """The batch that the run is at: planned ahead, or now. Raises ResourceError where its views do not fit the budget,
-        even in another arena."""
+        """The batch that the run is at: planned ahead, or now."""
         began, first = time.perf_counter(), self._schedule.image
         planned = self._take(first)
-        assert planned.plan is not None, "an exact margin, and an arena that holds the views"
         views = self._schedule.views_of_batch(first)
         return NextBatch(planned.plan, first, views, planned, time.perf_counter() - began)
 
@@ -110,14 +106,9 @@ class Batches:
         ahead, self._ahead = self._ahead, None
         if ahead is not None and self._ahead_first == first:
             planned = ahead.result()
-            if planned.plan is not None and planned.plan.capacity <= self._residence.arena.slots:
+            if planned.plan.capacity <= self._residence.arena.slots:
                 return planned  # a larger one was made before the arena shrank
-        plan = partial(self._plan, first, EXACT_MARGIN)
-        try:
-            return plan()
-        except ResourceError:
-            self._residence.place_anew()  # views that outgrew the arena get a larger one, if the budget has it
-            return plan()
+        return self._plan(first, EXACT_MARGIN)
 
     def _plan(self, first: int, margin: Margin) -> Planned:
         seed, count = self._schedule.config.seed, self._schedule.views_of_batch(first)

@@ -67,7 +67,7 @@ class Growth:
 
     def _densify(self, store: Store, now: int) -> None:
         progress, limits = self._schedule.progress, thresholds(self._config, self._scale, now)
-        result = densify(store, limits, self._row_limit(store), self._config.seed, now, self._residence.admits)
+        result = densify(store, limits, self._row_limit(store), self._config.seed, now, lambda *_: True)
         progress.new_rows_since_sort += result.cloned + 2 * result.split
         resorted = wants_resort(progress.new_rows_since_sort, store.rows)
         if resorted:

@@ -18,10 +18,10 @@ from clm.device.budget import DeviceBudget, find_device_budget
 from clm.device.interface import Arena, Device
 from clm.errors import ResourceError
 from clm.plan.batch import Margin, Planned, plan_batch
-from clm.plan.budget import arena_bytes, in_core_bytes, lanes_bytes, slots_for, staging_bytes, store_row_bytes
-from clm.plan.placement import Placement, check_shared_memory, choose_placement
-from clm.plan.residency import Plan, rest_of
-from clm.plan.sightings import Sightings, all_visible_sets, arena_needs, resident_blocks, sightings
+from clm.plan.budget import arena_bytes, in_core_bytes, lanes_bytes, staging_bytes, store_row_bytes
+from clm.plan.placement import LEAST_SLOTS, Placement, check_shared_memory, choose_placement, fewest_slots
+from clm.plan.residency import Plan, largest_turn, rest_of
+from clm.plan.sightings import Sightings, arena_needs, resident_blocks, sightings
 from clm.render import Rasterizer, Render
 from clm.run.events import Emit, Message, reporter
 from clm.run.host_memory import GROWTH_ROW_BYTES, HostMemory
@@ -30,8 +30,6 @@ from clm.store.store import Store
 from clm.stream.lanes import Lanes
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
-
-_ARENA_FILL = 0.9  # views may grow to this share of the arena: rows also move and swell until the end of the run
 
 
 class Residence:
@@ -98,7 +96,8 @@ class Residence:
         _, host = self.budgets()
         beside = self._host_beside()
         if self.device.shares_host_memory:
-            beside += self.arena.bytes + self._temporaries(self._seen.largest_view)
+            turn = largest_turn(self._seen.largest_view, self.arena.slots)
+            beside += self.arena.bytes + self._temporaries(self._seen.largest_view, turn)
         on_host = (host - beside) // (store_row_bytes(self._config.moments) + GROWTH_ROW_BYTES)
         return max(on_host, self._store.rows)
 
@@ -148,7 +147,7 @@ class Residence:
         self.lanes.publish_entries()
         return partial(
             render_view,
-            self.tiers,
+            self.lanes.fetch,
             self._schedule.next_step(),
             self.rasterizer,
             sh_degree=self._schedule.sh_degree,
@@ -162,26 +161,7 @@ class Residence:
             self._store, self.cameras, views, self.arena.slots, margin, self._config.seed, ordered=ordered
         )
 
-    def admits(self, store: Store, drop: np.ndarray) -> bool:
-        """Whether every view would still fit into the arena that the device budget allows, with `drop` [N] bool removed."""
-        budget, _ = self.budgets("host")
-        if self.budget.bytes is not None and self._config.offload == "none":
-            # auto would rather move the store to the host than stop growing
-            budget -= store.rows * self.tiers.resident_row_bytes
-        # Staging and the rasteriser's temporaries grow with the view that fills the arena.
-        if store.rows <= slots_for(budget - self._temporaries(store.rows)):
-            return True
-        self._refresh()
-        largest = max(len(rows) - int(drop[rows].sum()) for rows in all_visible_sets(store, self.cameras))
-        return largest <= int(slots_for(budget - self._temporaries(largest)) * _ARENA_FILL)
-
     # ---- placement ----
-
-    def place_anew(self) -> None:
-        """A view outgrew the arena: rows and arena are placed anew. Raises ResourceError, with everything as it was, when
-        nothing fits."""
-        with self.whole():
-            self._replace()
 
     def _replace(self) -> None:
         before = self.placement
@@ -199,11 +179,11 @@ class Residence:
             self._emit(Message(self.placement.reason))
 
     def shrink_arena(self, plan: Plan, i: int) -> Plan | None:
-        """The device has no memory for the view of turn i: give it a quarter of the arena. Returns the plan of the rest of
-        the batch, under way in the smaller arena; None: the views that are left need the arena as it is."""
-        slots, least = self.arena.slots, max(len(turn.rows) for turn in plan.turns[i:])
-        smaller = max(least, slots * 3 // 4)
-        if smaller > 0.95 * slots:
+        """The device has no memory for turn i: give it a quarter of the arena. Returns the plan of the rest of the batch,
+        under way in the smaller arena; None: there is no smaller one."""
+        slots = self.arena.slots
+        smaller = slots * 3 // 4
+        if smaller < LEAST_SLOTS // 4:  # 128 KiB: no memory is to be had from an arena like that
             return None
         self.lanes.interrupt(i)
         self.tiers.replace_arena(smaller)
@@ -221,7 +201,8 @@ class Residence:
         self._store.refresh(self._schedule.next_step())
 
     def _move_in(self, blocks: np.ndarray, arena_slots: int) -> None:
-        self._tiers = Tiers(self.device, self._store, blocks, arena_slots, self._seen.largest_view)
+        at_once = largest_turn(self._seen.largest_view, arena_slots)
+        self._tiers = Tiers(self.device, self._store, blocks, arena_slots, at_once)
         self.lanes = Lanes(self._tiers)
 
     def _place(
@@ -233,10 +214,11 @@ class Residence:
         self._seen = seen
         usual = seen.usual_union(config.batch_size)
         needed, usual = arena_needs(store.rows, seen.largest_view, usual, config.batch_size, store.block_rows)
-        (device, host), temporaries = self.budgets(), self._temporaries(seen.largest_view)
-        beside = self._host_beside()
+        (device, host), host_beside = self.budgets(), self._host_beside()
+        beside = partial(self._temporaries, seen.largest_view)
         if self.device.shares_host_memory:
-            check_shared_memory(store.rows, seen.largest_view, host, config.moments, temporaries + beside)
+            fewest = beside(largest_turn(seen.largest_view, fewest_slots(seen.largest_view)))
+            check_shared_memory(store.rows, seen.largest_view, host, config.moments, fewest + host_beside)
         self._reserved_by_placement = self._reserved
         placement = choose_placement(
             store.rows,
@@ -246,15 +228,16 @@ class Residence:
             host,
             config.offload,
             usual_union=usual,
-            temporaries=temporaries,
+            beside=beside,
             moments=config.moments,
             block_rows=store.block_rows,
             shared_memory=self.device.shares_host_memory,
-            host_beside=beside,
+            host_beside=host_beside,
         )
         return placement, resident_blocks(seen, placement.resident_rows)
 
-    def _temporaries(self, largest_view: int) -> int:
-        """Device bytes beside arena and residents: the rasteriser's, the lanes', and what is kept free."""
-        lanes = 0 if self.device.shares_host_memory else lanes_bytes(largest_view)
-        return self.rasterizer.temporary_bytes(largest_view, self._pixels) + lanes + self._reserved
+    def _temporaries(self, largest_view: int, turn_rows: int) -> int:
+        """Device bytes beside arena and residents where turns have up to `turn_rows` rows: the rasteriser's, the lanes', and
+        what is kept free."""
+        lanes = 0 if self.device.shares_host_memory else lanes_bytes(turn_rows)
+        return self.rasterizer.temporary_bytes(largest_view, self._pixels, turn_rows) + lanes + self._reserved

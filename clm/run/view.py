@@ -1,7 +1,7 @@
 """What is done for one training view: rasterise, compare with the photo, and back down to gradients in the arena.
 
-A view for which the device has no memory is repeated in a smaller arena; where that is impossible the batch goes on without
-it, and says so at its end.
+A view may take several turns (`clm.plan.residency`). A turn for which the device has no memory is repeated in a smaller
+arena; where that is impossible the batch goes on without the view, and says so at its end.
 """
 
 from __future__ import annotations
@@ -13,13 +13,20 @@ from functools import partial
 from typing import Any
 
 from clm.errors import ClmError, OutOfDeviceMemory
-from clm.plan.residency import Plan
-from clm.render import Rasterizer, Target, train_view
+from clm.plan.residency import Turn
+from clm.render import Rasterizer, Target, compare_and_differentiate
 from clm.run.batches import NextBatch
 from clm.run.photos import Photos
 from clm.run.residence import Residence
 from clm.run.schedule import Schedule
 from clm.scene import Scene
+from clm.stream.view import render_turn
+
+Draw = Callable[[], Any]
+
+
+def _nothing(_slots: Any) -> None:
+    """Instead of a turn of a view that has no photo, or no memory."""
 
 
 @dataclass
@@ -51,47 +58,50 @@ class Views:
 
     def compute(self, batch: NextBatch) -> Losses:
         """Every view of a batch whose lanes have begun: render, send back, update."""
-        losses, plan, done, earlier = Losses(), batch.plan, 0, 0  # earlier: views done before the plan was replaced
-        while (i := done - earlier) < len(plan.turns):
-            view, lanes = plan.turns[i].view, self._residence.lanes
-            loss, failure = self._attempt(plan, i, batch.first + done)
+        losses, plan, i, image = Losses(), batch.plan, 0, batch.first
+        draw: Draw | None = None  # of the view under way
+        while i < len(plan.turns):
+            turn, lanes = plan.turns[i], self._residence.lanes
+            if turn.begins:
+                draw = self._draw(turn.view, image)
+            loss, failure = self._attempt(i, turn, draw)
             if failure is not None:
                 rest = self._residence.shrink_arena(plan, i)
                 if rest is not None:
-                    plan, earlier = rest, done
+                    plan, i = rest, 0
                     continue
-                losses.failed = losses.failed or failure
-                lanes.compute(i, lambda _slots: None)
+                losses.failed, draw = losses.failed or failure, None
+                lanes.compute(i, _nothing)
             if loss is not None:
-                losses.values.append((view, loss))
+                losses.values.append((turn.view, loss))
             lanes.send_back(i)  # and update
-            done += 1
+            i, image = i + 1, image + turn.renders
         self._last = losses
         return losses
 
-    def _attempt(self, plan: Plan, i: int, image: int) -> tuple[Any, OutOfDeviceMemory | None]:
-        """The loss of turn i, None without a photo; or why there is none. Of a failed view nothing stays, neither its work
-        nor the frames of a traceback, because they hold the arena whose memory the next try needs."""
+    def _attempt(self, i: int, turn: Turn, draw: Draw | None) -> tuple[Any, OutOfDeviceMemory | None]:
+        """What turn i comes to: the loss where it renders; or why not. Of a failed turn nothing stays, neither its work nor
+        the frames of a traceback, because they hold the arena whose memory the next try needs."""
         try:
-            return self._residence.lanes.compute(i, self._work(plan.turns[i].view, image)), None
+            return self._residence.lanes.compute(i, self._work(turn, draw)), None
         except OutOfDeviceMemory as error:
             return None, error.with_traceback(None)
 
-    def _work(self, view: int, image: int) -> Callable[[Any], Any]:
-        """What the device does for one view, given its slots; it returns the loss, None where the photo cannot be read."""
+    def _work(self, turn: Turn, draw: Draw | None) -> Callable[[Any], Any]:
+        """What the device does in a turn, given the slots of its rows."""
+        if draw is None:
+            return _nothing
+        camera, degree = self._scene.views[turn.view].camera, self._schedule.sh_degree
+        return partial(render_turn, self._rasterizer, self._residence.arena, turn, camera, degree, draw)
+
+    def _draw(self, view: int, image: int) -> Draw | None:
+        """What is done with the splats of a view once they are all there: rasterise, compare, and back down to them; it
+        returns the loss. None where the photo cannot be read."""
         pair = self._photos.of(view)
         if pair is None:
-            return lambda _slots: None
-        photo, mask = pair
-        target = Target(photo, mask, self._schedule.background(image), self._schedule.config.ssim_weight)
-        return partial(
-            train_view,
-            self._rasterizer,
-            self._residence.arena,
-            camera=self._scene.views[view].camera,
-            sh_degree=self._schedule.sh_degree,
-            target=target,
-        )
+            return None
+        target = Target(*pair, self._schedule.background(image), self._schedule.config.ssim_weight)
+        return partial(compare_and_differentiate, self._rasterizer, target)
 
     def why_to_stop(self) -> ClmError | None:
         """What a run cannot go on with after its last batch."""

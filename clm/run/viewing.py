@@ -11,9 +11,11 @@ from clm.device.budget import available_memory, find_device_budget
 from clm.device.choose import open_device
 from clm.formats.model import ModelFile
 from clm.plan.budget import SLOT_BYTES
+from clm.plan.placement import device_too_small, fewest_slots
 from clm.render import Render
 from clm.run.events import Emit, Message, reporter
 from clm.store.store import Store
+from clm.stream.fetch import Fetch
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
 
@@ -29,14 +31,18 @@ def loaded_store(model: ModelFile, emit: Emit) -> Store:
 def model_renderer(
     model: ModelFile, store: Store, background: tuple[float, float, float], gpu_memory: str, emit: Emit
 ) -> Callable[..., Render]:
-    """Renders any camera from the rows of a model on the host; the device holds only the rows of one view."""
+    """Renders any camera from the rows of a model on the host; the device holds only the rows of one view, or of a piece of it.
+    Raises ResourceError when the budget is too small for even that."""
     device, rasterizer = open_device("auto", antialiased=model.rows.antialiased, say=lambda text: emit(Message(text)))
     budget = find_device_budget(gpu_memory, device, lambda text: emit(Message(text, "warning")))
     if budget.reason:
         emit(Message(budget.reason))
     # What the rasteriser needs grows with the view, as the arena does.
     beside = (rasterizer.temporary_bytes(1 << 20, 0) - rasterizer.temporary_bytes(0, 0)) >> 20
-    slots = budget.at_most(available_memory()) // (SLOT_BYTES + beside)
-    tiers = Tiers(device, store, np.zeros(store.blocks, bool), min(store.rows, slots))
+    fewest, available = fewest_slots(store.rows), budget.at_most(available_memory())
+    slots = min(store.rows, available // (SLOT_BYTES + beside))
+    if slots < fewest:
+        raise device_too_small(store.rows, fewest * (SLOT_BYTES + beside), available)
+    fetch = Fetch(Tiers(device, store, np.zeros(store.blocks, bool), slots))
     degree = model.rows.sh_degree
-    return partial(render_view, tiers, None, rasterizer, sh_degree=degree, background=background)
+    return partial(render_view, fetch, None, rasterizer, sh_degree=degree, background=background)

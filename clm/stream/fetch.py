@@ -13,6 +13,7 @@ import numpy as np
 from clm.device.interface import Rows, Stream, gradient_floats, packed_gradients, packed_rows, row_floats
 from clm.kernels import rows as row_kernels
 from clm.plan.budget import TURNS_UNDER_WAY
+from clm.store.layout import CHUNK_ROWS
 from clm.stream.batch import Batch
 from clm.stream.handover import after
 from clm.stream.route import Arrivals, route_turn
@@ -23,15 +24,16 @@ from clm.stream.tiers import Tiers
 class Fetch:
     """Carries out the loads of a plan, turn by turn, one at a time."""
 
-    def __init__(self, tiers: Tiers, stream: Stream, parcel_rows: int):
-        self._tiers, self.stream = tiers, stream
+    def __init__(self, tiers: Tiers, stream: Stream | None = None, parcel_rows: int = CHUNK_ROWS):
+        """stream: None for a load stream of its own."""
+        self.tiers, self.stream = tiers, stream or tiers.device.stream("load")
         self._rows, self._returning = Ring(tiers.device, parcel_rows), Ring(tiers.device, parcel_rows)
 
     def reserve(self, batch: Batch) -> None:
         """While no lane works: staging for the largest load of the plan."""
         plan, columns = batch.plan, batch.columns
         loads = max((len(turn.load_rows) for turn in plan.turns), default=0)
-        rows, back = 0 if self._tiers.everything_resident else loads, loads if plan.traffic.loaded_partial else 0
+        rows, back = 0 if self.tiers.everything_resident else loads, loads if plan.traffic.loaded_partial else 0
         self._rows.reserve(rows, lambda n: row_floats(n, columns, batch.bf16_colours))
         self._returning.reserve(back, lambda n: gradient_floats(n, columns), in_turn=False)
 
@@ -45,7 +47,7 @@ class Fetch:
         if i >= TURNS_UNDER_WAY:
             after(turns[i - TURNS_UNDER_WAY].updated, "the index lists of few turns are on the device at a time")
         with batch.host_span("load", "route", i):
-            route = route_turn(batch.plan.turns[i], self._tiers)
+            route = route_turn(batch.plan.turns[i], self.tiers)
         turns[i].begin(route)
         for arrivals, earlier, why in (
             (route.early, i - 2, "the slots of early rows were released two turns ago"),
@@ -59,7 +61,7 @@ class Fetch:
     def _arrive(self, batch: Batch, i: int, arrivals: Arrivals, earlier: int, why: str) -> None:
         """Rows into the slots that turn `earlier` releases, where their gradient rows start at zero. The first parcel is staged
         before that."""
-        tiers, stream, columns = self._tiers, self.stream, batch.columns
+        tiers, stream, columns = self.tiers, self.stream, batch.columns
 
         def run(work: Callable[..., None], *arguments: object) -> None:
             if earlier >= 0:
@@ -75,7 +77,7 @@ class Fetch:
 
     def _stage(self, batch: Batch, i: int, rows: np.ndarray) -> Rows:
         """Rows [n] (ids), caught up, in a staging buffer on the device."""
-        tiers, stream, columns, count = self._tiers, self.stream, batch.columns, len(rows)
+        tiers, stream, columns, count = self.tiers, self.stream, batch.columns, len(rows)
         buffer = self._rows.take()
         with batch.host_span("load", "gather", i):
             if buffer.left is not None:
@@ -92,7 +94,7 @@ class Fetch:
 
         They are parked by now: a row evicted after turn e comes back at turn e + 2 at the earliest, into a slot that turn
         e + 1 released, and the send-back lane parks the rows of turn e before it takes up turn e + 1."""
-        device, columns, stream = self._tiers.device, batch.columns, self.stream
+        device, columns, stream = self.tiers.device, batch.columns, self.stream
         for part in self._returning.parcels(len(arrivals.partial)):
             buffer, count = self._returning.take(), part.stop - part.start
             if buffer.left is not None:
@@ -102,5 +104,5 @@ class Fetch:
                 batch.parked.copy_to(arrivals.partial[part], target, columns)
                 stream.run(device.to_device, buffer.staging, gradient_floats(count, columns))
                 source = packed_gradients(buffer.staging.device, count, columns)
-                stream.run(device.restore, source, arrivals.partial_slots[part], self._tiers.arena, columns)
+                stream.run(device.restore, source, arrivals.partial_slots[part], self.tiers.arena, columns)
             buffer.left = stream.record()

@@ -50,7 +50,7 @@ class Lanes:
         self.tiers = tiers
         self._host = {name: HostLane(name) for name in ("load", "send_back", "update")}
         load, self.compute_stream, back = (tiers.device.stream(name) for name in ("load", "compute", "send_back"))
-        self._fetch = Fetch(tiers, load, parcel_rows)
+        self.fetch = Fetch(tiers, load, parcel_rows)
         self._send_back = SendBack(tiers, back, self._host["update"], parcel_rows)
         self._under_way: Batch | None = None
         self._unpublished: deque[Batch] = deque()
@@ -65,7 +65,7 @@ class Lanes:
     @property
     def staging_bytes(self) -> int:
         """On the host."""
-        return self._fetch.staging_bytes + self._send_back.staging_bytes
+        return self.fetch.staging_bytes + self._send_back.staging_bytes
 
     @property
     def device_staging_bytes(self) -> int:
@@ -87,11 +87,11 @@ class Lanes:
     def _begin(self, batch: Batch) -> None:
         if batch.plan.capacity > self.tiers.arena.slots:
             raise ValueError(f"a plan for {batch.plan.capacity} slots in an arena of {self.tiers.arena.slots}")
-        self._fetch.reserve(batch)
+        self.fetch.reserve(batch)
         self._send_back.reserve(batch)
         self._under_way = batch
         for i, turn in enumerate(batch.turns):
-            self._run("load" if i else None, self._fetch.run, i, turn.loaded)
+            self._run("load" if i else None, self.fetch.run, i, turn.loaded)
 
     def compute(self, i: int, work: Callable[[Indices], T]) -> T:
         """Run `work(slots of turn i)` on the device once its rows are there."""
@@ -150,7 +150,7 @@ class Lanes:
             after(lane.at_rest(), "the host's lanes have done what earlier turns gave them")
         for turn in batch.turns[:i]:
             turn.updated.result()  # done: what went wrong in a lane is raised here
-        self._fetch.stream.record().synchronize("rows under way to the arena are there before it is replaced")
+        self.fetch.stream.record().synchronize("rows under way to the arena are there before it is replaced")
         self.compute_stream.record().synchronize("what was begun of the view is over before the arena is replaced")
         rows, slots = held_after(batch.plan, i)
         self._send_back.park(batch, i, rows, slots)
@@ -166,7 +166,7 @@ class Lanes:
             self._under_way.cancel()
         for lane in self._host.values():
             lane.close()
-        for stream in (self._fetch.stream, self.compute_stream, self._send_back.stream):
+        for stream in (self.fetch.stream, self.compute_stream, self._send_back.stream):
             stream.record().synchronize("arena and staging may go when no stream works with them any more")
 
     def _run(self, lane: str | None, work: Callable[[Batch, int], None], i: int, *outcomes: Outcome) -> None:

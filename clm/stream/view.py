@@ -1,4 +1,7 @@
-"""Rendering one view out of core: cull, fetch its rows into the arena, rasterise. Used by evaluation and `clm render`."""
+"""A view's turns on the device, and rendering single views out of core: evaluation and `clm render`.
+
+A view that is only rendered is a batch of one without an optimizer step, carried out by the load lane's own code.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,26 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
-
 from clm.camera import Camera
-from clm.device.interface import Arena, Indices, packed_rows, row_floats
-from clm.kernels import rows as row_kernels
+from clm.device.interface import Arena, Indices
 from clm.kernels.rows import AdamStep, colour_columns
-from clm.plan.batch import view_too_large
-from clm.plan.residency import Turn
+from clm.plan.residency import Turn, make_plan
 from clm.plan.visibility import visible_rows
 from clm.render import Rasterizer, Render
-from clm.store.layout import CHUNK_ROWS
-from clm.stream.tiers import Tiers
+from clm.stream.batch import Batch
+from clm.stream.fetch import Fetch
 
 T = TypeVar("T")
 
 
 def render_turn(
-    rasterizer: Any,
+    rasterizer: Rasterizer,
     arena: Arena,
     turn: Turn,
-    slots: Indices,
     camera: Camera,
     sh_degree: int,
     draw: Callable[[], T],
+    slots: Indices,
 ) -> T | None:
     """What the device does in one turn of a view, whose splats stay in the rasteriser between its turns.
 
@@ -46,33 +45,8 @@ def render_turn(
     return drawn
 
 
-def load_view(tiers: Tiers, adam: AdamStep | None, rows: np.ndarray, columns: int) -> Indices:
-    """Rows [M] (ids, ascending), caught up to `adam.step - 1`, into arena slots 0..M-1; returns the slots.
-
-    Rows of the host pass through one staging buffer of at most 64 Ki rows, piece by piece. adam None: a store without moments.
-    """
-    device, arena, stream = tiers.device, tiers.arena, tiers.device.stream("load")
-    on_host, resident = tiers.split(rows)
-    slots = np.arange(len(rows), dtype=np.int32)
-    host_rows, host_slots = rows[on_host], slots[on_host]
-    staging = device.staging(row_floats(min(len(host_rows), CHUNK_ROWS), columns))
-    for first in range(0, len(host_rows), CHUNK_ROWS):
-        piece = np.ascontiguousarray(host_rows[first : first + CHUNK_ROWS])
-        count = len(piece)
-        row_kernels.fetch(tiers.store, adam, piece, *packed_rows(staging.host, count, columns), columns)
-        [target] = device.indices([host_slots[first : first + count]])
-        stream.run(device.to_device, staging, row_floats(count, columns))
-        stream.run(device.place, packed_rows(staging.device, count, columns), target, arena, columns)
-        stream.record().synchronize("the next piece takes the same staging buffer")
-    if tiers.residents is not None and len(slots[resident]):
-        positions, target = device.indices([tiers.positions(rows[resident]), slots[resident]])
-        stream.run(tiers.residents.fetch, adam, positions, target, arena, columns)
-    stream.record().synchronize("the rasteriser works on another stream")
-    return device.indices([slots])[0]
-
-
 def render_view(
-    tiers: Tiers,
+    fetch: Fetch,
     adam: AdamStep | None,
     rasterizer: Rasterizer,
     camera: Camera,
@@ -81,20 +55,31 @@ def render_view(
     *,
     depth: bool = False,
 ) -> Render:
-    """Render `camera`; the images are on the host. Raises ResourceError when the view needs more rows than the arena has."""
-    store = tiers.store
+    """Render `camera`; the images are on the host. fetch: of lanes that are idle, or of none; adam: rows are caught up to
+    `adam.step - 1` (None: a store without moments). A view larger than the arena is rendered in pieces."""
+    tiers, compute = fetch.tiers, fetch.tiers.device.stream("compute")
+    store, device = tiers.store, tiers.device
     rows = visible_rows(store.entries, store.bounds, camera, block_rows=store.block_rows)
-    if len(rows) > tiers.arena.slots:
-        raise view_too_large(len(rows), tiers.arena.slots, "This view")
-    slots = load_view(tiers, adam, rows, colour_columns(sh_degree))
+    plan = make_plan([0], [rows], tiers.arena.slots, store.block_rows, trains=False)
+    batch = Batch(plan, adam, colour_columns(sh_degree), plan.traffic, plan.union_rows)
+    fetch.reserve(batch)
 
     def draw() -> Render:
-        arena = tiers.arena
-        render = rasterizer.forward(arena.geometry, arena.colour, slots, camera, sh_degree, background, depth=depth)
+        render = rasterizer.rasterize(background, depth)
         images: dict[str, Any] = {
-            name: None if (image := getattr(render, name)) is None else tiers.device.numpy(image)
+            name: None if (image := getattr(render, name)) is None else device.numpy(image)
             for name in ("rgb", "alpha", "depth")
         }
         return dataclasses.replace(render, **images)
 
-    return tiers.device.stream("compute").run(draw)
+    render: Render | None = None
+    for i, (turn, state) in enumerate(zip(plan.turns, batch.turns, strict=True)):
+        fetch.run(batch, i)
+        compute.wait(state.loaded.result(), "the rows of this turn are in their slots")
+        slots = state.route.view_slots
+        render = compute.run(render_turn, rasterizer, tiers.arena, turn, camera, sh_degree, draw, slots)
+        state.released.succeed(compute.record())
+        state.end()
+    compute.record().synchronize("the image is there, and no stream works with the arena any more")
+    assert render is not None, "a view's last turn renders"
+    return render

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -31,12 +32,17 @@ def facts_of(*arguments: str | Path) -> dict[str, Any]:
     return json.loads(result.stdout)
 
 
-def first_batches(data: Path, **options: Any) -> list[dict[str, int]]:
-    """What `clm plan` says about the first batches of a run with these options."""
+def facts_on_a_cpu(data: Path, **options: Any) -> dict[str, Any]:
+    """The same where the device is the host's, so that all of --gpu-memory is for rows and slots."""
     config = small_config(**options)
     scene = open_scene(data, config, require_images=False)
-    forecast = make_forecast(scene, config, find_budgets(config, None), load_machine("rtx4090"))
-    return forecast_facts(forecast)["traffic"]["first_batches"]
+    on_cpu = dataclasses.replace(load_machine("rtx4090"), device="cpu", compute_cores=4)
+    return forecast_facts(make_forecast(scene, config, find_budgets(config, None), on_cpu))
+
+
+def first_batches(data: Path, **options: Any) -> list[dict[str, int]]:
+    """What `clm plan` says about the first batches of a run with these options."""
+    return facts_on_a_cpu(data, **options)["traffic"]["first_batches"]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +90,7 @@ def test_json_has_the_keys_of_the_contract() -> None:
 
 
 def test_counts_are_scaled_and_arrays_are_not() -> None:
-    small, large = (facts_of(DEMO, "--offload", "host", "--max-gaussians", count) for count in ("10M", "40M"))
+    small, large = (facts_of(DEMO, "--offload", "host", "--max-gaussians", count) for count in ("2M", "8M"))
     for name in ("rows_loaded", "bytes_loaded", "bytes_sent_back"):
         assert large["traffic"]["per_image"][name] == pytest.approx(4 * small["traffic"]["per_image"][name], rel=1e-3)
     tracemalloc.start()
@@ -97,23 +103,24 @@ def test_counts_are_scaled_and_arrays_are_not() -> None:
 def test_a_scaled_plan_meets_the_same_tight_arena(tmp_path: Path) -> None:
     """Three million Gaussians in an arena for a million are what three thousand are in an arena for a thousand."""
     data = write_survey_scene(tmp_path / "survey")
-    options = ("--batch-size", "12", "--offload", "host", "--gpu-memory")
-    exact = facts_of(data, *options, str(1000 * SLOT_BYTES))["traffic"]["per_image"]
-    scaled = facts_of(data, *options, str(10**6 * SLOT_BYTES), "--max-gaussians", "3M")["traffic"]["per_image"]
+    options: dict[str, Any] = {"downscale": "1", "batch_size": 12, "offload": "host"}
+    exact = facts_on_a_cpu(data, **options, gpu_memory=str(1000 * SLOT_BYTES))["traffic"]["per_image"]
+    large = {"gpu_memory": str(10**6 * SLOT_BYTES), "max_gaussians": 3_000_000}
+    scaled = facts_on_a_cpu(data, **options, **large)["traffic"]["per_image"]
     assert exact["rows_loaded"] > 1.02 * exact["rows_lower_bound"], "the arena is not tight"
     for name, count in exact.items():
         assert scaled[name] == pytest.approx(1000 * count, rel=5e-3), name
 
 
 def test_rows_of_resident_blocks_do_not_cross_the_bus() -> None:
-    arguments = (DEMO, "--max-gaussians", "20M", "--gpu-memory")
+    arguments = (DEMO, "--max-gaussians", "14M", "--gpu-memory")
     moving = facts_of(*arguments, "16GiB", "--offload", "host")["traffic"]["per_image"]
     facts = facts_of(*arguments, "16GiB")
     staying = facts["traffic"]["per_image"]
     assert "stay on the device" in facts["reason"] and facts["placement"]["resident_rows"] > 0
     loaded = staying["rows_loaded"] + staying["rows_loaded_resident"]
     assert loaded == pytest.approx(moving["rows_loaded"], rel=0.02)
-    share = facts["placement"]["resident_rows"] / 20_000_000
+    share = facts["placement"]["resident_rows"] / 14_000_000
     assert staying["rows_loaded_resident"] > share * loaded, "the rows that most views see are the ones that stay"
     assert staying["bytes_loaded"] < moving["bytes_loaded"]
 
@@ -160,17 +167,31 @@ def test_a_refusal_names_flags_that_work(device: str) -> None:
     assert clm(*more).returncode == 0
 
 
-def test_a_gpu_needs_room_to_render_its_largest_view() -> None:
-    """What staging and the rasteriser take besides is counted as training counts it; where it is too much, that is said."""
+def test_a_view_too_large_for_the_gpu_is_planned_in_pieces() -> None:
+    """What staging and the rasteriser take besides is counted as training counts it."""
     arguments = ("--gpu-memory", "20GiB", "--host-memory", "128GiB")
     whole, pieces = (facts_of(DEMO, *arguments, "--max-gaussians", count) for count in ("4M", "30M"))
-    assert whole["fits_whole_views"] and whole["warnings"] == []
-    assert not pieces["fits_whole_views"] and pieces["fits"]
-    assert "rendered in pieces" in pieces["assumptions"][0]
-    largest, needed = pieces["required"]["largest_view_bytes"], pieces["required"]["beside_arena_bytes"]
-    assert largest <= pieces["available"]["device_bytes"] < largest + needed
-    advised = re.search(r"--max-gaussians (\S+?)`", pieces["warnings"][0])[1]
-    assert facts_of(DEMO, *arguments, "--max-gaussians", advised)["fits_whole_views"]
+    assert whole["pieces_of_the_largest_view"] == 1 < pieces["pieces_of_the_largest_view"] < 20
+    assert pieces["fits"] and whole["warnings"] == pieces["warnings"] == []
+    placement, largest = pieces["placement"], pieces["required"]["largest_view_bytes"]
+    assert SLOT_BYTES * placement["arena_slots"] < largest
+    assert (
+        placement["device_bytes"]
+        <= pieces["available"]["device_bytes"]
+        < largest + pieces["required"]["beside_arena_bytes"]
+    )
+    per_image = pieces["traffic"]["per_image"]
+    assert per_image["rows_lower_bound"] < per_image["rows_loaded"] <= per_image["rows_loaded_consecutive_reuse"]
+    said = clm("plan", DEMO, *arguments, "--max-gaussians", "30M", "--machine", "rtx4090").stdout
+    assert f"in {pieces['pieces_of_the_largest_view']} pieces" in said and "projected twice" in said
+
+
+def test_a_device_too_small_for_any_piece_is_refused_with_a_flag_that_works() -> None:
+    arguments = ("plan", DEMO, "--max-gaussians", "1M", "--machine", "rtx4090")
+    refused = clm(*arguments, "--gpu-memory", "20MiB")
+    assert refused.returncode == 3 and "Even in pieces it needs" in refused.stderr
+    advised = re.search(r"`--gpu-memory (\S+?)`", refused.stderr)[1]
+    assert clm(*arguments, "--gpu-memory", advised).returncode == 0
 
 
 def test_moments_in_bf16_take_less_of_the_host() -> None:

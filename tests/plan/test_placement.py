@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from clm.errors import ClmError, ResourceError
 from clm.plan.budget import RESIDENT_ROW_BYTES as RESIDENT
 from clm.plan.budget import arena_bytes, in_core_bytes, slots_for, store_bytes, store_row_bytes
-from clm.plan.placement import choose_placement
+from clm.plan.placement import Placement, choose_placement
+from clm.plan.residency import largest_turn
 from clm.plan.sightings import Sightings, resident_blocks
 from clm.units import parse_bytes
 
@@ -75,17 +76,46 @@ def test_the_usual_union_is_at_least_the_mean_union_of_random_views(
         assert seen.usual_union(1) >= np.mean([len(view) for view in views]) - 1e-9
 
 
-def test_the_rasterisers_temporaries_come_out_of_the_device_budget() -> None:
-    with_room = choose_placement(10_000, 5_000, 2_000, 10**7, 10**9, temporaries=0)
-    without = choose_placement(10_000, 5_000, 2_000, 10**7, 10**9, temporaries=8 * 10**6)
-    assert without.device_bytes <= 10**7 and without.arena_slots < with_room.arena_slots
-    with pytest.raises(ResourceError, match="--gpu-memory"):
-        choose_placement(10_000, 5_000, 2_000, 10**7, 10**9, temporaries=95 * 10**5)
+def test_what_a_turn_needs_beside_the_arena_comes_out_of_the_device_budget() -> None:
+    def choose(per_row: int, budget: int = 10**7) -> Placement:
+        return choose_placement(10_000, 5_000, 2_000, budget, 10**9, "host", beside=lambda rows: 10**6 + per_row * rows)
+
+    with_room, without, in_pieces = choose(0), choose(3500), choose(8500)
+    assert with_room.arena_slots > without.arena_slots > 2_000, "whole views"
+    assert without.device_bytes == arena_bytes(without.arena_slots) + 10**6 + 3500 * 2_000 <= 10**7
+    assert 1024 < in_pieces.arena_slots < 2_000, "a piece has half as many rows as the arena"
+    assert in_pieces.device_bytes == (arena_bytes(in_pieces.arena_slots) + 10**6 + 8500 * (in_pieces.arena_slots // 2))
+    assert in_pieces.device_bytes <= 10**7 < in_pieces.device_bytes + 2 * (496 + 8500)
+    with pytest.raises(ResourceError, match="--gpu-memory") as caught:
+        choose(10**5)
+    advised = re.search(r"--gpu-memory (\S+?)`", caught.value.fix)
+    assert choose(10**5, parse_bytes(advised[1])).arena_slots >= 1024
+
+
+@given(st.integers(0, 5_000_000), st.integers(0, 2000), st.sampled_from(["auto", "none", "host"]))
+def test_any_budget_is_used_or_refused_and_more_of_it_never_makes_the_arena_smaller(
+    budget: int, per_row: int, offload: str
+) -> None:
+    def choose(budget: int) -> Placement | None:
+        try:
+            return choose_placement(3000, 9000, 2500, budget, 10**9, offload, beside=lambda rows: per_row * rows)
+        except ResourceError:
+            return None
+
+    placement, more = choose(budget), choose(budget + 400_000)
+    if placement is None:
+        assert budget < arena_bytes(1024) + per_row * 512 + (3000 * RESIDENT if offload == "none" else 0)
+        return
+    assert more is not None and placement.device_bytes <= budget and placement.arena_slots >= 1024
+    if more.offload == placement.offload:
+        assert more.arena_slots >= placement.arena_slots
+    turn = largest_turn(2500, placement.arena_slots)
+    assert placement.device_bytes == in_core_bytes(placement.resident_rows, placement.arena_slots) + per_row * turn
 
 
 @pytest.mark.parametrize("moments", ["f32", "bf16"])
 @pytest.mark.parametrize("offload", ["auto", "none", "host"])
-@pytest.mark.parametrize(("device", "host"), [(GIB // 4, 64 * GIB), (4 * GIB, GIB // 2)])
+@pytest.mark.parametrize(("device", "host"), [(GIB // 8192, 64 * GIB), (GIB // 4, GIB // 2), (2 * GIB, GIB // 2)])
 def test_an_impossible_budget_is_refused_with_ways_out_that_work(
     offload: str, device: int, host: int, moments: str
 ) -> None:
@@ -99,12 +129,11 @@ def test_an_impossible_budget_is_refused_with_ways_out_that_work(
     memory = re.search(r"--host-memory (\S+?)`", fix)
     if memory:
         choose_placement(rows, needed, largest, device, parse_bytes(memory[1]), offload, moments=moments)
-    fewer = int(float(re.search(r"--max-gaussians ([\d.]+)M", fix)[1]) * 1e6) if "M`" in fix else None
-    if fewer is None:
-        fewer = int(float(re.search(r"--max-gaussians ([\d.]+)k", fix)[1]) * 1e3)
-    scaled = needed * fewer // rows, largest * fewer // rows
-    choose_placement(fewer, *scaled, device, host, offload, moments=moments)
-    assert gpu or memory
+    fewer = re.search(r"--max-gaussians ([\d.]+)([Mk]?)`", fix)
+    if fewer:
+        count = int(float(fewer[1]) * {"M": 1e6, "k": 1e3, "": 1}[fewer[2]])
+        choose_placement(count, needed * count // rows, largest * count // rows, device, host, offload, moments=moments)
+    assert (gpu or memory) and (fewer or device < arena_bytes(1024))
 
 
 def test_bf16_moments_are_a_way_out_of_a_full_host_only_where_they_fit() -> None:

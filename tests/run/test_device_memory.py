@@ -82,20 +82,13 @@ def test_a_run_on_a_device_with_memory_of_its_own_resumes_to_the_same_model(
     assert_same_model(on_the_cpu, tmp_path / "run")
 
 
-def test_growth_is_admitted_only_where_temporaries_and_staging_leave_room_for_the_arena(
-    device: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_growth_goes_on_where_temporaries_and_staging_leave_room_for_pieces_only(
+    on_the_cpu: Path, device: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What densification admits, placement can place: else a run would end in the middle of it."""
-    needed = 3 * 2**20
-    monkeypatch.setattr(CpuRasterizer, "temporary_bytes", lambda self, rows, pixels: needed + 100 * rows)
-    verdicts: list[bool] = []
+    def temporaries(self: CpuRasterizer, rows: int, pixels: int, piece_rows: int | None = None) -> int:
+        return 3 * 2**20 + 20 * rows + 100 * (piece_rows or rows)
 
-    def watched(*arguments: Any) -> bool:
-        verdicts.append(real(*arguments))
-        return verdicts[-1]
-
-    real = Residence.admits
-    monkeypatch.setattr(Residence, "admits", watched)
-    options = {**OPTIONS, "grow_screen_gradient": 1e-5, "offload": "host", "eval_every": 0}
-    run_demo(tmp_path / "run", gpu_memory="32MiB", **options)
-    assert False in verdicts and True in verdicts, verdicts
+    monkeypatch.setattr(CpuRasterizer, "temporary_bytes", temporaries)
+    events = run_demo(tmp_path / "run", offload="host", gpu_memory="8MiB", **OPTIONS)
+    assert not any(event.refused for event in of_type(events, Densified)) and of_type(events, Densified)
+    assert_same_model(on_the_cpu, tmp_path / "run")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clm.plan.batch import EXACT_MARGIN
+from clm.plan import placement
 from clm.plan.budget import SLOT_BYTES
 from clm.run.checkpoint import latest_checkpoint
 from clm.run.events import Densified
@@ -64,12 +64,12 @@ def demo_resident(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize(("threads", "gpu_memory"), [(1, "8GiB"), (2, "8GiB"), (2, "5MiB")])
+@pytest.mark.parametrize(("threads", "gpu_memory"), [(1, "8GiB"), (2, "8GiB"), (2, "5MiB"), (2, "2MiB"), (1, "1MiB")])
 def test_host_offload_trains_the_same_model_as_everything_resident(
     demo_resident: Path, tmp_path: Path, threads: int, gpu_memory: str
 ) -> None:
     events = run_demo(tmp_path / "run", offload="host", threads=threads, gpu_memory=gpu_memory)
-    assert not any(e.refused for e in of_type(events, Densified)), "this arena is too small to grow as the other does"
+    assert not any(e.refused for e in of_type(events, Densified)), "no budget of the device limits growth"
     assert_same_model(demo_resident, tmp_path / "run")
 
 
@@ -102,9 +102,7 @@ def test_an_arena_that_must_evict_trains_the_same_model(
     options = {"data": survey, **SURVEY, **({} if growing else FIXED)}
     events = run_demo(tmp_path / "all", offload="none", threads=1, **options)
     assert bool(of_type(events, Densified)) == growing
-    # Growth is admitted only while views fill 90% of the arena.
-    barely = int(max(largest) / 0.9) + 2 if growing else max(largest)
-    traffic = {}
+    barely, traffic = max(largest), {}
     for slots, threads in ((barely, 2), (barely, 1), (barely * 3 // 2, 2)):
         run = tmp_path / f"{slots}_{threads}"
         run_demo(run, offload="host", gpu_memory=str(slots * SLOT_BYTES), threads=threads, **options)
@@ -117,27 +115,33 @@ def test_an_arena_that_must_evict_trains_the_same_model(
     assert traffic[barely]["rows_loaded"] > traffic[barely * 3 // 2]["rows_loaded"]
 
 
-def test_an_arena_without_room_for_the_margin_of_plans_made_ahead_trains_the_same_model(
-    survey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("offload", "threads"), [("host", 1), ("host", 2), ("auto", 2)])
+def test_an_arena_of_a_quarter_of_the_largest_view_trains_the_same_model(
+    survey: Path, tmp_path: Path, largest: list[int], monkeypatch: pytest.MonkeyPatch, offload: str, threads: int
 ) -> None:
-    """A plan made ahead covers how far rows may move; where only the exact sets fit, they are planned in the same order."""
-    refused: list[int] = []
+    """Rows are added, and every view is in pieces; stopped half-way, and resumed in a third of the largest view."""
+    options = {"data": survey, **SURVEY}
+    run_demo(tmp_path / "all", offload="none", threads=1, **options)
+    monkeypatch.setattr(placement, "LEAST_SLOTS", 64)
+    quarter, turns = max(largest) // 4 * SLOT_BYTES, []
     plan = Residence.plan
 
-    def watched(self: Residence, views: list[int], margin: tuple[float, float], *, ordered: bool) -> Any:
-        planned = plan(self, views, margin, ordered=ordered)
-        if planned.plan is None:
-            refused.append(views[0])
-            assert margin != EXACT_MARGIN
+    def watched(self: Residence, *arguments: Any, **named: Any) -> Any:
+        planned = plan(self, *arguments, **named)
+        turns.extend(planned.plan.turns)
         return planned
 
-    options = {"data": survey, "downscale": "1", "batch_size": 16, "iterations": 80, "test_every": 0, **FIXED}
-    options["means_lr"] = 8e-3  # rows move far, so that the order of views under the margin is another
-    run_demo(tmp_path / "all", offload="none", **options)
     monkeypatch.setattr(Residence, "plan", watched)
-    run_demo(tmp_path / "tight", offload="host", gpu_memory=str(910 * SLOT_BYTES), **options)
-    assert refused, "every plan made ahead did fit"
-    assert_same_model(tmp_path / "all", tmp_path / "tight")
+    run_demo(tmp_path / "run", offload=offload, threads=threads, gpu_memory=str(quarter), stop_at=36, **options)
+    assert {turn.renders for turn in turns} == {True, False} and sum(turn.adds and turn.projects for turn in turns) > 30
+    assert all(len(turn.view_rows) > len(turn.rows) for turn in turns if len(turn.view_rows) > max(largest) // 4)
+    more = str(quarter * 4 // 3)
+    events = run_demo(tmp_path / "run", offload=offload, threads=threads, gpu_memory=more, resume=True, **options)
+    assert not any(e.refused for e in of_type(events, Densified))
+    assert_same_model(tmp_path / "all", tmp_path / "run")
+    report = read_json(tmp_path / "run" / "report.json")
+    assert report["peak"]["device_bytes"] <= quarter * 4 // 3
+    assert report["traffic"]["rows_loaded"] > report["traffic"]["rows_lower_bound"]
 
 
 def test_a_real_drone_survey_in_a_tight_arena_trains_the_same_model(tmp_path: Path) -> None:
@@ -145,6 +149,8 @@ def test_a_real_drone_survey_in_a_tight_arena_trains_the_same_model(tmp_path: Pa
     run_demo(tmp_path / "all", offload="none", threads=2, **options)
     run_demo(tmp_path / "tight", offload="host", threads=1, gpu_memory=str(9500 * SLOT_BYTES), **options)
     assert_same_model(tmp_path / "all", tmp_path / "tight")
+    run_demo(tmp_path / "pieces", offload="host", threads=2, gpu_memory=str(2200 * SLOT_BYTES), **options)
+    assert_same_model(tmp_path / "all", tmp_path / "pieces")
     traffic = read_json(tmp_path / "tight" / "report.json")["traffic"]
     assert traffic["rows_loaded"] > traffic["rows_lower_bound"], "nothing was evicted"
 

@@ -196,7 +196,7 @@ def run_batches(
                         rasterizer.rasterize_backward(np.ascontiguousarray(image.rgb - 0.5, dtype=np.float32))
 
                     rasterizer.rows, where = turn.rows, np.asarray(slots, np.int32)
-                    render_turn(rasterizer, on_host(tiers.arena), turn, where, CAMERAS[turn.view], degree, draw)
+                    render_turn(rasterizer, on_host(tiers.arena), turn, CAMERAS[turn.view], degree, draw, where)
 
                 if (room := interrupted.pop((batch, done), None)) is not None:
                     lanes.compute_stream.run(lambda: None)  # begun, and then there was no memory for the rest
@@ -603,8 +603,9 @@ def test_rendering_out_of_core_equals_rendering_all_rows(resident: Which) -> Non
     chunks = list(store.exact_chunks(constants))
     geometry, colour = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
     all_rows, some = CpuRasterizer(), CpuRasterizer()
-    tiers = Tiers(CpuDevice(), store, resident(store), 2 * largest_view())
-    for view in CAMERAS:
-        slots = np.arange(store.rows, dtype=np.int32)
-        full = all_rows.forward(geometry, colour, slots, view, 2, BLACK).rgb.copy()
-        np.testing.assert_array_equal(render_view(tiers, constants, some, view, 2, BLACK).rgb, full)
+    for capacity in (2 * largest_view(), largest_view() // 4):
+        fetch = Fetch(Tiers(CpuDevice(), store, resident(store), capacity))
+        for view in CAMERAS:
+            slots = np.arange(store.rows, dtype=np.int32)
+            full = all_rows.forward(geometry, colour, slots, view, 2, BLACK).rgb.copy()
+            np.testing.assert_array_equal(render_view(fetch, constants, some, view, 2, BLACK).rgb, full)
