@@ -1,12 +1,13 @@
 """One photo or mask from its file to the array that is trained on: RGB, undistorted, at training size.
 
 EXIF orientation is ignored, because COLMAP ignored it when it calibrated the camera.
-Alpha is dropped, 16 bits become 8.
+Alpha is dropped, 16 bits become 8. `load_scene` says once where a scene has either of the first two.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,7 @@ from clm.scene.undistort import Training, undistort_pixels
 
 # Survey cameras exceed Pillow's guard against decompression bombs (179 megapixels); these files are the user's own.
 Image.MAX_IMAGE_PIXELS = None
+_ORIENTATION = 0x0112  # EXIF; 1: as stored
 
 
 class CorruptImage(ClmError):
@@ -26,11 +28,20 @@ class CorruptImage(ClmError):
         self.path = path
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height (px) from the header, as stored (no EXIF rotation). Raises CorruptImage."""
+class Header(NamedTuple):
+    """What a photo says of itself before its pixels are decoded."""
+
+    size: tuple[int, int]  # px, width and height as stored (no EXIF rotation)
+    turned: bool  # EXIF says that it is to be shown turned or mirrored
+    alpha: bool  # it has an alpha channel or a transparent colour
+
+
+def image_header(path: Path) -> Header:
+    """The header of an image file. Raises CorruptImage."""
     try:
         with Image.open(path) as image:
-            return image.size
+            turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+            return Header(image.size, turned, image.has_transparency_data)
     except (OSError, ValueError, SyntaxError) as error:
         raise CorruptImage(path, _reason(error)) from None
 

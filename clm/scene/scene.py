@@ -20,7 +20,7 @@ from clm.errors import ClmError
 from clm.extent import FAR_PER_NEAR, near_plane, scene_scale, usual_cameras
 from clm.progress import Report, counted, unseen
 from clm.scene.colmap import Model, ModelImage, read_model
-from clm.scene.decode import CorruptImage, image_size
+from clm.scene.decode import CorruptImage, Header, image_header
 from clm.scene.georef import find_offset, shifted_pose
 from clm.scene.undistort import SourceCamera, Training, plan_training
 
@@ -146,10 +146,10 @@ def _image_folder(path: Path, images: Path | str | None) -> Path:
 def _match_photos(colmap: Model, folder: Path, strict: bool, messages: list[str], report: Report) -> list[_File]:
     """The registered images that exist and whose header can be read, with cameras for the sizes on disk."""
     with ThreadPoolExecutor(8) as pool:  # headers: latency of the file system, not work
-        read = pool.map(_size_or_error, [_photo(folder, image.name) for image in colmap.images])
-        sizes = list(counted(read, "checking photos", len(colmap.images), "photos", report))
-    total, files = len(sizes), []
-    missing = [image.name for image, size in zip(colmap.images, sizes, strict=True) if size is None]
+        read = pool.map(_header_or_error, [_photo(folder, image.name) for image in colmap.images])
+        headers = list(counted(read, "checking photos", len(colmap.images), "photos", report))
+    total, files = len(headers), []
+    missing = [image.name for image, header in zip(colmap.images, headers, strict=True) if header is None]
     if len(missing) * 2 > total:
         raise ClmError(
             f"{len(missing)} of {total} images are missing in {folder} (first: {missing[0]}).",
@@ -157,16 +157,18 @@ def _match_photos(colmap: Model, folder: Path, strict: bool, messages: list[str]
         )
     if missing:
         messages.append(f"{len(missing)} of {total} images are missing (first: {missing[0]}). Training without them.")
-    corrupt, other_size = [], []
-    for image, size in zip(colmap.images, sizes, strict=True):
-        if size is None:
+    corrupt, other_size, turned, alpha = [], [], list[str](), list[str]()
+    for image, header in zip(colmap.images, headers, strict=True):
+        if header is None:
             continue
-        if isinstance(size, CorruptImage):
+        if isinstance(header, CorruptImage):
             if strict:
-                raise size
-            corrupt.append(size)
+                raise header
+            corrupt.append(header)
             continue
-        source = image.camera
+        source, size = image.camera, header.size
+        turned += [image.name] if header.turned else []
+        alpha += [image.name] if header.alpha else []
         if size != (source.width, source.height):
             _check_aspect(_photo(folder, image.name), source, size)
             other_size.append(f"{image.name}, {size[0]}x{size[1]} instead of {source.width}x{source.height}")
@@ -178,6 +180,16 @@ def _match_photos(colmap: Model, folder: Path, strict: bool, messages: list[str]
         count = f"{len(other_size)} of {total}"
         messages.append(
             f"{count} images differ in size from their COLMAP camera (first: {other_size[0]}). Intrinsics are scaled."
+        )
+    if turned:
+        messages.append(
+            f"{len(turned)} of {total} photos have an EXIF orientation (first: {turned[0]}). They are used as they are "
+            "stored, as COLMAP does."
+        )
+    if alpha:
+        messages.append(
+            f"{len(alpha)} of {total} photos have an alpha channel (first: {alpha[0]}). It is not used: to leave pixels out, "
+            "pass --masks DIR."
         )
     if not files:
         raise ClmError(f"None of the {total} images in {folder} can be read. {corrupt[0].message}", corrupt[0].fix)
@@ -195,11 +207,11 @@ def _photo(folder: Path, name: str) -> Path:
     return path
 
 
-def _size_or_error(path: Path) -> tuple[int, int] | CorruptImage | None:
+def _header_or_error(path: Path) -> Header | CorruptImage | None:
     if not path.is_file():
         return None
     try:
-        return image_size(path)
+        return image_header(path)
     except CorruptImage as error:
         return error
 
@@ -242,9 +254,9 @@ def _match_masks(files: list[_File], folder: Path, messages: list[str]) -> list[
         name = file.image.name
         candidates = (folder / f"{name}.png", (folder / name).with_suffix(".png"), folder / name)
         found.append(next((c for c in candidates if c.is_file()), None))
-        size = None if found[-1] is None else _size_or_error(found[-1])
-        if found[-1] is not None and isinstance(size, tuple):
-            _check_aspect(found[-1], file.source, size)
+        header = None if found[-1] is None else _header_or_error(found[-1])
+        if found[-1] is not None and isinstance(header, Header):
+            _check_aspect(found[-1], file.source, header.size)
     lacking = [f.image.name for f, m in zip(files, found, strict=True) if m is None]
     if len(lacking) == len(files):
         raise ClmError(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clm.errors import ClmError
 from clm.scene import CorruptImage, ImageCache, load_scene
@@ -184,3 +185,24 @@ def test_a_rig_with_subfolders_and_six_cameras_loads_from_its_model_alone() -> N
     scene = load_scene(scene_path("models/street_1499cams"), require_images=False)
     assert len(scene.views) == 1499 and len({v.camera.fx for v in scene.views}) == 6
     assert scene.views[0].name.startswith("cam1/") and not scene.offset.any()
+
+
+def test_an_alpha_channel_and_an_exif_orientation_are_said_once_and_change_nothing(tmp_path: Path) -> None:
+    plain, odd = write_scene(tmp_path / "plain"), write_scene(tmp_path / "odd")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for k, name in enumerate(("000.png", "001.png", "002.png")):
+        with Image.open(odd / "images" / name) as image:
+            image.load()
+        if k < 2:
+            image.putalpha(Image.new("L", image.size, 7))
+        image.save(odd / "images" / name, exif=exif if k else Image.Exif())
+    scene = load_scene(odd)
+    said = [text for text in scene.messages if "alpha" in text or "EXIF" in text]
+    assert len(said) == 2 and "2 of 4 photos have an EXIF orientation (first: 001.png)" in said[0]
+    assert "2 of 4 photos have an alpha channel (first: 000.png)" in said[1] and "--masks" in said[1]
+    caches = [ImageCache(each, 1 << 20) for each in (scene, load_scene(plain))]
+    for k in range(4):
+        np.testing.assert_array_equal(*(cache.get(k) for cache in caches))
+    for cache in caches:
+        cache.close()
