@@ -9,12 +9,15 @@ import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from clm.errors import ClmError
 from clm.files import atomic_write, temporary_name
+
+_MARK = ("Software", "clm")  # a text of every PNG
 
 
 def to_uint8(rgb: np.ndarray) -> np.ndarray:
@@ -23,11 +26,31 @@ def to_uint8(rgb: np.ndarray) -> np.ndarray:
 
 
 def save_png(path: Path, pixels: np.ndarray) -> None:
-    """[H, W, 3] or [H, W] u8, or [H, W] u16, written whole."""
+    """[H, W, 3] or [H, W] u8, or [H, W] u16, written whole and marked as ours."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    mark = PngInfo()
+    mark.add_text(*_MARK)
+    with atomic_write(path) as file:
+        Image.fromarray(pixels).save(file, format="PNG", pnginfo=mark)
+
+
+def refuse_foreign_pictures(paths: Iterable[Path]) -> None:
+    """Raise ClmError where a file of one of these names is no picture that `save_png` wrote."""
+    for path in paths:
+        if path.exists() and not _is_ours(path):
+            raise ClmError(f"{path} is there already, and clm did not write it.", "Pass another folder with -o.")
+
+
+def _is_ours(path: Path) -> bool:
     from PIL import Image
 
-    with atomic_write(path) as file:
-        Image.fromarray(pixels).save(file, format="PNG")
+    try:
+        with Image.open(path) as image:
+            return image.info.get(_MARK[0]) == _MARK[1]
+    except (OSError, ValueError, SyntaxError):
+        return False
 
 
 def save_depth(output: Path, stem: str, depth: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from clm.config import parse_background
 from clm.errors import ClmError
 from clm.extent import FAR_PER_NEAR, near_plane
 from clm.formats.model import ModelFile
-from clm.pictures import file_stems, save_depth, save_png, to_uint8, write_video
+from clm.pictures import file_stems, refuse_foreign_pictures, save_depth, save_png, to_uint8, write_video
 from clm.progress import counted, pending
 from clm.run.begun import read_run_config, read_split
 from clm.run.events import Emit, reporter
@@ -101,10 +101,12 @@ def render_model(
         raise ClmError(
             "A video needs pictures of one size, these cameras have several.", "Use --path interp or ellipse."
         )
+    stems = file_stems([name for name, _ in named])
+    refuse_foreign_pictures(output / f"{stem}.png" for stem in stems)
     store = loaded_store(opened, emit)
     named, colour = with_limits(named, store), parse_background(background) or (0.0, 0.0, 0.0)
     render = model_renderer(opened, store, colour, gpu_memory, emit)
-    stems, report = file_stems([name for name, _ in named]), reporter(emit)
+    report = reporter(emit)
     for k, (_, camera) in enumerate(counted(named, "rendering", len(named), "images", report)):
         image = render(camera, depth=depth)
         save_png(output / f"{stems[k]}.png", to_uint8(image.rgb))
