@@ -148,9 +148,15 @@ void order_ties(Workspace& ws) {
         const int64_t end = begins[size_t(chunk) + 1];
         for (int64_t i = begins[size_t(chunk)], stop; i < end; i = stop) {
             for (stop = i + 1; stop < end && order[stop].key == order[i].key;) ++stop;
+            if (i + 9 < end && order[i + 8].key == order[i + 9].key) {
+                __builtin_prefetch(&ws.records[order[i + 8].row].identity);
+                __builtin_prefetch(&ws.records[order[i + 9].row].identity);
+            }
             if (stop == i + 1) continue;
-            std::stable_sort(order + i, order + stop, [&](const Keyed& a, const Keyed& b) {
-                return ws.records[a.row].identity < ws.records[b.row].identity;
+            // Not stable_sort: it would allocate for each of many short runs.
+            std::sort(order + i, order + stop, [&](const Keyed& a, const Keyed& b) {
+                uint32_t first = ws.records[a.row].identity, second = ws.records[b.row].identity;
+                return first != second ? first < second : a.row < b.row;
             });
         }
     });
