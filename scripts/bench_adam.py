@@ -15,7 +15,7 @@ from clm import kernels
 from clm.kernels import rows as row_kernels
 from clm.optim.adam import Adam, Betas
 from clm.plan.budget import CULL_BYTES, GRADIENT_BYTES, MOMENT_BYTES, store_row_bytes
-from clm.store.layout import BLOCK_ROWS, GRAD_DRAWN
+from clm.store.layout import GRAD_DRAWN, PAGE_ROWS
 from clm.store.store import Store
 from clm.stream.parking import GradientBuffer
 
@@ -55,8 +55,8 @@ def main() -> None:
     args = parser.parse_args()
     print(header())
     rng = np.random.default_rng(0)
-    blocks = np.sort(rng.permutation(args.rows // BLOCK_ROWS)[: int(args.share * args.rows / BLOCK_ROWS)])
-    runs = (blocks[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).ravel().astype(np.int32)
+    blocks = np.sort(rng.permutation(args.rows // PAGE_ROWS)[: int(args.share * args.rows / PAGE_ROWS)])
+    runs = (blocks[:, None] * PAGE_ROWS + np.arange(PAGE_ROWS)).ravel().astype(np.int32)
     patterns = {
         "block runs": runs,
         "scattered rows": np.sort(rng.permutation(args.rows)[: len(runs)]).astype(np.int32),

@@ -44,7 +44,7 @@ WIDTH, TALL = 96, 64  # px
 PHASES: dict[Any, tuple[str, ...]] = {  # what is watched, by whose it is
     opening: ("initial_store",),
     loop: ("train_batch",),
-    grow: ("densify", "resort", "reset_opacity"),
+    grow: ("decide", "reset_opacity"),
     RunFiles: ("start", "finish"),
     Residence: ("_refresh", "_place", "_move_in"),
     Growth: ("rebuild",),

@@ -24,7 +24,7 @@ from clm.camera import NEAR, Camera
 from clm.kernels import get_threads, variant
 from clm.plan.order import order_views
 from clm.plan.residency import Traffic, make_plan
-from clm.plan.visibility import BLOCK_ROWS, block_bounds, visible_sets
+from clm.plan.visibility import PAGE_ROWS, block_bounds, visible_sets
 from clm.store.init import neighbour_scales
 from clm.store.order import block_order
 
@@ -89,7 +89,7 @@ def bench_batches(cameras: list[Camera], entries: np.ndarray, batch: int, whole_
         begin = perf_counter()
         sets = visible_sets(entries, bounds, [cameras[v] for v in chosen])
         culled = perf_counter()
-        order = order_views(sets, len(entries), BLOCK_ROWS, seed=start)
+        order = order_views(sets, len(entries), PAGE_ROWS, seed=start)
         ordered = perf_counter()
         capacity = len(entries) if whole_union else 2 * max(map(len, sets))
         plan = make_plan([int(v) for v in chosen[order]], [sets[i] for i in order], capacity)

@@ -103,8 +103,8 @@ def assert_same_model(run: Path, other: Path) -> None:
 
 
 def as_format_1(checkpoint: Path) -> None:
-    """Make a checkpoint what the first version wrote: no manifest, no keys, no name of its run."""
-    for name in ("manifest.json", "keys.npy"):
+    """Make a checkpoint what the first version wrote: no manifest, no keys, no pages, no name of its run."""
+    for name in ("manifest.json", "keys.npy", "fill.npy"):
         (checkpoint / name).unlink()
     state = {key: value for key, value in read_json(checkpoint / "state.json").items() if key != "run"}
     (checkpoint / "state.json").write_text(json.dumps({**state, "format": 1}, indent=2))

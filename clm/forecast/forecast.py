@@ -94,8 +94,9 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
     scale = gaussians / store.rows
     cameras = [view.camera for view in scene.views]
     # Blocks of the larger model hold fewer of the points; finer ones than these change little and cost time.
-    block_rows = max(min(store.block_rows, 16), int(store.block_rows / scale))
-    seen = Sightings.of(all_visible_sets(store, cameras), store.rows, block_rows)
+    block_rows = max(min(store.page_rows, 16), int(store.page_rows / scale))
+    fill = np.minimum(block_rows, store.rows - np.arange(0, store.rows, block_rows))
+    seen = Sightings.of(all_visible_sets(store, cameras), fill, block_rows)
     largest = math.ceil(seen.largest_view * scale)
     shared = machine is None or machine.on_cpu
     beside: Callable[[int], int] = no_more if shared else partial(_beside_arena, scene, config, largest)

@@ -42,7 +42,7 @@ def initial_store(scene: Scene, config: Config, warn: Callable[[str], None], rep
     with pending(f"sorting {len(geometry):,} Gaussians into blocks", report):
         store = Store.from_rows(geometry, colour, moments=config.moments)
         store.refresh(None)
-        store.take(block_order(store.entries))
+        store.reorder(block_order(store.entries))
     return store
 
 

@@ -20,10 +20,10 @@ _long, _float, _address = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 @cache
 def _library() -> ctypes.CDLL:
     library = load()
-    library.clm_block_bounds.argtypes = [_address, _long, _long, _address, _long, _address]
-    library.clm_cull_blocks.argtypes = [_address, _long, _address, _long, _float, _float, _address]
+    library.clm_block_bounds.argtypes = [_address, _long, _long, _address, _address, _long, _address]
+    library.clm_cull_blocks.argtypes = [_address, _long, _address, _address, _long, _float, _float, _address]
     library.clm_cull_rows.argtypes = [
-        *(_address, _long, _long, _address, _long),
+        *(_address, _long, _long, _address, _address, _long),
         *(_address, _address, _address, _address, _float, _float, _address, _address),
     ]
     library.clm_cull_ids.argtypes = [_long, _address, _long, *([_address] * 6)]
@@ -32,10 +32,17 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def block_bounds(entries: np.ndarray, block_rows: int, bounds: np.ndarray, blocks: np.ndarray | None = None) -> None:
-    """Fills bounds [nb, 8] f32 from entries [N, 4] f32 for the listed blocks (int32; None = all)."""
+def block_bounds(
+    entries: np.ndarray,
+    block_rows: int,
+    bounds: np.ndarray,
+    blocks: np.ndarray | None = None,
+    fill: np.ndarray | None = None,
+) -> None:
+    """Fills bounds [nb, 8] f32 from entries [N, 4] f32 for the listed blocks (int32; None = all). fill [nb] i32: how many of a
+    block's rows are live, from its first on; None: all of [0, N)."""
     rows = len(entries)
-    total = -(-rows // block_rows)
+    total = _blocks(rows, block_rows, fill)
     if blocks is not None and blocks.size and (int(blocks.min()) < 0 or int(blocks.max()) >= total):
         raise ValueError(f"blocks must lie in [0, {total})")
     count = total if blocks is None else len(blocks)
@@ -43,21 +50,41 @@ def block_bounds(entries: np.ndarray, block_rows: int, bounds: np.ndarray, block
         pointer(entries, np.float32, None, 4),
         rows,
         block_rows,
+        pointer(fill, np.int32, total),
         pointer(blocks, np.int32, None),
         count,
         pointer(bounds, np.float32, total, 8),
     )
 
 
+def _blocks(rows: int, block_rows: int, fill: np.ndarray | None) -> int:
+    """How many blocks there are. ValueError where `fill` counts rows that do not exist."""
+    if fill is None:
+        return -(-rows // block_rows)
+    if fill.min(initial=0) < 0 or fill.max(initial=0) > block_rows:
+        raise ValueError(f"fill must hold counts from 0 to {block_rows}")
+    used = np.flatnonzero(fill)
+    if len(used) and int(used[-1]) * block_rows + int(fill[used[-1]]) > rows:
+        raise ValueError(f"fill counts rows beyond the {rows} that there are")
+    return len(fill)
+
+
 def cull(
-    entries: np.ndarray, bounds: np.ndarray, cameras: np.ndarray, growth: float, extra: float, block_rows: int
+    entries: np.ndarray,
+    bounds: np.ndarray,
+    cameras: np.ndarray,
+    growth: float,
+    extra: float,
+    block_rows: int,
+    fill: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """Sorted int32 row ids per camera; cameras [C, 32] f32 as packed by `clm.plan.visibility.camera_planes`.
+    """Sorted int32 row ids per camera; cameras [C, 32] f32 as packed by `clm.plan.visibility.camera_planes`;
+    fill as above.
 
     Memory: one byte per (block, camera), `block_rows` bits per pair that is neither out nor in, and the ids.
     """
     library, rows, count = _library(), len(entries), len(cameras)
-    blocks = -(-rows // block_rows)
+    blocks = _blocks(rows, block_rows, fill)
     if rows == 0 or count == 0:
         return [np.empty(0, np.int32) for _ in range(count)]
     planes = pointer(cameras, np.float32, None, CAMERA_FLOATS)
@@ -65,6 +92,7 @@ def cull(
     library.clm_cull_blocks(
         pointer(bounds, np.float32, blocks, 8),
         blocks,
+        pointer(fill, np.int32, blocks),
         planes,
         count,
         growth,
@@ -85,6 +113,7 @@ def cull(
         pointer(entries, np.float32, None, 4),
         rows,
         block_rows,
+        pointer(fill, np.int32, blocks),
         *run_list,
         block_list,
         pointer(pair_camera, np.int32, None),

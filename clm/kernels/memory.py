@@ -53,6 +53,9 @@ class RowPages:
         kept = before.shape[0]
         if sys.platform == "linux" and self._map is not None:
             del before  # pages under an array cannot move
+            if hasattr(mmap, "MADV_NOHUGEPAGE"):
+                # What grows has free places, which huge pages would fill. The whole map: the system moves equal parts only.
+                self._map.madvise(mmap.MADV_NOHUGEPAGE)
             try:
                 self._map.resize(size)
                 self.array = self._over(self._map, rows)
@@ -65,12 +68,12 @@ class RowPages:
         self.array = self._over(self._map, rows)
         self.array[:kept] = before
 
-    def release(self, first: int) -> None:
-        """Rows from `first` on are not needed: whole pages of them go back to the system. Their content is undefined."""
-        start = self._stagger + first * self._width * self._dtype.itemsize
-        start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        if self._map is not None and hasattr(mmap, "MADV_DONTNEED") and start < len(self._map):
-            self._map.madvise(mmap.MADV_DONTNEED, start, len(self._map) - start)
+    def release(self, first: int, last: int) -> None:
+        """Rows first..last-1 are not needed: whole pages of them go back to the system. Their content is undefined."""
+        start, end = (self._stagger + row * self._width * self._dtype.itemsize for row in (first, last))
+        start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED") and start < end:
+            self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def _over(self, pages: mmap.mmap, rows: int) -> np.ndarray:
         flat = np.frombuffer(pages, self._dtype, rows * self._width, self._stagger)

@@ -1,4 +1,4 @@
-"""Typed face of the permutation kernel (source: `src/permute.cpp`): rows of many arrays brought into another order in place."""
+"""Typed face of the kernels that move rows (source: `src/permute.cpp`): into another order in place, one by one, to zero."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ def _library() -> ctypes.CDLL:
     library.clm_permutation_walk.restype = long
     library.clm_permute.argtypes = [address, address, long, address, long]
     library.clm_permute.restype = None
+    library.clm_move_rows.argtypes = [address, address, long, address, address, address, long]
+    library.clm_move_rows.restype = None
+    library.clm_zero_rows.argtypes = [address, address, long, address, long]
+    library.clm_zero_rows.restype = None
     return library
 
 
@@ -40,8 +44,7 @@ def permute_rows(arrays: Sequence[np.ndarray], order: np.ndarray) -> None:
     )
     if steps < 0:
         raise ValueError("the order of rows names a row twice, or one that does not exist")
-    addresses = np.array([array.ctypes.data for array in arrays], np.uint64)
-    row_bytes = np.array([array.strides[0] for array in arrays], np.int64)
+    addresses, row_bytes = _addresses(arrays)
     library.clm_permute(
         pointer(addresses, np.uint64, None),
         pointer(row_bytes, np.int64, None),
@@ -49,3 +52,51 @@ def permute_rows(arrays: Sequence[np.ndarray], order: np.ndarray) -> None:
         pointer(walk, np.int32, None),
         steps,
     )
+
+
+def move_rows(arrays: Sequence[np.ndarray], source: np.ndarray, target: np.ndarray, runs: np.ndarray) -> None:
+    """Row target[k] of every array [N, ...] becomes what row source[k] is by then, for k = 0, 1, ...; both [M] i32.
+
+    runs [R + 1] i64 cut the list: no run may touch a row that another one reads or writes. IndexError for rows beyond N."""
+    if len(source) == 0:
+        return
+    _check_rows(arrays, source, target)
+    if runs[0] != 0 or runs[-1] != len(source) or len(source) != len(target):
+        raise ValueError(f"runs from {runs[0]} to {runs[-1]} of {len(source)} moves")
+    addresses, row_bytes = _addresses(arrays)
+    _library().clm_move_rows(
+        pointer(addresses, np.uint64, None),
+        pointer(row_bytes, np.int64, None),
+        len(arrays),
+        pointer(source, np.int32, None),
+        pointer(target, np.int32, None),
+        pointer(runs, np.int64, None),
+        len(runs) - 1,
+    )
+
+
+def zero_rows(arrays: Sequence[np.ndarray], rows: np.ndarray) -> None:
+    """Rows [M] i32 of every array [N, ...] become zero. IndexError for rows beyond N."""
+    if len(rows) == 0:
+        return
+    _check_rows(arrays, rows)
+    addresses, row_bytes = _addresses(arrays)
+    _library().clm_zero_rows(
+        pointer(addresses, np.uint64, None),
+        pointer(row_bytes, np.int64, None),
+        len(arrays),
+        pointer(rows, np.int32, None),
+        len(rows),
+    )
+
+
+def _addresses(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Address and bytes of a row of each array."""
+    addresses = np.array([array.ctypes.data for array in arrays], np.uint64)
+    return addresses, np.array([array.strides[0] for array in arrays], np.int64)
+
+
+def _check_rows(arrays: Sequence[np.ndarray], *lists: np.ndarray) -> None:
+    for rows in lists:
+        if rows.min() < 0 or any(rows.max() >= len(array) for array in arrays):
+            raise IndexError("a row that does not exist")

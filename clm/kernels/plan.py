@@ -55,7 +55,7 @@ def _library() -> ctypes.CDLL:
     library = load()
     address, long = ctypes.c_void_p, ctypes.c_int64
     library.clm_plan_residency.argtypes = [address, address, address, long, long, long, address]
-    library.clm_plan_overlaps.argtypes = [address, address, long, long, ctypes.c_double, address]
+    library.clm_plan_overlaps.argtypes = [address, address, long, long, address]
     library.clm_order_exact.argtypes = [address, long, address]
     library.clm_order_greedy.argtypes = [address, long, address]
     library.clm_order_descend.argtypes = [address, long, address, long, address]
@@ -126,12 +126,8 @@ def residency(sets: Sequence[np.ndarray], adds: Sequence[bool], capacity: int, b
     )
 
 
-def overlaps(sets: Sequence[np.ndarray], block_rows: int, row_cost: float) -> np.ndarray:
-    """|A & B| of sorted int32 sets, [n, n] i64 with a zero diagonal.
-
-    Compared on every p-th row of the touched blocks, the smallest power of two p with rows / p * row_cost <= 1, and
-    scaled by p: exact for p = 1.
-    """
+def overlaps(sets: Sequence[np.ndarray], block_rows: int) -> np.ndarray:
+    """|A & B| of sorted int32 sets, [n, n] i64 with a zero diagonal. `block_rows` only sizes what is compared at a time."""
     if block_rows < 1:
         raise ValueError(f"block_rows must be positive, got {block_rows}")
     addresses, sizes = _addresses(sets)
@@ -142,7 +138,6 @@ def overlaps(sets: Sequence[np.ndarray], block_rows: int, row_cost: float) -> np
             pointer(sizes, np.int64, None),
             len(sets),
             block_rows,
-            row_cost,
             pointer(shared, np.int64, None, None),
         )
     )

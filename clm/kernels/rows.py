@@ -30,12 +30,12 @@ def _library() -> ctypes.CDLL:
         *(*store_and_step, *lists),
         *(c_void_p, c_void_p, c_int32, c_int32, c_int32, c_void_p, c_void_p),
     ]
-    library.clm_settle.argtypes = [*store_and_step, c_int64, c_int64]
+    library.clm_settle.argtypes = [*store_and_step, c_void_p, c_int64]
     library.clm_adam.argtypes = [
         *(*store_and_step, *lists),
         *(c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_void_p),
     ]
-    library.clm_entries.argtypes = [*store_and_step, c_int64, c_int64, c_void_p]
+    library.clm_entries.argtypes = [*store_and_step, c_void_p, c_int64, c_void_p]
     library.clm_put_entries.argtypes = [c_void_p, c_void_p, c_int64, c_void_p]
     library.clm_place.argtypes = [c_void_p, *colours, c_void_p, c_int64, *(c_void_p,) * 4, c_int32]
     gradients = (c_void_p, c_void_p, c_int32, c_void_p)  # geometry, colour, stride, slots
@@ -186,9 +186,9 @@ def fetch(
     )
 
 
-def settle(store: StoreArrays, step: AdamStep, first: int, last: int) -> None:
-    """Write rows first..last-1 back into the store as they are after `step - 1`; decayed bf16 moments are rounded anew."""
-    _library().clm_settle(ctypes.byref(store.view()), _step(step), first, last)
+def settle(store: StoreArrays, step: AdamStep, rows: np.ndarray) -> None:
+    """Write rows [M], each named once, back into the store as they are after `step - 1`; decayed bf16 moments are rounded anew."""
+    _library().clm_settle(ctypes.byref(store.view()), _step(step), _rows(store, rows), len(rows))
 
 
 def adam(
@@ -223,10 +223,10 @@ def adam(
     )
 
 
-def cull_entries(store: StoreArrays, step: AdamStep | None, first: int, last: int, out: np.ndarray) -> None:
-    """Cull entries of stored rows first..last-1 into out [last-first, 4]: centre and bounding radius, pending steps included."""
+def cull_entries(store: StoreArrays, step: AdamStep | None, rows: np.ndarray, entries: np.ndarray) -> None:
+    """entries[rows] = cull entries of stored rows [M]: centre and bounding radius, pending steps included."""
     view = ctypes.byref(store.view())
-    _library().clm_entries(view, _step(step), first, last, pointer(out, f32, None, 4))
+    _library().clm_entries(view, _step(step), _rows(store, rows), len(rows), pointer(entries, f32, None, 4))
 
 
 def put_entries(rows: np.ndarray, fresh: np.ndarray, entries: np.ndarray) -> None:

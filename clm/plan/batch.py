@@ -54,9 +54,10 @@ def plan_batch(
 ) -> Planned:
     """Cull, order and plan. `ordered`: keep the given order (a resumed batch whose order was already decided)."""
     started = time.perf_counter()
-    sets = visible_sets(store.entries, store.bounds, [cameras[v] for v in views], margin, block_rows=store.block_rows)
+    seen_by, size = [cameras[v] for v in views], store.page_rows
+    sets = visible_sets(store.entries, store.bounds, seen_by, margin, block_rows=size, fill=store.fill)
     if not ordered:
-        order = order_views(sets, store.rows, store.block_rows, seed)
+        order = order_views(sets, store.places, size, seed)
         views, sets = [views[k] for k in order], [sets[k] for k in order]
-    plan = make_plan(views, sets, capacity, store.block_rows)
+    plan = make_plan(views, sets, capacity, size)
     return Planned(list(views), plan, started, time.perf_counter() - started)

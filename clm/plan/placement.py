@@ -22,7 +22,7 @@ from clm.plan.budget import (
     store_row_bytes,
 )
 from clm.plan.residency import largest_turn
-from clm.store.layout import BLOCK_ROWS
+from clm.store.layout import PAGE_ROWS
 from clm.units import format_bytes, format_rows, size_flag
 
 
@@ -62,7 +62,7 @@ def choose_placement(
     usual_union: int | None = None,
     moments: str = "f32",
     beside: Callable[[int], int] = no_more,
-    block_rows: int = BLOCK_ROWS,
+    block_rows: int = PAGE_ROWS,
     shared_memory: bool = True,
     host_beside: int = 0,
 ) -> Placement:

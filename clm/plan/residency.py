@@ -25,7 +25,7 @@ import numpy as np
 
 from clm.kernels.plan import residency
 from clm.plan.budget import GRADIENT_BYTES, PARAMETER_BYTES
-from clm.store.layout import BLOCK_ROWS
+from clm.store.layout import PAGE_ROWS
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,7 @@ def make_plan(
     views: Sequence[int],
     sets: Sequence[np.ndarray],
     capacity: int,
-    block_rows: int = BLOCK_ROWS,
+    block_rows: int = PAGE_ROWS,
     *,
     trains: bool = True,
 ) -> Plan:
@@ -228,7 +228,7 @@ def held_after(plan: Plan, turns: int) -> tuple[np.ndarray, np.ndarray]:
     return plan.union_rows[held], slots[held]
 
 
-def rest_of(plan: Plan, first: int, capacity: int, block_rows: int = BLOCK_ROWS) -> Plan:
+def rest_of(plan: Plan, first: int, capacity: int, block_rows: int = PAGE_ROWS) -> Plan:
     """The turns from `first` on, planned anew for an arena of another size that begins empty.
 
     A view that is interrupted before anything of it was added begins again; one that is on its way back goes on with the

@@ -10,7 +10,7 @@ import numpy as np
 from clm.camera import Camera
 from clm.plan.visibility import visible_sets
 from clm.progress import Report, counted, unseen
-from clm.store.layout import BLOCK_ROWS
+from clm.store.layout import PAGE_ROWS
 from clm.store.store import Store
 
 _SETS_BYTES = 32 << 20  # of visible sets that are looked at one by one
@@ -26,16 +26,15 @@ class Sightings:
     views: int
 
     @staticmethod
-    def of(sets: Iterable[np.ndarray], rows: int, block_rows: int) -> Sightings:
-        """From visible sets (int32 ids, ascending), consumed one by one."""
-        blocks = -(-rows // block_rows)
+    def of(sets: Iterable[np.ndarray], fill: np.ndarray, block_rows: int) -> Sightings:
+        """From visible sets (int32 ids, ascending), consumed one by one; fill [blocks]: rows of each block."""
+        blocks = len(fill)
         per_block, largest, views = np.zeros(blocks, np.int64), 0, 0
-        edges = np.arange(1, blocks) * block_rows
+        edges = np.arange(1, blocks, dtype=np.int64) * block_rows
         for seen in sets:
             largest, views = max(largest, len(seen)), views + 1
             per_block += np.diff(np.searchsorted(seen, edges), prepend=0, append=len(seen))
-        sizes = np.minimum(block_rows, rows - np.arange(blocks) * block_rows)
-        return Sightings(largest, per_block, sizes, views)
+        return Sightings(largest, per_block, fill.astype(np.int64), views)
 
     def usual_union(self, batch_size: int) -> int:
         """Rows of the union of so many random views, on average at most: rows of a block that a share p of the views sees
@@ -45,7 +44,7 @@ class Sightings:
 
 
 def arena_needs(
-    rows: int, largest_view: int, usual_union: int, batch_size: int, block_rows: int = BLOCK_ROWS
+    rows: int, largest_view: int, usual_union: int, batch_size: int, block_rows: int = PAGE_ROWS
 ) -> tuple[int, int]:
     """Slots that any batch of so many views can use, and slots for the usual one; both with room for rows that move and
     swell until the next rebuild."""
@@ -70,7 +69,7 @@ def all_visible_sets(store: Store, cameras: list[Camera]) -> Iterator[np.ndarray
     at_once = min(64, max(1, _SETS_BYTES // (4 * max(1, store.rows))))
     for first in range(0, len(cameras), at_once):
         group = cameras[first : first + at_once]
-        yield from visible_sets(store.entries, store.bounds, group, block_rows=store.block_rows)
+        yield from visible_sets(store.entries, store.bounds, group, block_rows=store.page_rows, fill=store.fill)
 
 
 def sightings(
@@ -80,11 +79,11 @@ def sightings(
     watching: np.ndarray | None = None,
     unseen_rows: np.ndarray | None = None,
 ) -> Sightings:
-    """What `cameras` see of the store; `unseen_rows` [N] bool becomes false where one of those in `watching` [V] may see."""
+    """What `cameras` see of the store; `unseen_rows` [places] bool becomes false where one of those in `watching` [V] may see."""
     sets = counted(all_visible_sets(store, cameras), "finding what views see", len(cameras), "views", report)
     if watching is not None and unseen_rows is not None:
         sets = _marking(sets, frozenset(watching.tolist()), unseen_rows)
-    return Sightings.of(sets, store.rows, store.block_rows)
+    return Sightings.of(sets, store.fill, store.page_rows)
 
 
 def _marking(sets: Iterator[np.ndarray], watching: frozenset[int], unseen_rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -17,7 +17,7 @@ from clm.camera import Camera
 from clm.kernels import cull
 from clm.kernels.numbers import BLUR, SIGMAS
 from clm.kernels.numbers import CULL_SLACK as _SLACK
-from clm.store.layout import BLOCK_ROWS
+from clm.store.layout import PAGE_ROWS
 
 
 class Margin(NamedTuple):
@@ -70,18 +70,24 @@ def camera_planes(camera: Camera) -> np.ndarray:
 
 
 def block_bounds(
-    entries: np.ndarray, out: np.ndarray | None = None, blocks: np.ndarray | None = None, block_rows: int = BLOCK_ROWS
+    entries: np.ndarray,
+    out: np.ndarray | None = None,
+    blocks: np.ndarray | None = None,
+    block_rows: int = PAGE_ROWS,
+    fill: np.ndarray | None = None,
 ) -> np.ndarray:
     """Per block (min xyz, max R, max xyz, 0) [nb, 8] f32 of entries [N, 4] f32; `blocks` limits it to some, in `out`.
+
+    fill [nb] i32: how many rows of each block are live, from its first on; None: all.
 
     A block with a non-finite entry gets an infinite box: its rows are tested one by one, and the broken row is kept.
     """
     if out is None:
         if blocks is not None:
             raise ValueError("blocks needs out: the other blocks' bounds would be undefined")
-        out = np.empty((-(-len(entries) // block_rows), 8), np.float32)
+        out = np.empty((-(-len(entries) // block_rows) if fill is None else len(fill), 8), np.float32)
     listed = None if blocks is None else np.ascontiguousarray(blocks, np.int32)
-    cull.block_bounds(entries, block_rows, out, listed)
+    cull.block_bounds(entries, block_rows, out, listed, fill)
     return out
 
 
@@ -91,17 +97,19 @@ def visible_sets(
     cameras: Sequence[Camera],
     margin: Margin | tuple[float, float] = NO_MARGIN,
     *,
-    block_rows: int = BLOCK_ROWS,
+    block_rows: int = PAGE_ROWS,
+    fill: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Visible set of each camera, int32 [M_i] ascending; the sets of one call share one buffer.
 
-    entries [N, 4] f32, bounds [nb, 8] f32 as from `block_bounds`. Entries of seen blocks are read once for all cameras.
+    entries [N, 4] f32, bounds [nb, 8] f32 as from `block_bounds`, with the same `fill`. Entries of seen blocks are read once
+    for all cameras.
     """
     growth, extra = margin
     if not (growth >= 0.0 and extra >= 0.0):
         raise ValueError(f"margin must not be negative: growth {growth}, extra {extra}")
     planes = np.array([camera_planes(camera) for camera in cameras], np.float32).reshape(-1, cull.CAMERA_FLOATS)
-    return cull.cull(entries, bounds, planes, growth, extra, block_rows)
+    return cull.cull(entries, bounds, planes, growth, extra, block_rows, fill)
 
 
 def visible_rows(
@@ -110,10 +118,11 @@ def visible_rows(
     camera: Camera,
     margin: Margin | tuple[float, float] = NO_MARGIN,
     *,
-    block_rows: int = BLOCK_ROWS,
+    block_rows: int = PAGE_ROWS,
+    fill: np.ndarray | None = None,
 ) -> np.ndarray:
     """Visible set of one camera, int32 [M] ascending."""
-    return visible_sets(entries, bounds, [camera], margin, block_rows=block_rows)[0]
+    return visible_sets(entries, bounds, [camera], margin, block_rows=block_rows, fill=fill)[0]
 
 
 def visible_rows_slow(

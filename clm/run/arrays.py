@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,28 +39,39 @@ class Listed(NamedTuple):
         return cls(*whole) if len(whole) == 2 else None
 
 
-def _pieces(array: np.ndarray) -> Iterator[memoryview]:
-    """The bytes of a C-contiguous array, a piece at a time, without a copy."""
-    raw = array.reshape(-1).view(np.uint8)
-    for first in range(0, len(raw), _PIECE):
-        yield raw[first : first + _PIECE].data
+def _pieces(array: np.ndarray, runs: Iterable[slice]) -> Iterator[memoryview]:
+    """The bytes of runs of rows of a C-contiguous array, a piece at a time, without a copy."""
+    for run in runs:
+        raw = array[run].reshape(-1).view(np.uint8)
+        for first in range(0, len(raw), _PIECE):
+            yield raw[first : first + _PIECE].data
 
 
-def write_array(path: Path, array: np.ndarray, passed: Callable[[int], None] = lambda size: None) -> dict[str, Any]:
-    """Write and sync an .npy file; returns its entry in the manifest. passed: told how many bytes of the array went by."""
-    head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
+def write_array(
+    path: Path,
+    array: np.ndarray,
+    passed: Callable[[int], None] = lambda size: None,
+    runs: Sequence[slice] = (slice(None),),
+) -> dict[str, Any]:
+    """Write and sync an .npy file; returns its entry in the manifest. runs: the rows of `array` that are written, one run after
+    the other; all. passed: told how many bytes of the array went by."""
+    head, shape = io.BytesIO(), (_rows(array, runs), *array.shape[1:])
+    np.lib.format.write_array_header_1_0(head, {**np.lib.format.header_data_from_array_1_0(array), "shape": shape})
     size, crc = head.tell(), zlib.crc32(head.getvalue())
     with open(path, "wb") as file:
         file.write(head.getvalue())
-        for piece in _pieces(array):
+        for piece in _pieces(array, runs):
             file.write(piece)
             crc = zlib.crc32(piece, crc)
             size += len(piece)
             passed(len(piece))
         file.flush()
         os.fsync(file.fileno())
-    return {"bytes": size, "crc32": crc, "dtype": array.dtype.str, "shape": list(array.shape)}
+    return {"bytes": size, "crc32": crc, "dtype": array.dtype.str, "shape": list(shape)}
+
+
+def _rows(array: np.ndarray, runs: Iterable[slice]) -> int:
+    return sum(len(range(*run.indices(len(array)))) for run in runs)
 
 
 def read_listed(path: Path, listed: Listed | None, longest: int) -> bytes:
@@ -86,13 +97,18 @@ def check_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], listed
 
 
 def read_array(
-    path: Path, out: np.ndarray, listed: Listed | None, passed: Callable[[int], None] = lambda size: None
+    path: Path,
+    out: np.ndarray,
+    listed: Listed | None,
+    passed: Callable[[int], None] = lambda size: None,
+    runs: Sequence[slice] = (slice(None),),
 ) -> None:
-    """Fill `out` from a file that `check_array` admitted; raises Damaged if the checksum is another. passed: as above."""
+    """Fill rows of `out` from a file that `check_array` admitted; raises Damaged if the checksum is another. passed, runs: as
+    above."""
     with _opened(path) as file:
-        head = _read_header(path, file, out.dtype, out.shape)
+        head = _read_header(path, file, out.dtype, (_rows(out, runs), *out.shape[1:]))
         size, crc = len(head), zlib.crc32(head)
-        for piece in _pieces(out):
+        for piece in _pieces(out, runs):
             if file.readinto(piece) != len(piece):
                 raise Damaged(f"{path.name} ends too early")
             crc = zlib.crc32(piece, crc)

@@ -9,7 +9,6 @@ write is never deleted: a folder in the way is set aside.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -18,12 +17,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from clm.errors import ClmError, ResourceError
 from clm.files import leftovers, remove_leftovers, storage_failure, sync_directory, temporary_name
 from clm.progress import Report, tally, unseen
-from clm.run.arrays import Damaged, Listed, check_array, read_array, read_listed, write_array
+from clm.run.arrays import Damaged, Listed, check_array, read_array, write_array
+from clm.run.checkpoint_state import FORMAT, MANIFEST, READ, STATE, WITH_PAGES, read_state
 from clm.store.identity import first_keys
-from clm.store.store import MOMENT_TYPES, Store
+from clm.store.layout import PAGE_ROWS
+from clm.store.store import MOST_PLACES, Store
 
 
 class State(Protocol):
@@ -34,12 +37,7 @@ class State(Protocol):
 
 
 T = TypeVar("T", bound=State)
-FORMAT = 3
-_READ = (1, 2, 3)  # format 1 had no manifest, formats 1 and 2 no keys
-_WITH_KEYS = 3
-_STATE, _MANIFEST = "state.json", "manifest.json"
-_LONGEST_STATE = 1 << 26  # bytes
-_MOST_ROWS = 2**31 - 1
+_FILL = "fill.npy"
 _STEP = re.compile(r"step_(\d{1,18})")
 
 
@@ -90,15 +88,18 @@ def save_checkpoint(
 
 def _tally(what: str, store: Store, report: Report) -> Callable[[int], None]:
     """Reports the bytes of the store's arrays that went by."""
-    return tally(what, sum(getattr(store, name).nbytes for name in store.names), "B", report)
+    row_bytes = sum(getattr(store, name)[:1].nbytes for name in store.names)
+    return tally(what, store.rows * row_bytes, "B", report)
 
 
 def _write_files(folder: Path, state: Mapping[str, Any], store: Store, passed: Callable[[int], None]) -> None:
     """All files of a checkpoint, the manifest last; every one is synced."""
-    listed = {f"{name}.npy": write_array(folder / f"{name}.npy", getattr(store, name), passed) for name in store.names}
-    header = {"rows": store.rows, "moments": store.moments}
-    listed[_STATE] = _write_text(folder / _STATE, json.dumps({**header, **state}, indent=2))
-    _write_text(folder / _MANIFEST, json.dumps({"format": FORMAT, "files": listed}, indent=2))
+    runs, file = list(store.runs()), "{}.npy".format
+    listed = {file(name): write_array(folder / file(name), getattr(store, name), passed, runs) for name in store.names}
+    listed[_FILL] = write_array(folder / _FILL, store.fill)
+    header = {"rows": store.rows, "pages": store.pages, "page_rows": store.page_rows, "moments": store.moments}
+    listed[STATE] = _write_text(folder / STATE, json.dumps({**header, **state}, indent=2))
+    _write_text(folder / MANIFEST, json.dumps({"format": FORMAT, "files": listed}, indent=2))
     sync_directory(folder)
 
 
@@ -135,8 +136,8 @@ def _free_name(path: Path) -> Path:
 def _belongs(path: Path, run: str | None) -> bool:
     """Whether a folder is a checkpoint of the run (format 1 does not name its run)."""
     try:
-        state = json.loads((path / _STATE).read_text())
-        return state["format"] in _READ and state.get("run", run) == run
+        state = json.loads((path / STATE).read_text())
+        return state["format"] in READ and state.get("run", run) == run
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
@@ -168,7 +169,7 @@ def clean_checkpoints(folder: Path) -> None:
 
 
 def _format_1_file(path: Path) -> bool:
-    return path.name == _STATE or (path.stem in Store(0).names and path.suffix == ".npy")
+    return path.name == STATE or (path.stem in Store(0).names and path.suffix == ".npy")
 
 
 # ---- in ----
@@ -184,7 +185,7 @@ def image_of_checkpoint(path: Path) -> int:
 def checkpoints(folder: Path) -> list[Path]:
     """Folders that were written as checkpoints, oldest first; `load_checkpoint` says whether they are still whole."""
     named = (p for p in folder.glob("step_*") if _STEP.fullmatch(p.name))
-    return sorted((p for p in named if (p / _STATE).exists() or (p / _MANIFEST).exists()), key=image_of_checkpoint)
+    return sorted((p for p in named if (p / STATE).exists() or (p / MANIFEST).exists()), key=image_of_checkpoint)
 
 
 def latest_checkpoint(folder: Path) -> Path:
@@ -225,18 +226,20 @@ def load_checkpoint(path: Path, parse: Callable[[dict[str, Any]], T], report: Re
     """State and store of a checkpoint; cull entries must be refreshed by the caller. parse: what is made of the state;
     it may raise Damaged. Raises Damaged, with what is wrong, or a ClmError for a format of another version."""
     try:
-        state, listed = _read_state(path)
+        state, listed = read_state(path)
         parsed = parse(state)
         names = _arrays_of(state)
-        _check_files(path, names, state["rows"], state["moments"], listed)
-        store = _allocate(state["rows"], state["moments"])
+        _check_files(path, names, state, listed)
+        store = _allocate(_read_fill(path, state, listed), state)
+        runs = list(store.runs())
         passed = _tally(f"loading {path.name}", store, report)
         for name in names:
-            read_array(path / f"{name}.npy", getattr(store, name), listed.get(f"{name}.npy"), passed)
+            read_array(path / f"{name}.npy", getattr(store, name), listed.get(f"{name}.npy"), passed, runs)
         _check_stamps(store, parsed.last_stamp)
         if "keys" not in names:
-            store.keys[:] = first_keys(0, store.rows)
-        store.identify(0, store.rows)
+            store.keys[:] = first_keys(0, store.rows)  # no free places
+        store.identify()
+        store.see_again()
     except Damaged as error:
         raise Damaged(
             f"Checkpoint {path} cannot be read: {error.message}.",
@@ -247,104 +250,47 @@ def load_checkpoint(path: Path, parse: Callable[[dict[str, Any]], T], report: Re
 
 def _arrays_of(state: dict[str, Any]) -> tuple[str, ...]:
     """Names of the arrays that a checkpoint of this format holds."""
-    without = () if state["format"] >= _WITH_KEYS else ("keys",)
+    without = () if state["format"] >= WITH_PAGES else ("keys",)
     return tuple(name for name in Store(0).names if name not in without)
 
 
-def _check_files(path: Path, names: tuple[str, ...], rows: int, moments: str, listed: dict[str, Listed]) -> None:
+def _check_files(path: Path, names: tuple[str, ...], state: dict[str, Any], listed: dict[str, Listed]) -> None:
     """Names, sizes, shapes and types of all arrays, before any is read."""
-    empty = Store(0, moments=moments)
-    _check_names(path, {f"{name}.npy" for name in names}, listed)
+    empty, paged = Store(0, moments=state["moments"]), state["format"] >= WITH_PAGES
+    _check_names(path, {f"{name}.npy" for name in names} | ({_FILL} if paged else set()), listed)
     for name in names:
         like, file = getattr(empty, name), f"{name}.npy"
-        check_array(path / file, like.dtype, (rows, *like.shape[1:]), listed.get(file))
+        check_array(path / file, like.dtype, (state["rows"], *like.shape[1:]), listed.get(file))
 
 
-def _allocate(rows: int, moments: str) -> Store:
+def _read_fill(path: Path, state: dict[str, Any], listed: dict[str, Listed]) -> np.ndarray:
+    """Live rows of each page; where the format knows no pages, all are full. Sets `page_rows`, too."""
+    if state["format"] < WITH_PAGES:
+        state["page_rows"] = PAGE_ROWS
+        return np.minimum(PAGE_ROWS, state["rows"] - np.arange(0, state["rows"], PAGE_ROWS)).astype(np.int32)
+    pages, size = (state.get(key) for key in ("pages", "page_rows"))
+    if (
+        type(pages) is not int
+        or type(size) is not int
+        or not 0 < size <= MOST_PLACES
+        or not 0 <= pages * size <= MOST_PLACES
+    ):
+        raise Damaged(f"`pages` and `page_rows` in {STATE} are not those of a store")
+    check_array(path / _FILL, np.dtype(np.int32), (pages,), listed.get(_FILL))
+    fill = np.empty(pages, np.int32)
+    read_array(path / _FILL, fill, listed.get(_FILL))
+    if fill.min(initial=0) < 0 or fill.max(initial=0) > size or int(fill.sum(dtype=np.int64)) != state["rows"]:
+        raise Damaged(f"{_FILL} does not share {state['rows']:,} rows out over pages")
+    return fill
+
+
+def _allocate(fill: np.ndarray, state: dict[str, Any]) -> Store:
     try:
-        store = Store(rows, moments=moments)
+        return Store.of_pages(fill, moments=state["moments"], page_rows=state["page_rows"])
     except MemoryError:
         raise ResourceError(
-            f"A checkpoint of {rows:,} Gaussians does not fit into memory.", "Resume on a larger machine."
+            f"A checkpoint of {state['rows']:,} Gaussians does not fit into memory.", "Resume on a larger machine."
         ) from None
-    store.rows = rows
-    return store
-
-
-def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Listed]]:
-    """`state.json`, checked against the manifest and for what every format holds; and what the manifest lists."""
-    listed: dict[str, Listed] = {}
-    manifest = _parse(path / _MANIFEST, None) if os.path.lexists(path / _MANIFEST) else None
-    if manifest is not None:
-        if manifest.get("format") != FORMAT:
-            _refuse_other_formats(path, manifest.get("format"), _parse_quietly(path / _STATE).get("format"))
-        listed = _listed_files(manifest)
-    state = _parse(path / _STATE, listed.get(_STATE))
-    if manifest is None:
-        if state.get("format") in _READ[1:]:
-            raise Damaged(f"{_MANIFEST} is missing")
-        _refuse_other_formats(path, state.get("format"), state.get("format"))
-        state.setdefault("moments", "f32")
-    _check_state(state)
-    return state, listed
-
-
-def _parse(path: Path, listed: Listed | None) -> dict[str, Any]:
-    content = read_listed(path, listed, _LONGEST_STATE)
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        raise Damaged(f"{path.name} is not JSON") from None
-    if not isinstance(value, dict):
-        raise Damaged(f"{path.name} is not a JSON object")
-    return value
-
-
-def _parse_quietly(path: Path) -> dict[str, Any]:
-    try:
-        return _parse(path, None)
-    except Damaged:
-        return {}
-
-
-def _refuse_other_formats(path: Path, number: Any, again: Any) -> None:
-    """Refuse a format that both files name alike; one that only one of them names is damage."""
-    if type(number) is not int or number != again or number < 1:
-        raise Damaged(f"its format is not a number that {_STATE} and {_MANIFEST} agree on")
-    if number not in _READ:
-        raise ClmError(
-            f"Checkpoint {path} has format {number}; this clm reads formats {_READ[0]} to {_READ[-1]}.",
-            "Resume with the version that wrote it, or move it away to go on from an older one.",
-        )
-
-
-def _listed_files(manifest: dict[str, Any]) -> dict[str, Listed]:
-    files = manifest.get("files")
-    if not isinstance(files, dict) or _STATE not in files:
-        raise Damaged(f"{_MANIFEST} lists no {_STATE}")
-    listed = {name: Listed.parse(value) for name, value in files.items()}
-    wrong = [name for name, entry in listed.items() if entry is None]
-    if wrong:
-        raise Damaged(f"{_MANIFEST} has no size and checksum of {wrong[0]}")
-    return {name: entry for name, entry in listed.items() if entry is not None}
-
-
-def _check_state(state: dict[str, Any]) -> None:
-    """Refuse values that no checkpoint holds; what else belongs into `config`, `progress` and `totals`, their owners know."""
-    for key, most in (("rows", _MOST_ROWS), ("iteration", 2**62)):
-        if type(state.get(key)) is not int or not 0 <= state[key] <= most:
-            raise Damaged(f"`{key}` in {_STATE} is not a count")
-    if not isinstance(state.get("moments"), str) or state["moments"] not in MOMENT_TYPES:
-        raise Damaged(f"`moments` in {_STATE} is not one of {', '.join(MOMENT_TYPES)}")
-    for key in ("config", "progress", "totals"):
-        if not isinstance(state.get(key), dict):
-            raise Damaged(f"`{key}` in {_STATE} is not an object")
-    scale = state.get("scene_scale")
-    if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale) or scale <= 0:
-        raise Damaged(f"`scene_scale` in {_STATE} is not a length")
-    step, iteration = state["progress"].get("step"), state["iteration"]
-    if state["progress"].get("iteration") != iteration or type(step) is not int or not 0 <= step <= iteration:
-        raise Damaged(f"`progress` in {_STATE} is not that of image {iteration}")
 
 
 def _check_names(path: Path, wanted: set[str], listed: dict[str, Listed]) -> None:
@@ -352,11 +298,13 @@ def _check_names(path: Path, wanted: set[str], listed: dict[str, Listed]) -> Non
     extra = sorted({file.name for file in path.glob("*.npy")} - wanted)
     if extra:
         raise Damaged(f"{extra[0]} does not belong there")
-    if listed and (other := sorted(wanted.symmetric_difference(listed.keys() - {_STATE}))):
-        raise Damaged(f"{_MANIFEST} and the arrays of a store differ in {other[0]}")
+    if listed and (other := sorted(wanted.symmetric_difference(listed.keys() - {STATE}))):
+        raise Damaged(f"{MANIFEST} and the arrays of a store differ in {other[0]}")
 
 
 def _check_stamps(store: Store, last: int) -> None:
     """A stamp beyond the step reached would make the kernels read outside their tables."""
-    if store.rows and not 0 <= int(store.stamp.min()) <= int(store.stamp.max()) <= last:
-        raise Damaged("stamp.npy holds steps that were never made")
+    for run in store.runs():
+        stamps = store.stamp[run]
+        if not 0 <= int(stamps.min()) <= int(stamps.max()) <= last:
+            raise Damaged("stamp.npy holds steps that were never made")

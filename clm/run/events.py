@@ -64,7 +64,7 @@ class Densified(Event):
     pruned: int
     refused: int
     num_gaussians: int
-    resorted: bool
+    pages: int  # that changed, of all
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from clm.config import Config
-from clm.kernels import rows as row_kernels
 from clm.optim.schedules import crossed
 from clm.run.events import Densified, Emit, OpacityReset
-from clm.run.residence import Residence
+from clm.run.residence import Rebuild, Residence
 from clm.run.schedule import Schedule
 from clm.store.store import Store
-from clm.strategy.default import Thresholds, densify, reset_opacity, resort, wants_resort
+from clm.strategy.default import Thresholds, clear_statistics, decide, reset_opacity
 
 
 def densify_due(config: Config, before: int, now: int) -> bool:
@@ -55,26 +54,23 @@ class Growth:
         return self.follows(*self._schedule.last_batch)
 
     def rebuild(self) -> None:
-        """Densify and reset opacity as due: settle, decide, resort; the residence places the rows anew."""
+        """Densify and reset opacity as due. Its cost follows the rows that change; a reset reaches every row."""
         config, now = self._config, self._schedule.image
-        with self._residence.rebuilding() as store:
-            row_kernels.settle(store, self._schedule.next_step(), 0, store.rows)
+        with self._residence.rebuilding() as rebuild:
             if densify_due(config, *self._schedule.last_batch):
-                self._densify(store, now)
+                self._densify(rebuild, now)
             if reset_due(config, *self._schedule.last_batch):
-                reset_opacity(store, config.reset_opacity)
+                reset_opacity(rebuild.store, self._schedule.next_step(), config.reset_opacity)
+                rebuild.everything()
                 self._emit(OpacityReset(now))
 
-    def _densify(self, store: Store, now: int) -> None:
-        progress, limits = self._schedule.progress, thresholds(self._config, self._scale, now)
-        result = densify(store, limits, self._row_limit(store), self._config.seed, now, lambda *_: True)
-        progress.new_rows_since_sort += result.cloned + 2 * result.split
-        resorted = wants_resort(progress.new_rows_since_sort, store.rows)
-        if resorted:
-            store.refresh(self._schedule.next_step())
-            resort(store)
-            progress.new_rows_since_sort = 0
-        self._emit(Densified(now, result.cloned, result.split, result.pruned, result.refused, result.rows, resorted))
+    def _densify(self, rebuild: Rebuild, now: int) -> None:
+        store, limits, seed = rebuild.store, thresholds(self._config, self._scale, now), self._config.seed
+        decision = decide(store, self._schedule.next_step(), limits, self._row_limit(store), seed, now)
+        pages = rebuild.apply(decision.growth)
+        clear_statistics(store)
+        done = decision.cloned, decision.split, decision.pruned, decision.refused
+        self._emit(Densified(now, *done, store.rows, pages))
 
     def _row_limit(self, store: Store) -> int:
         """How many rows --max-gaussians and the host budget admit."""

@@ -98,7 +98,7 @@ def open_run(
     else:
         store = store or initial_store(scene, config, warn, reporter(emit))
         schedule = Schedule.first(config, scene.scale)
-    unseen = np.ones(store.rows, bool) if resume is None else None
+    unseen = np.ones(store.places, bool) if resume is None else None
     with ExitStack() as stack:
         all_photos, image_cache = sum(view.nbytes for view in scene.views), parse_bytes(config.image_cache)
         memory = HostMemory.find(config.host_memory, base, image_cache, all_photos, warn)

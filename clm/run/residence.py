@@ -26,10 +26,29 @@ from clm.render import Rasterizer, Render
 from clm.run.events import Emit, Message, reporter
 from clm.run.host_memory import GROWTH_ROW_BYTES, HostMemory
 from clm.run.schedule import Schedule
+from clm.store.growth import Growth
 from clm.store.store import Store
 from clm.stream.lanes import Lanes
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
+
+_ARENA_FILL = 0.9  # unions that fill more of the arena call for a larger one: rows also move and swell
+
+
+class Rebuild:
+    """The store while it changes, and which of its pages did."""
+
+    def __init__(self, store: Store):
+        self.store, self.pages, self.every_row = store, 0, False
+
+    def apply(self, growth: Growth) -> int:
+        """Carry out a growth; returns how many pages changed."""
+        self.pages += (changed := len(self.store.apply(growth)))
+        return changed
+
+    def everything(self) -> None:
+        """Every row changed in its place."""
+        self.every_row = True
 
 
 class Residence:
@@ -129,14 +148,32 @@ class Residence:
         yield self._store
 
     @contextmanager
-    def rebuilding(self) -> Iterator[Store]:
-        """The store to be changed: rows may come, go and change places. Afterwards they are placed anew; ResourceError, with
-        the rows as they were changed, when they fit nowhere."""
+    def rebuilding(self) -> Iterator[Rebuild]:
+        """The store to be changed: rows may come, go and change places. Where the placement no longer holds for them, they are
+        placed anew afterwards; ResourceError, with the rows as they were changed, when they fit nowhere."""
         self._before_rebuilding()
         with self.whole() as store:
-            yield store
-        self._refresh()
-        self._replace()  # no write-back: what the device holds is of the rows as they were
+            yield (rebuild := Rebuild(store))
+        if rebuild.every_row:
+            self._refresh()
+        if not self._placement_holds():
+            self._replace()  # no write-back: what the device holds is of the rows as they were
+        elif rebuild.pages or rebuild.every_row:
+            self.tiers.update()
+
+    def _placement_holds(self) -> bool:
+        """Whether rows may stay where they are: about as many as when they were placed, within the budget, and batches in an
+        arena that holds them (or that the budget cannot make larger)."""
+        rows, slots = self._store.rows, self.arena.slots
+        if not 0.75 * self._placed_rows <= rows <= 1.25 * self._placed_rows or (
+            self._short_of_slots and self._more_slots
+        ):
+            return False
+        resident = rows if self.placement.offload == "none" else self.placement.resident_rows
+        row_bytes = self.tiers.resident_row_bytes
+        largest = self._seen.largest_view
+        needed = in_core_bytes(resident, slots, row_bytes) + self._temporaries(largest, largest_turn(largest, slots))
+        return needed <= self.budgets()[0] and self.tiers.rows_of_resident_pages <= resident
 
     def before_rebuilding(self, forget: Callable[[], None]) -> None:
         """Have `forget` called before rows change places: whoever knows where they are."""
@@ -157,9 +194,12 @@ class Residence:
     def plan(self, views: list[int], margin: Margin, *, ordered: bool) -> Planned:
         """Cull, order and plan a batch. From any thread."""
         self.lanes.publish_entries()
-        return plan_batch(
+        planned = plan_batch(
             self._store, self.cameras, views, self.arena.slots, margin, self._config.seed, ordered=ordered
         )
+        if planned.plan is None or len(planned.plan.union_rows) > _ARENA_FILL * self.arena.slots:
+            self._short_of_slots = True
+        return planned
 
     # ---- placement ----
 
@@ -188,7 +228,7 @@ class Residence:
         self.lanes.interrupt(i)
         self.tiers.replace_arena(smaller)
         self._reserved += arena_bytes(slots) - arena_bytes(smaller)  # placements to come leave as much free
-        rest = rest_of(plan, i, smaller, self._store.block_rows)
+        rest = rest_of(plan, i, smaller, self._store.page_rows)
         self.lanes.go_on(rest)
         self._warn(f"out of device memory: the arena goes from {slots:,} to {smaller:,} slots, the view is repeated")
         return rest
@@ -213,7 +253,7 @@ class Residence:
         seen: Sightings = sightings(store, self.cameras, reporter(self._emit), watching, unseen_rows)
         self._seen = seen
         usual = seen.usual_union(config.batch_size)
-        needed, usual = arena_needs(store.rows, seen.largest_view, usual, config.batch_size, store.block_rows)
+        needed, usual = arena_needs(store.rows, seen.largest_view, usual, config.batch_size, store.page_rows)
         (device, host), host_beside = self.budgets(), self._host_beside()
         beside = partial(self._temporaries, seen.largest_view)
         if self.device.shares_host_memory:
@@ -230,10 +270,12 @@ class Residence:
             usual_union=usual,
             beside=beside,
             moments=config.moments,
-            block_rows=store.block_rows,
+            block_rows=store.page_rows,
             shared_memory=self.device.shares_host_memory,
             host_beside=host_beside,
         )
+        self._placed_rows, self._short_of_slots = store.rows, False
+        self._more_slots = placement.arena_slots >= needed  # else it got what the budget has
         return placement, resident_blocks(seen, placement.resident_rows)
 
     def _temporaries(self, largest_view: int, turn_rows: int) -> int:

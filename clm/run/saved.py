@@ -18,6 +18,8 @@ from clm.run.schedule import Progress
 from clm.run.totals import Totals
 from clm.store.store import Store
 
+_SORTED = "new_rows_since_sort"  # which rows had in formats 1 and 2
+
 
 class Saved(NamedTuple):
     """The state of a checkpoint, beside its arrays. `run`: the name of the run that wrote it, if it says."""
@@ -37,7 +39,8 @@ class Saved(NamedTuple):
         except ClmError as error:
             raise Damaged(f"its configuration is refused: {error.message.rstrip('.')}") from None
         first_leg = dataclasses.asdict(Leg.of(config, scale))  # checkpoints from before there were legs name none
-        progress = restored(Progress, {"leg": first_leg, **state["progress"]}, "progress")
+        kept = {key: value for key, value in state["progress"].items() if key != _SORTED}
+        progress = restored(Progress, {"leg": first_leg, **kept}, "progress")
         totals = restored(Totals, state["totals"], "totals")
         return cls(str(run) if run else None, config, scale, progress, totals)
 

@@ -23,7 +23,6 @@ class Progress:
     leg: Leg  # of the schedule
     iteration: int = 0  # images
     step: int = 0  # optimizer steps done
-    new_rows_since_sort: int = 0
     next_order: list[int] | None = None
 
 
@@ -53,8 +52,11 @@ class Schedule:
             )
         progress.leg = old.followed_by(Leg.of(config, scene_scale), done, progress.step)
         if progress.leg is not old:
-            row_kernels.settle(store, old.adam().at(old.index(progress.step) + 1), 0, store.rows)
-            store.stamp[store.stamp > 0] = progress.leg.settled
+            for rows in store.live():
+                row_kernels.settle(store, old.adam().at(old.index(progress.step) + 1), rows)
+            for run in store.runs():
+                stamps = store.stamp[run]
+                stamps[stamps > 0] = progress.leg.settled
         return Schedule(config, progress)
 
     @property

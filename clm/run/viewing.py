@@ -43,6 +43,6 @@ def model_renderer(
     slots = min(store.rows, available // (SLOT_BYTES + beside))
     if slots < fewest:
         raise device_too_small(store.rows, fewest * (SLOT_BYTES + beside), available)
-    fetch = Fetch(Tiers(device, store, np.zeros(store.blocks, bool), slots))
+    fetch = Fetch(Tiers(device, store, np.zeros(store.pages, bool), slots))
     degree = model.rows.sh_degree
     return partial(render_view, fetch, None, rasterizer, sh_degree=degree, background=background)

@@ -23,6 +23,6 @@ GRAD_SCREEN = numbers.GRAD_SCREEN  # geometry gradient column: sum of screen-spa
 GROUPS = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
 SH_C0 = 0.28209479177387814
 
-BLOCK_ROWS = 2048
+PAGE_ROWS = 2048
 CHUNK_ROWS = 1 << 16  # rows held at once while a model streams through memory
 EXTENT_SIGMAS = numbers.SIGMAS

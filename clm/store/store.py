@@ -1,27 +1,30 @@
-"""The store: every row of the scene with both Adam moments and one step stamp per row, in host memory.
+"""The store: every row of the scene with both Adam moments, a step stamp and a key per row, in pages of host memory.
 
-Invariants: the first `rows` entries of every array are live; `entries` bounds where each row can be drawn until its next
-gradient; `bounds` follows `entries` per block of `block_rows` consecutive rows. A row's parameters are those of its stamp:
-only `fetch` and `settle` know the exact ones. A store without moments (rendering) holds parameters and entries only.
-A row's `keys` entry is its identity, whose lower bits are in its geometry, too.
+A row's id is page * page_rows + place; the live places of a page are its first `fill`. Invariants: `entries` bounds where
+each row can be drawn until its next gradient; `bounds` follows `entries` per page; what lies at free places is undefined. A
+row's parameters are those of its stamp: only `fetch` and `settle` know the exact ones. A row's `keys` entry is its
+identity, whose lower bits are in its geometry, too. A store without moments (rendering) holds parameters and entries only.
 Moments are f32 or bf16 (uint16, the upper half of the f32): only the row kernels read their values.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+import mmap
 from collections.abc import Iterator
 
 import numpy as np
 
+from clm.errors import ResourceError
 from clm.kernels import rows as row_kernels
 from clm.kernels.cull import block_bounds
 from clm.kernels.memory import RowPages
-from clm.kernels.permute import permute_rows
+from clm.kernels.permute import move_rows, permute_rows, zero_rows
 from clm.kernels.rows import AdamStep, StoreView
+from clm.store.growth import Growth
 from clm.store.identity import first_keys, identity_floats
-from clm.store.layout import BLOCK_ROWS, CHUNK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS, IDENTITY
+from clm.store.layout import CHUNK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS, IDENTITY, LOG_SCALES, MEANS, PAGE_ROWS
+from clm.store.pages import FreePages, Moves, live_rows, plan_growth, plan_merges
 
 _PARAMETERS = {"geometry": GEOMETRY_COLUMNS, "colour": COLOUR_COLUMNS}
 _MOMENTS = {
@@ -30,27 +33,33 @@ _MOMENTS = {
     "m_colour": COLOUR_COLUMNS,
     "v_colour": COLOUR_COLUMNS,
 }
-_MOVED_ROWS = 1 << 13  # at a time: 1.5 MB of the widest array
+_GROUP_ROWS = 1 << 16  # of the pages that change at a time
+MOST_PLACES = 2**31 - 1  # ids are int32
 MOMENT_TYPES: dict[str, type] = {"f32": np.float32, "bf16": np.uint16}
 
 
 class Store:
-    """Rows on the host. `geometry` [N, 12], `colour` [N, 48], moments of the same shapes, `stamp` [N] i32, `keys` [N] u64,
-    `statistics` [N, 2] (views that drew the row, summed screen gradient), `entries` [N, 4], `bounds` [blocks, 8]."""
+    """Rows on the host: `geometry` [places, 12], `colour` [places, 48], moments of the same shapes, `stamp` [places] i32,
+    `keys` [places] u64, `statistics` [places, 2] (views that drew the row, summed screen gradient), `entries` [places, 4];
+    `fill` [pages] i32, `bounds` [pages, 8], `seen` [pages] bool: pages with a row that was drawn since statistics were cleared."""
 
-    def __init__(self, capacity: int, *, moments: str | None = "f32", block_rows: int = BLOCK_ROWS):
-        """moments: how both Adam moments are stored, a key of MOMENT_TYPES; None: not at all."""
-        self._rows = self._written = 0  # rows from `_written` on were never live: their arrays are zero
-        self.moments = moments
-        self.block_rows = block_rows
+    def __init__(self, capacity: int, *, moments: str | None = "f32", page_rows: int | None = None):
+        """capacity: rows that there is room for. moments: how both Adam moments are stored, a key of MOMENT_TYPES; None: not
+        at all. page_rows: PAGE_ROWS where it is None."""
+        self.moments, self.page_rows = moments, page_rows or PAGE_ROWS
+        self._rows = 0
+        self.fill, self.seen = np.zeros(0, np.int32), np.zeros(0, bool)
+        self._written = np.zeros(0, np.int32)  # the largest fill that each page ever had: places behind it are zero
+        self._held = np.zeros(0, np.int32)  # the largest since its memory was given back
         self.bounds = np.zeros((0, 8), np.float32)
-        self._pages = {name: RowPages(capacity, width) for name, width in {**_PARAMETERS, "entries": 4}.items()}
+        places = self._whole_pages(capacity)
+        self._memory = {name: RowPages(places, width) for name, width in {**_PARAMETERS, "entries": 4}.items()}
         if moments is not None:
             for name, width in _MOMENTS.items():
-                self._pages[name] = RowPages(capacity, width, MOMENT_TYPES[moments])
-            self._pages["stamp"] = RowPages(capacity, 1, np.int32)
-            self._pages["keys"] = RowPages(capacity, 1, np.uint64)
-            self._pages["statistics"] = RowPages(capacity, 2)
+                self._memory[name] = RowPages(places, width, MOMENT_TYPES[moments])
+            self._memory["stamp"] = RowPages(places, 1, np.int32)
+            self._memory["keys"] = RowPages(places, 1, np.uint64)
+            self._memory["statistics"] = RowPages(places, 2)
         self._arrays: dict[str, np.ndarray] = {}
         self._name_arrays()
         self._row_bytes = sum(a.itemsize * math.prod(a.shape[1:]) for a in self._arrays.values())
@@ -71,19 +80,33 @@ class Store:
             store.append(geometry, colour)
         return store
 
+    @classmethod
+    def of_pages(cls, fill: np.ndarray, *, moments: str | None, page_rows: int) -> Store:
+        """A store with so many live rows in each page, all of them zero: what a checkpoint is read into."""
+        store = cls(len(fill) * page_rows, moments=moments, page_rows=page_rows)
+        store._set_fill(np.arange(len(fill)), fill)
+        store._written = store.fill.copy()
+        return store
+
     def __getattr__(self, name: str) -> np.ndarray:
         arrays = self.__dict__.get("_arrays", {})
         if name in arrays:
-            return arrays[name][: self.rows]
+            return arrays[name][: self.places]
         raise AttributeError(name)
 
     @property
     def rows(self) -> int:
+        """Live rows."""
         return self._rows
 
-    @rows.setter
-    def rows(self, rows: int) -> None:
-        self._rows, self._written = rows, max(self._written, rows)
+    @property
+    def pages(self) -> int:
+        return len(self.fill)
+
+    @property
+    def places(self) -> int:
+        """Ids are below this: the live row with the largest id is the one before."""
+        return (self.pages - 1) * self.page_rows + int(self.fill[-1]) if self.pages else 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,12 +119,9 @@ class Store:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the live rows over all arrays."""
-        return self.rows * self._row_bytes
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.rows // self.block_rows)
+        """Bytes of the live rows over all arrays, and of what is left of the system's pages in which they end."""
+        partial = int((self.fill[:-1] % self.page_rows > 0).sum())
+        return self.rows * self._row_bytes + partial * len(self._arrays) * mmap.PAGESIZE
 
     def view(self) -> StoreView:
         """Addresses of the arrays as they are now."""
@@ -112,83 +132,202 @@ class Store:
             self._view = StoreView(moment_bytes=item, **addresses)
         return self._view
 
+    def live(self, at_once: int = CHUNK_ROWS) -> Iterator[np.ndarray]:
+        """Ids of all live rows, ascending, [n] i32: those of a page or of `at_once` places at a time."""
+        step = max(1, at_once // self.page_rows)
+        for first in range(0, self.pages, step):
+            pages = np.arange(first, min(first + step, self.pages))
+            ids = live_rows(pages, self.fill[pages], self.page_rows)
+            if len(ids):
+                yield ids
+
+    def rows_of(self, pages: np.ndarray) -> np.ndarray:
+        """Ids [n] i32 of the live rows of some pages, page by page."""
+        return live_rows(pages, self.fill[pages], self.page_rows)
+
+    def runs(self, at_once: int = CHUNK_ROWS) -> Iterator[slice]:
+        """Ids of all live rows, ascending, as runs of at most `at_once` places or one page."""
+        step = max(1, at_once // self.page_rows)
+        first = 0
+        while first < self.pages:
+            last = first + 1  # pages that are full go together with the next one
+            while last < self.pages and last - first < step and self.fill[last - 1] == self.page_rows:
+                last += 1
+            end = (last - 1) * self.page_rows + int(self.fill[last - 1])
+            if end > first * self.page_rows:
+                yield slice(first * self.page_rows, end)
+            first = last
+
+    # ---- rows that come and go ----
+
     def reserve(self, rows: int) -> None:
-        """Room for so many rows. Arrays taken from the store before are of no use afterwards."""
+        """Room for ids below `rows`. Arrays taken from the store before are of no use afterwards."""
         if rows <= self.capacity:
             return
-        capacity = max(rows, self.capacity + self.capacity // 2)
+        places = self._whole_pages(max(rows, min(self.capacity + self.capacity // 2, MOST_PLACES - self.page_rows)))
         self._view = None
         self._arrays.clear()
-        for pages in self._pages.values():
-            pages.grow(capacity)
+        for memory in self._memory.values():
+            memory.grow(places)
         self._name_arrays()
 
     def append(self, geometry: np.ndarray, colour: np.ndarray, keys: np.ndarray | None = None) -> None:
-        """Add rows at the tail with zero moments, stamps and statistics (as the in-core reference does for new rows).
+        """Add rows behind the last one, with zero moments, stamps and statistics (as the in-core reference does for new rows).
 
         keys [K] u64; None: first rows, which are numbered in the order in which they come."""
-        first, written = self.rows, self._written
-        self.reserve(first + len(geometry))
-        self.rows = first + len(geometry)
-        self._arrays["geometry"][first : self.rows] = geometry
-        self._arrays["colour"][first : self.rows] = colour
-        for name in self._arrays.keys() - _PARAMETERS.keys():
-            self._arrays[name][first : min(self.rows, written)] = 0  # zeros behind that take no memory yet
+        first, count = self.places, len(geometry)
+        self.reserve(first + count)
+        pages = np.arange(first // self.page_rows, -(-(first + count) // self.page_rows))
+        self._set_fill(pages, np.minimum(first + count - pages * self.page_rows, self.page_rows))
+        for at in range(0, count, CHUNK_ROWS):
+            piece, ids = slice(at, at + CHUNK_ROWS), slice(first + at, first + min(at + CHUNK_ROWS, count))
+            theirs = first_keys(ids.start, ids.stop) if keys is None else keys[piece]
+            self._zero(np.arange(ids.start, ids.stop, dtype=np.int32))
+            self._fill_in(ids, geometry[piece], colour[piece], theirs)
+
+    def reorder(self, order: np.ndarray) -> None:
+        """Row i becomes what row order[i] [N] was. Every page but the last must be full.
+
+        In place: besides the store this takes 4.2 bytes per row. ValueError for an `order` that loses a row."""
+        if self.places != self.rows:
+            raise ValueError("only rows without free places between them are put into another order")
+        if len(order) != self.rows:
+            raise ValueError(f"an order of {len(order)} rows for {self.rows}")
+        permute_rows([array[: self.rows] for array in self._arrays.values()], order)
+
+    def apply(self, growth: Growth) -> np.ndarray:
+        """Carry out a growth; returns the pages [A] i32 that changed, ascending: only they are read or written.
+
+        Entries and bounds are those of the rows as they are now. Memory: children of a few pages at a time."""
+        size = self.page_rows
+        affected = np.union1d(growth.leave // size, growth.parents // size).astype(np.int32)
+        free, changed = FreePages(np.flatnonzero(self.fill == 0).tolist(), self.pages), [affected]
+        step = max(1, _GROUP_ROWS // size)
+        for first in range(0, len(affected), step):
+            pages = affected[first : first + step]
+            ends = np.array([pages[0], pages[-1] + 1], np.int64) * size
+            gone, come = (slice(*np.searchsorted(ids, ends)) for ids in (growth.leave, growth.parents))
+            geometry, colour = growth.make(come)
+            theirs = np.column_stack([geometry[:, MEANS], np.exp(geometry[:, LOG_SCALES].max(axis=1, initial=-np.inf))])
+            moves = plan_growth(
+                pages,
+                self.fill[pages],
+                growth.leave[gone],
+                growth.parents[come],
+                self.entries,
+                theirs.astype(np.float32),
+                size,
+                free,
+            )
+            self._carry_out(moves)
+            self._put(moves.children, geometry, colour, growth.keys[come])
+            row_kernels.cull_entries(self, None, moves.children, self._arrays["entries"])
+            changed.append(moves.pages)
+        pages = np.unique(np.concatenate(changed))
+        self.refresh_bounds(pages)
+        merges = plan_merges(self.fill, self.bounds, size)
+        if len(merges.pages):
+            self._carry_out(merges)
+            self.refresh_bounds(merges.pages)
+            pages = np.union1d(pages, merges.pages)
+        self._release(pages)
+        return pages.astype(np.int32)
+
+    def _carry_out(self, moves: Moves) -> None:
+        if len(moves.pages):
+            self.reserve((int(moves.pages[-1]) + 1) * self.page_rows)
+        move_rows(list(self._arrays.values()), moves.source, moves.target, moves.runs)
+        self._set_fill(moves.pages, moves.fill)
+        self._write(moves.target)
+        self.seen[moves.target[self.seen[moves.source // self.page_rows]] // self.page_rows] = True
+
+    def _set_fill(self, pages: np.ndarray, fill: np.ndarray) -> None:
+        count = int(pages[-1]) + 1 if len(pages) else 0
+        if count * self.page_rows > MOST_PLACES:
+            raise ResourceError(
+                f"The store has room for {MOST_PLACES:,} Gaussians, free places included.",
+                "Pass a smaller --max-gaussians.",
+            )
+        more = max(0, count - self.pages)
+        if more:
+            new = np.zeros(more, np.int32)
+            self.fill, self._written, self._held = (np.append(a, new) for a in (self.fill, self._written, self._held))
+            self.seen = np.append(self.seen, np.zeros(more, bool))
+            self.bounds = np.append(self.bounds, np.zeros((more, 8), np.float32), axis=0)
+        self._rows += int(fill.sum()) - int(self.fill[pages].sum())
+        self.fill[pages] = fill
+        self._held[pages] = np.maximum(self._held[pages], fill)
+
+    def _put(self, ids: np.ndarray, geometry: np.ndarray, colour: np.ndarray, keys: np.ndarray) -> None:
+        """New rows at ids [K], which are live already: all else of them is zero."""
+        self._zero(ids)
+        self._fill_in(ids, geometry, colour, keys)
+
+    def _zero(self, ids: np.ndarray) -> None:
+        """All but the parameters of rows that come to places where others were: memory that is zero is not touched."""
+        used = ids[ids % self.page_rows < self._written[ids // self.page_rows]]
+        zero_rows([array for name, array in self._arrays.items() if name not in _PARAMETERS], used)
+        self._write(ids)
+
+    def _fill_in(self, at: slice | np.ndarray, geometry: np.ndarray, colour: np.ndarray, keys: np.ndarray) -> None:
+        self._arrays["geometry"][at], self._arrays["colour"][at] = geometry, colour
         if self.moments is not None:
-            self._arrays["keys"][first : self.rows] = first_keys(first, self.rows) if keys is None else keys
-            self.identify(first, self.rows)
+            self._arrays["keys"][at] = keys
+            self._arrays["geometry"][at, IDENTITY] = identity_floats(keys)
 
-    def identify(self, first: int, last: int) -> None:
-        """Write the bits of their keys that rows first..last-1 carry in their geometry."""
-        for at in range(first, last, CHUNK_ROWS):
-            piece = slice(at, min(at + CHUNK_ROWS, last))
-            self._arrays["geometry"][piece, IDENTITY] = identity_floats(self._arrays["keys"][piece])
+    def _write(self, ids: np.ndarray) -> None:
+        np.maximum.at(self._written, ids // self.page_rows, ids % self.page_rows + 1)
 
-    def take(self, order: np.ndarray) -> None:
-        """Keep rows `order` [K] (ids, in the new order): fewer rows in ascending order, or all rows in any order.
+    def identify(self) -> None:
+        """Write the bits of their keys that all rows carry in their geometry."""
+        for run in self.runs():
+            self.geometry[run, IDENTITY] = identity_floats(self.keys[run])
 
-        In place: besides the store this takes 4.2 bytes per row. ValueError for any other `order`."""
-        if len(order) == self.rows:
-            permute_rows([array[: self.rows] for array in self._arrays.values()], order)
-            return
-        if len(order) and (np.diff(order).min(initial=1) < 1 or order[0] < 0 or order[-1] >= self.rows):
-            raise ValueError("rows to keep must be in the store, and ascend unless all of them are kept")
-        moved = bisect_left(range(len(order)), 1, key=lambda i: order[i] - i)  # those before are where they belong
-        for array in self._arrays.values():
-            for first in range(moved, len(order), _MOVED_ROWS):
-                # Rows only move towards the front, so what a piece overwrites was read by it or before.
-                piece = order[first : first + _MOVED_ROWS]
-                array[first : first + len(piece)] = array[piece]
-        self.rows = len(order)
-        self.release()
+    def _release(self, pages: np.ndarray) -> None:
+        """Memory of places that became free goes back to the system."""
+        for page in pages[self._held[pages] > self.fill[pages]].tolist():
+            first, last = page * self.page_rows + int(self.fill[page]), (page + 1) * self.page_rows
+            for memory in self._memory.values():
+                memory.release(first, last)
+        self._held[pages] = self.fill[pages]
 
-    def release(self) -> None:
-        """Memory of rows that are no longer live goes back to the system."""
-        for pages in self._pages.values():
-            pages.release(self.rows)
+    # ---- what follows from the rows ----
 
     def refresh(self, step: AdamStep | None) -> None:
-        """Recompute all cull entries and block bounds (after densification, loading, or a change of schedule)."""
-        row_kernels.cull_entries(self, step, 0, self.rows, self.entries)
-        self.bounds = np.zeros((self.blocks, 8), np.float32)
-        block_bounds(self.entries, self.block_rows, self.bounds)
+        """Recompute all cull entries and bounds (after loading, or a change of schedule)."""
+        for ids in self.live():
+            row_kernels.cull_entries(self, step, ids, self.entries)
+        self.refresh_bounds(np.arange(self.pages, dtype=np.int32))
 
-    def refresh_blocks(self, rows: np.ndarray) -> None:
-        """Recompute the bounds of the blocks that hold `rows` (sorted ids)."""
-        edges = np.searchsorted(rows, np.arange(self.blocks + 1, dtype=rows.dtype) * self.block_rows)
-        blocks = np.flatnonzero(np.diff(edges)).astype(np.int32)
-        block_bounds(self.entries, self.block_rows, self.bounds, blocks)
+    def refresh_bounds(self, pages: np.ndarray) -> None:
+        """Recompute the bounds of pages [A]."""
+        block_bounds(self.entries, self.page_rows, self.bounds, np.ascontiguousarray(pages, np.int32), self.fill)
+
+    def publish(self, rows: np.ndarray) -> None:
+        """Entries of `rows` [n] (ascending ids) are new: their pages' bounds follow, and the pages count as seen."""
+        edges = np.searchsorted(rows, np.arange(self.pages + 1, dtype=np.int64) * self.page_rows)
+        pages = np.flatnonzero(np.diff(edges))
+        self.seen[pages] = True
+        self.refresh_bounds(pages)
+
+    def see_again(self) -> None:
+        """Flags of the pages with drawn rows, from the statistics: after loading."""
+        for run in self.runs():
+            drawn = np.flatnonzero(self.statistics[run, 0]) + run.start
+            self.seen[drawn // self.page_rows] = True
 
     def exact_chunks(self, step: AdamStep | None, size: int = CHUNK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(geometry, colour) of all rows caught up to `step - 1`, `size` rows at a time; the store is not changed."""
-        for first in range(0, self.rows, size):
-            ids = np.arange(first, min(first + size, self.rows), dtype=np.int32)
+        """(geometry, colour) of all rows caught up to `step - 1`, about `size` rows at a time; the store is not changed."""
+        for ids in self.live(size):
             geometry = np.empty((len(ids), GEOMETRY_COLUMNS), np.float32)
             colour = np.empty((len(ids), COLOUR_COLUMNS), np.float32)
             row_kernels.fetch(self, step, ids, geometry, colour, COLOUR_COLUMNS)
             yield geometry, colour
 
+    def _whole_pages(self, rows: int) -> int:
+        return -(-rows // self.page_rows) * self.page_rows
+
     def _name_arrays(self) -> None:
-        self._arrays.update((name, pages.array) for name, pages in self._pages.items())
+        self._arrays.update((name, memory.array) for name, memory in self._memory.items())
         for name in self._arrays.keys() & {"stamp", "keys"}:
             self._arrays[name] = self._arrays[name].reshape(-1)

@@ -1,25 +1,25 @@
-"""Default densification (clone, split, prune, opacity reset) as pure decisions and operations on the store.
+"""Default densification (clone, split, prune, opacity reset): decisions that read the store and change nothing.
 
-Thresholds and formulas: gsplat's DefaultStrategy and Kerbl et al. 2023, section 5. New rows start with zero moments. The
-rows must be settled (exact parameters in the store) before any function here is called. Works on columns, never on the
-device; memory beyond the store is a few bytes per row.
+Thresholds and formulas: gsplat's DefaultStrategy and Kerbl et al. 2023, section 5. Only rows that were drawn since the last
+growth are looked at, as they are after all steps so far, without settling them: which rows these are, what becomes of
+them, and the random numbers that children take are functions of the rows' identities, never of where they lie. New rows
+start with zero moments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from clm.kernels import rows as row_kernels
+from clm.kernels.rows import AdamStep
+from clm.store.growth import Growth, Rows
 from clm.store.identity import child_keys, normals
-from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, QUATS
-from clm.store.order import block_order
+from clm.store.layout import CHUNK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOG_SCALES, LOGIT_OPACITIES, QUATS, SH0
 from clm.store.store import Store
 
 SPLIT_SHRINK = 1.6  # children of a split are this much smaller (gsplat)
-_PIECE_ROWS = 1 << 14
-_RESORT_FRACTION = 0.05  # new rows at the tail before blocks are cut anew
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,25 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
-class DensifyResult:
-    """What one densification did, in rows."""
+class Decision:
+    """A growth, and what it does in rows. refused: wanted to grow, but the limit said no."""
 
+    growth: Growth
     cloned: int
     split: int
     pruned: int
-    refused: int  # wanted to grow, but the budget said no
-    rows: int
+    refused: int
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Rows that were drawn since the last growth: ids [n] i32 ascending, mean screen gradient [n] f32, largest log-scale and
+    logit of opacity as they are now [n] f32."""
+
+    rows: np.ndarray
+    gradient: np.ndarray
+    log_scale: np.ndarray
+    logit_opacity: np.ndarray
 
 
 def quats_to_rotations(quats: np.ndarray) -> np.ndarray:
@@ -54,109 +65,108 @@ def quats_to_rotations(quats: np.ndarray) -> np.ndarray:
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def choose_growth(store: Store, thresholds: Thresholds, max_new: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Rows to clone and rows to split (sorted ids), and how many candidates the budget refused (weakest gradient first)."""
-    drawn, screen = store.statistics[:, 0], store.statistics[:, 1]
-    gradient = screen / np.maximum(drawn, 1.0)
-    candidates = np.flatnonzero(gradient > thresholds.screen_gradient)
-    refused = max(0, len(candidates) - max(max_new, 0))
+def drawn_rows(store: Store, step: AdamStep | None) -> Drawn:
+    """The rows of seen pages that were drawn, caught up to `step - 1`; the store is not changed."""
+    pages, parts = np.flatnonzero(store.seen), []
+    at_once = max(1, CHUNK_ROWS // store.page_rows)
+    for first in range(0, len(pages), at_once):
+        ids = store.rows_of(pages[first : first + at_once])
+        statistics = store.statistics[ids]
+        drawn = statistics[:, 0] > 0
+        ids, statistics = ids[drawn], statistics[drawn]
+        geometry, colour = np.empty((len(ids), GEOMETRY_COLUMNS), np.float32), np.empty((len(ids), 3), np.float32)
+        row_kernels.fetch(store, step, ids, geometry, colour, SH0.stop)
+        scale = geometry[:, LOG_SCALES].max(axis=1, initial=-np.inf)
+        parts.append((ids, statistics[:, 1] / statistics[:, 0], scale, geometry[:, LOGIT_OPACITIES].copy()))
+    if not parts:
+        return Drawn(np.zeros(0, np.int32), *(np.zeros(0, np.float32) for _ in range(3)))
+    return Drawn(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def decide(
+    store: Store, step: AdamStep | None, thresholds: Thresholds, max_rows: int, seed: int, image: int
+) -> Decision:
+    """What is cloned, split and pruned after training image `image`, so that at most `max_rows` rows remain (those whose
+    gradient is strongest grow, of equal ones the one with the smaller key)."""
+    drawn = drawn_rows(store, step)
+    allowed = max(max_rows - store.rows, 0)
+    large = drawn.log_scale > np.log(thresholds.split_scale)
+    goes = drawn.logit_opacity < np.log(thresholds.prune_opacity / (1.0 - thresholds.prune_opacity))
+    hopeless = goes.copy()  # its children would go, too
+    if thresholds.prune_scale is not None:
+        goes |= drawn.log_scale > np.log(thresholds.prune_scale)
+        hopeless |= drawn.log_scale - np.where(large, np.log(SPLIT_SHRINK), 0.0) > np.log(thresholds.prune_scale)
+    wants = np.flatnonzero((drawn.gradient > thresholds.screen_gradient) & ~hopeless)
+    refused = max(0, len(wants) - allowed)
     if refused:
-        strongest = np.lexsort((store.keys[candidates], -gradient[candidates]))[: max(max_new, 0)]
-        candidates = np.sort(candidates[strongest])
-    small, limit = np.empty(len(candidates), bool), np.log(thresholds.split_scale)
-    for piece in _pieces(len(candidates)):
-        small[piece] = store.geometry[candidates[piece], LOG_SCALES].max(axis=1, initial=-np.inf) <= limit
-    return candidates[small], candidates[~small], refused
+        order = np.lexsort((store.keys[drawn.rows[wants]], -drawn.gradient[wants]))
+        wants = np.sort(wants[order[:allowed]])
+    grows = np.zeros(len(drawn.rows), bool)
+    grows[wants] = True
+    splits = grows & large
+    growth = _growth(store, step, drawn.rows[goes | splits], drawn.rows[grows], large[grows], seed, image)
+    return Decision(growth, int((grows & ~large).sum()), int(splits.sum()), int((goes & ~splits).sum()), refused)
 
 
-def _pieces(count: int) -> Iterator[slice]:
-    """Parts of a list of rows that are copied one at a time, so that growing takes little beside what it adds."""
-    for first in range(0, count, _PIECE_ROWS):
-        yield slice(first, min(first + _PIECE_ROWS, count))
+def _growth(
+    store: Store,
+    step: AdamStep | None,
+    leave: np.ndarray,
+    growing: np.ndarray,
+    large: np.ndarray,
+    seed: int,
+    image: int,
+) -> Growth:
+    """Rows `growing` [G] are split where they are `large` [G] and else cloned."""
+    children = np.where(large, 2, 1)
+    parents, split = np.repeat(growing, children), np.repeat(large, children)
+    first = np.cumsum(children) - children
+    which = np.arange(len(parents)) - np.repeat(first, children)
+    keys = np.where(which == 0, *(child_keys(store.keys[parents], image, child) for child in (0, 1)))
+
+    def make(piece: slice) -> Rows:
+        rows = parents[piece]
+        geometry = np.empty((len(rows), GEOMETRY_COLUMNS), np.float32)
+        colour = np.empty((len(rows), COLOUR_COLUMNS), np.float32)
+        row_kernels.fetch(store, step, rows, geometry, colour, COLOUR_COLUMNS)
+        children = split[piece]
+        geometry[children] = split_rows(geometry[children], keys[piece][children], seed, image)
+        return geometry, colour
+
+    return Growth(leave, parents, keys, make)
 
 
-def append_grown(store: Store, clones: np.ndarray, splits: np.ndarray, seed: int, image: int) -> None:
-    """Copies of the rows `clones` and children of the rows `splits`, at the store's tail."""
-    store.reserve(store.rows + len(clones) + 2 * len(splits))
-    for piece in _pieces(len(clones)):
-        rows = clones[piece]
-        store.append(store.geometry[rows], store.colour[rows], child_keys(store.keys[rows], image, 0))
-    for piece in _pieces(len(splits)):
-        rows = splits[piece]
-        store.append(*split_rows(store.geometry[rows], store.colour[rows], store.keys[rows], seed, image))
-
-
-def split_rows(
-    geometry: np.ndarray, colour: np.ndarray, keys: np.ndarray, seed: int, image: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two children per row [2 K], each 1.6 times smaller: geometry, colour, keys.
-
-    Their centres are drawn from the row's own Gaussian: a function of (seed, image, the row, which child)."""
-    children, colours = np.repeat(geometry, 2, axis=0), np.repeat(colour, 2, axis=0)
-    theirs = np.stack([child_keys(keys, image, child) for child in (0, 1)], axis=1).reshape(-1)
-    offsets = normals(theirs, seed, image) * np.exp(children[:, LOG_SCALES].astype(np.float64))
+def split_rows(geometry: np.ndarray, keys: np.ndarray, seed: int, image: int) -> np.ndarray:
+    """Children [K, 12] with keys [K] of split rows whose geometry [K, 12] is given: 1.6 times smaller, centres drawn from the
+    row's own Gaussian. Each is a function of (its parent, its key, seed, image), written so that it does not matter which
+    others are computed beside it."""
+    children = geometry.copy()
+    offsets = normals(keys, seed, image) * np.exp(np.ascontiguousarray(children[:, LOG_SCALES], np.float64))
     turn = quats_to_rotations(children[:, QUATS].astype(np.float64))
-    for axis in range(3):  # written out: the same bits whatever rows are beside it
+    for axis in range(3):
         moved = turn[:, axis, 0] * offsets[:, 0] + turn[:, axis, 1] * offsets[:, 1] + turn[:, axis, 2] * offsets[:, 2]
         children[:, axis] = (children[:, axis] + moved).astype(np.float32)
     children[:, LOG_SCALES] -= np.float32(np.log(SPLIT_SHRINK))
-    return children, colours, theirs
+    return children
 
 
-def prune_mask(geometry: np.ndarray, thresholds: Thresholds) -> np.ndarray:
-    """Rows [N] bool that are too transparent, or (with prune_scale) too large."""
-    limit = np.log(thresholds.prune_opacity / (1.0 - thresholds.prune_opacity))
-    mask = geometry[:, LOGIT_OPACITIES] < limit
-    if thresholds.prune_scale is not None:
-        for piece in _pieces(len(geometry)):
-            mask[piece] |= geometry[piece, LOG_SCALES].max(axis=1) > np.log(thresholds.prune_scale)
-    return mask
+def clear_statistics(store: Store) -> None:
+    """The drawn rows were looked at: their statistics begin anew."""
+    pages = np.flatnonzero(store.seen)
+    at_once = max(1, CHUNK_ROWS // store.page_rows)
+    for first in range(0, len(pages), at_once):
+        store.statistics[store.rows_of(pages[first : first + at_once])] = 0
+    store.seen[:] = False
 
 
-def densify(
-    store: Store,
-    thresholds: Thresholds,
-    max_rows: int,
-    seed: int,
-    image: int,
-    admits: Callable[[Store, np.ndarray], bool],
-) -> DensifyResult:
-    """Clone, split and prune once; clear the statistics. Entries and bounds must be refreshed afterwards.
-
-    image: the training image after which it happens.
-    At most `max_rows` rows remain, and `admits(store, drop [N] bool)` is asked before anything is final: it sees the store
-    with the new rows at its tail and which rows would go. Whenever it refuses, a smaller growth is tried, down to none.
-    """
-    before = store.rows
-    allowed, refused = max_rows - before, 0
-    while True:
-        clones, splits, refused = choose_growth(store, thresholds, allowed)
-        append_grown(store, clones, splits, seed, image)
-        drop = prune_mask(store.geometry, thresholds)
-        pruned = int(drop.sum())
-        drop[splits] = True
-        grown = len(clones) + len(splits)
-        if grown == 0 or admits(store, drop):
-            break
-        store.rows, allowed = before, grown * 3 // 4
-    store.take(np.flatnonzero(~drop))
-    store.statistics[:] = 0
-    return DensifyResult(len(clones), len(splits), pruned, refused, store.rows)
-
-
-def reset_opacity(store: Store, ceiling: float) -> None:
-    """Opacities above `ceiling` are set to it; the opacity moments of every row start anew."""
-    column = store.geometry[:, LOGIT_OPACITIES]
-    np.minimum(column, np.float32(np.log(ceiling / (1.0 - ceiling))), out=column)
-    store.m_geometry[:, LOGIT_OPACITIES] = 0
-    store.v_geometry[:, LOGIT_OPACITIES] = 0
-
-
-def resort(store: Store) -> None:
-    """Sort rows into blocks anew; cull entries must be fresh, bounds must be refreshed afterwards."""
-    store.take(block_order(store.entries))
-
-
-def wants_resort(new_rows_since_sort: int, rows: int) -> bool:
-    """Blocks are cut anew when the tail of new rows has grown past a fraction of the store."""
-    return new_rows_since_sort > _RESORT_FRACTION * rows
+def reset_opacity(store: Store, step: AdamStep, ceiling: float) -> None:
+    """Opacities above `ceiling` are set to it, and the opacity moments of every row start anew: the one operation that reaches
+    every row. Rows are settled as of `step - 1`; cull entries and bounds must be refreshed afterwards."""
+    limit = np.float32(np.log(ceiling / (1.0 - ceiling)))
+    for rows in store.live():
+        row_kernels.settle(store, step, rows)
+    for run in store.runs():
+        column = store.geometry[run, LOGIT_OPACITIES]
+        np.minimum(column, limit, out=column)
+        store.m_geometry[run, LOGIT_OPACITIES] = 0
+        store.v_geometry[run, LOGIT_OPACITIES] = 0

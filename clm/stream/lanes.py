@@ -134,7 +134,7 @@ class Lanes:
                 for rows, entries in batch.entries:
                     row_kernels.put_entries(rows, entries, store.entries)
                 if len(batch.union):
-                    store.refresh_blocks(batch.union)
+                    store.publish(batch.union)
                 self._spans.append(Span("update", "publish", -1, began, time.perf_counter()))
 
     def interrupt(self, i: int) -> None:

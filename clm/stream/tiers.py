@@ -1,6 +1,6 @@
-"""Where rows are: the store on the host, resident blocks and the arena on the device. Shared by lanes and rendering.
+"""Where rows are: the store on the host, resident pages and the arena on the device. Shared by lanes and rendering.
 
-Invariant: a row of a resident block is read and updated on the device only, until `write_back` copies it to the store;
+Invariant: a row of a resident page is read and updated on the device only, until `write_back` copies it to the store;
 where the device shares the host's memory its rows never leave the store, and a row's position is its id.
 """
 
@@ -17,37 +17,57 @@ Choice = slice | np.ndarray  # picks some of a list of rows
 
 
 class Tiers:
-    """The store [N rows], which of its blocks are resident [blocks] bool, and the arena."""
+    """The store, which of its pages are resident [pages] bool, and the arena."""
 
     def __init__(
         self,
         device: Device,
         store: Store,
-        resident_blocks: np.ndarray,
+        resident_pages: np.ndarray,
         arena_slots: int,
         largest_view: int | None = None,
     ):
         """largest_view: rows that resident rows are worked on at a time (more are taken in turn), as the budget counts them;
         None: as many as the arena has slots."""
-        if len(resident_blocks) != store.blocks:
-            raise ValueError(f"{len(resident_blocks)} flags for {store.blocks} blocks")
-        self.device, self.store, self.resident_blocks = device, store, resident_blocks
+        if len(resident_pages) != store.pages:
+            raise ValueError(f"{len(resident_pages)} flags for {store.pages} pages")
+        self.device, self.store = device, store
         self.arena: Arena = device.arena(arena_slots)
         self.residents: ResidentRows | None = None
-        self.resident_rows = 0
+        self._at_once = arena_slots if largest_view is None else largest_view
         self.resident_row_bytes = resident_row_bytes(store.moments or "f32", device.shares_host_memory)
-        if resident_blocks.any():
-            rows = np.flatnonzero(self.resident_mask).astype(np.int32)
-            at_once = arena_slots if largest_view is None else largest_view
-            self.residents, self.resident_rows = device.residents(store, rows, at_once), len(rows)
-        # A block's first position minus its first row: positions of its rows are their ids plus this.
-        before = np.cumsum(resident_blocks) - resident_blocks
-        self._shift = ((before - np.arange(len(resident_blocks))) * store.block_rows).astype(np.int32)
+        self._settle_in(resident_pages)
+
+    def _settle_in(self, resident_pages: np.ndarray) -> None:
+        """Residents are the rows of these pages now. A device with memory of its own takes them from the store."""
+        self.resident_pages = resident_pages
+        fill = np.where(resident_pages, self.store.fill, 0).astype(np.int64)
+        self.resident_rows = int(fill.sum())
+        # A page's first position minus its first row: positions of its rows are their ids plus this.
+        first = np.arange(len(fill), dtype=np.int64) * self.store.page_rows
+        self._shift = np.cumsum(fill) - fill - first
+        if self.resident_rows:
+            rows = self.store.rows_of(np.flatnonzero(resident_pages))
+            self.residents = self.device.residents(self.store, rows, self._at_once)
+
+    def update(self) -> None:
+        """Pages of the store hold other rows now. New pages are resident where all others are; the arena stays."""
+        everywhere = bool(self.resident_pages[self.store.fill[: len(self.resident_pages)] > 0].all())
+        more = self.store.pages - len(self.resident_pages)
+        self.residents = None  # the old memory is free before new memory is taken
+        self.device.release_unused()
+        self._settle_in(np.append(self.resident_pages, np.full(more, everywhere)) | everywhere)
+
+    @property
+    def rows_of_resident_pages(self) -> int:
+        """Live rows of resident pages now; `resident_rows` is as of the last update."""
+        flags = self.resident_pages
+        return int(self.store.fill[: len(flags)][flags].sum())
 
     @property
     def resident_mask(self) -> np.ndarray:
-        """[N] bool: which rows are resident."""
-        return np.repeat(self.resident_blocks, self.store.block_rows)[: self.store.rows]
+        """[places] bool: which rows are resident."""
+        return np.repeat(self.resident_pages, self.store.page_rows)[: self.store.places]
 
     @property
     def resident(self) -> ResidentRows:
@@ -65,14 +85,14 @@ class Tiers:
             return _EVERYTHING, _NOTHING
         if self.everything_resident:
             return _NOTHING, _EVERYTHING
-        resident = self.resident_blocks[rows // self.store.block_rows]
+        resident = self.resident_pages[rows // self.store.page_rows]
         return np.flatnonzero(~resident), np.flatnonzero(resident)
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """Where resident rows [n] lie in device memory, int32."""
         if self.device.shares_host_memory:
             return rows
-        return rows + self._shift[rows // self.store.block_rows]
+        return (rows + self._shift[rows // self.store.page_rows]).astype(np.int32)
 
     def replace_arena(self, slots: int) -> None:
         """Another arena; the old one's memory is free before the new one is taken."""

@@ -18,7 +18,8 @@ from clm.config import Config
 from clm.run.open import Run
 from clm.scene import Scene
 from clm.scene.scene import View
-from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS
+from clm.store.identity import first_keys
+from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOG_SCALES, LOGIT_OPACITIES, MEANS, PAGE_ROWS, QUATS
 from clm.store.store import Store
 from gpu_parts.check import Check
 
@@ -66,7 +67,10 @@ def flat_scene(width: int, height: int, seen: float, cameras: int) -> Scene:
 
 def flat_store(rows: int) -> Store:
     """`rows` Gaussians in the field, a little above and below it; neighbours overlap."""
-    rng, store = np.random.default_rng(0), Store(rows)
+    # All arrays are zero already; appending would write zeros, and so touch all memory of the moments.
+    fill = np.minimum(PAGE_ROWS, rows - np.arange(0, rows, PAGE_ROWS)).astype(np.int32)
+    rng, store = np.random.default_rng(0), Store.of_pages(fill, moments="f32", page_rows=PAGE_ROWS)
+    store.keys[:] = first_keys(0, rows)
     tiles = math.isqrt(-(-rows // _CHUNK) - 1) + 1
     edge, scale = SIDE / tiles, 0.7 * SIDE / math.sqrt(rows)
     geometry = np.zeros((_CHUNK, GEOMETRY_COLUMNS), np.float32)
@@ -74,9 +78,6 @@ def flat_store(rows: int) -> Store:
     geometry[:, LOG_SCALES] = math.log(scale) + rng.normal(0, 0.3, (_CHUNK, 3))
     geometry[:, LOGIT_OPACITIES] = rng.normal(-0.4, 1, _CHUNK)
     colour = rng.normal(0, 0.1, (_CHUNK, COLOUR_COLUMNS)).astype(np.float32)
-    store.rows = (
-        rows  # all arrays are zero already; appending would write zeros, and so touch every page of the moments
-    )
     per_tile = -(-rows // (tiles * tiles))
     for k in range(-(-rows // per_tile)):
         first = k * per_tile
@@ -88,6 +89,7 @@ def flat_store(rows: int) -> Store:
         place[:, 0] = (np.arange(count) * 8 / count % 1 * 4 // 1 + place[:, 0]) / 4
         geometry[:count, MEANS] = np.array(corner, np.float32) + place * np.array((edge, edge, 0.4), np.float32)
         store.geometry[first : first + count], store.colour[first : first + count] = geometry[:count], colour[:count]
+    store.identify()
     store.refresh(None)
     return store
 

@@ -105,8 +105,7 @@ class FakeResidents:
 
     def __init__(self, device: FakeDevice, store: Store, rows: np.ndarray):
         self.device, self.store, self.rows = device, store, rows
-        self.here = Store(len(rows))
-        self.here.rows = len(rows)
+        self.here = Store.of_pages(np.array([len(rows)], np.int32), moments="f32", page_rows=len(rows))
         self.names = [name for name in store.names if name != "keys"]
         for name in self.names:
             getattr(self.here, name)[:] = getattr(store, name)[rows]

@@ -68,7 +68,7 @@ def train(device: FakeTensorDevice, resident: Which, capacity: int, *, interrupt
     store, adam = scene(), Adam(np.full((6, 5), 1e-2), Betas.for_batch(VIEWS))
     tiers = Tiers(device, store, resident(store), capacity)
     lanes = Lanes(tiers, PARCEL)
-    sets = visible_sets(store.entries, store.bounds, CAMERAS, block_rows=store.block_rows)
+    sets = visible_sets(store.entries, store.bounds, CAMERAS, block_rows=store.page_rows)
     try:
         for batch in range(2):
             plan = make_plan(list(range(VIEWS)), sets, tiers.arena.slots)
@@ -78,7 +78,7 @@ def train(device: FakeTensorDevice, resident: Which, capacity: int, *, interrupt
                 if done == interrupted_at and tiers.arena.slots == capacity:
                     lanes.interrupt(i)
                     tiers.replace_arena(capacity - BLOCK)
-                    plan, i = rest_of(plan, i, capacity - BLOCK, store.block_rows), 0
+                    plan, i = rest_of(plan, i, capacity - BLOCK, store.page_rows), 0
                     lanes.go_on(plan)
                 lanes.compute(i, lambda slots: one_view(tiers, slots))
                 lanes.send_back(i)

@@ -150,7 +150,7 @@ def test_settling_changes_no_exact_parameter(moments: str) -> None:
         ids, entries = np.arange(50, dtype=np.int32), np.empty((50, 4), np.float32)
         row_kernels.adam(store, adam.at(step), ids, buffer, None, 48, store.statistics, entries)
     before = parameters(store, adam, 30)
-    row_kernels.settle(store, adam.at(31), 0, 50)
+    row_kernels.settle(store, adam.at(31), np.arange(50, dtype=np.int32))
     assert (store.stamp[touched.any(axis=0)] == 30).all()
     np.testing.assert_array_equal(parameters(store, adam, 30), before)
 
@@ -177,7 +177,7 @@ def test_one_step_never_moves_a_row_beyond_the_reach_that_plans_made_ahead_allow
     adam, store = Adam(schedule(50), BETAS), random_store(200, moments=moments)
     buffer, ids = GradientBuffer(200), np.arange(200, dtype=np.int32)
     entries = np.empty((200, 4), np.float32)
-    row_kernels.cull_entries(store, adam.at(1), 0, 200, entries)
+    row_kernels.cull_entries(store, adam.at(1), np.arange(200, dtype=np.int32), entries)
     for step in range(1, 40):
         rng = np.random.default_rng(step)
         buffer.grad_geometry[:] = rng.normal(size=(200, 16)) * 10.0 ** rng.uniform(-8, 2, size=(200, 1))
@@ -232,7 +232,7 @@ def test_deferred_adam_equals_dense_adam_across_a_change_of_batch_size_and_rates
             rates = adam.rates[COLUMN_GROUP, leg.index(step)]
             age = decayed / leg.batch_size  # in steps of the present betas
             p, m, v = dense_adam(p, m, v, gradient.astype(np.float64), rates, age, betas)
-        row_kernels.settle(store, adam.at(leg.index(step) + 1), 0, rows)
+        row_kernels.settle(store, adam.at(leg.index(step) + 1), np.arange(rows, dtype=np.int32))
         store.stamp[store.stamp > 0] = second.settled
     exact = np.concatenate([store.geometry[:, :11], store.colour], axis=1)
     assert np.abs(exact - p).max() < (2e-5 if moments == "f32" else 2e-2)

@@ -67,7 +67,7 @@ def test_adam_and_settle_round_as_their_slow_twin_bit_for_bit(columns: int) -> N
     for name in MOMENTS:
         getattr(exact, name)[:] = values(rounded, name)
     for store in (exact, rounded):
-        row_kernels.settle(store, adam.at(31), 0, 700)
+        row_kernels.settle(store, adam.at(31), np.arange(700, dtype=np.int32))
     for name in MOMENTS:
         np.testing.assert_array_equal(
             getattr(rounded, name),
@@ -141,7 +141,7 @@ def test_rows_move_as_with_float32_moments(share: float, batch: int) -> None:
             buffer.grad_geometry[:, GRAD_DRAWN] = rng.random(rows) < share
             take_step(store, adam.at(step), buffer)
             if step == 200:
-                row_kernels.settle(store, adam.at(step + 1), 0, rows)
+                row_kernels.settle(store, adam.at(step + 1), np.arange(rows, dtype=np.int32))
         geometry, colour = next(iter(store.exact_chunks(adam.at(steps + 1))))
         ends[moments] = np.concatenate([geometry[:, :11], colour], axis=1).astype(np.float64)
     way = np.sqrt((ends["f32"] ** 2).mean())
@@ -163,7 +163,7 @@ def test_every_build_writes_the_same_rows(name: str, monkeypatch: pytest.MonkeyP
             buffer = gradient_buffer(300, rng)
             buffer.grad_geometry[:, GRAD_DRAWN] = rng.random(300) < 0.4
             take_step(store, adam.at(step), buffer, 27)
-        row_kernels.settle(store, adam.at(14), 0, 300)
+        row_kernels.settle(store, adam.at(14), np.arange(300, dtype=np.int32))
         return store
 
     best = train()

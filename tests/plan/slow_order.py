@@ -9,31 +9,15 @@ import numpy as np
 
 from clm.plan import order
 from clm.plan.order import tour_length
-from tests.plan.slow_plan import localize
 
 
-def slow_overlap_distances(sets: Sequence[np.ndarray], block_rows: int) -> np.ndarray:
-    """What `overlap_distances` must return, sampling included."""
+def slow_overlap_distances(sets: Sequence[np.ndarray]) -> np.ndarray:
+    """What `overlap_distances` must return."""
     count = len(sets)
-    local, touched = localize(sets, block_rows)
-    universe = max(1, len(touched) * block_rows)
-    stride = 1
-    while universe / stride * max(count * count / 128 / order._PAIR_WORDS, count / order._MEMBER_BITS) > 1:
-        stride *= 2
-    words = -(-universe // (64 * stride))
-    bits = np.empty((count, words), np.uint64)
-    for i, ids in enumerate(local):
-        member = np.zeros(words * 64, bool)
-        member[ids if stride == 1 else ids[ids % stride == 0] // stride] = True
-        bits[i] = np.packbits(member).view(np.uint64)
-    sizes = np.array([len(rows) for rows in sets], np.int64)
-    shared = np.zeros((count, count), np.int64)
-    for i in range(count):
-        shared[i, i + 1 :] = np.bitwise_count(bits[i] & bits[i + 1 :]).sum(axis=1, dtype=np.int64) * stride
-    shared = np.minimum(shared + shared.T, np.minimum(sizes[:, None], sizes[None, :]))
-    np.fill_diagonal(shared, sizes)
     distances = np.zeros((count + 1, count + 1), np.int64)
-    distances[:count, :count] = sizes[:, None] + sizes[None, :] - 2 * shared
+    for i, a in enumerate(sets):
+        for j, b in enumerate(sets):
+            distances[i, j] = len(np.setxor1d(a, b))
     return distances
 
 

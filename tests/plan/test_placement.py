@@ -20,6 +20,11 @@ from clm.units import parse_bytes
 GIB = 2**30
 
 
+def fill_of(rows: int, block_rows: int) -> np.ndarray:
+    """Rows of each block where all but the last are full."""
+    return np.minimum(block_rows, rows - np.arange(0, rows, block_rows))
+
+
 def test_auto_keeps_everything_on_the_device_when_it_fits() -> None:
     budget, cull_entries = in_core_bytes(1000, 300), 24 * 1000  # and keys
     placement = choose_placement(1000, 300, 100, budget, cull_entries)
@@ -68,7 +73,7 @@ def test_the_arena_gives_way_to_resident_rows_down_to_the_usual_union_only_where
 def test_the_usual_union_is_at_least_the_mean_union_of_random_views(
     views: list[set[int]], batch: int, block_rows: int
 ) -> None:
-    seen = Sightings.of((np.array(sorted(view), np.int32) for view in views), 100, block_rows)
+    seen = Sightings.of((np.array(sorted(view), np.int32) for view in views), fill_of(100, block_rows), block_rows)
     rng = np.random.default_rng(0)
     unions = [len(set().union(*(views[k] for k in rng.integers(len(views), size=batch)))) for _ in range(400)]
     assert seen.usual_union(batch) >= np.mean(unions) - 4 * np.std(unions) / 20
@@ -160,7 +165,7 @@ def test_resident_blocks_are_those_that_most_views_see_as_far_as_the_rows_reach(
     views: list[set[int]], room: int, block_rows: int
 ) -> None:
     rows = 100
-    seen = Sightings.of((np.array(sorted(view), np.int32) for view in views), rows, block_rows)
+    seen = Sightings.of((np.array(sorted(view), np.int32) for view in views), fill_of(rows, block_rows), block_rows)
     counts = np.zeros(rows)
     for view in views:
         counts[sorted(view)] += 1

@@ -31,7 +31,6 @@ from clm.run.events import BatchDone, Densified, Evaluated, Message  # noqa: E40
 from clm.scene.open import open_scene  # noqa: E402
 from clm.store.init import rows_from_points  # noqa: E402
 from clm.store.layout import LOG_SCALES, QUATS  # noqa: E402
-from clm.store.store import Store  # noqa: E402
 from scripts.doubles import gsplat_stub  # noqa: E402
 from tests.demo_run import (  # noqa: E402
     DEMO,
@@ -78,7 +77,7 @@ def use_cuda_double(patch: pytest.MonkeyPatch, **replaced: Callable[..., Any]) -
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that 400 rows have blocks to choose from."""
-    monkeypatch.setitem(Store.__init__.__kwdefaults__, "block_rows", 32)
+    monkeypatch.setattr("clm.store.store.PAGE_ROWS", 32)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +103,7 @@ def runs(ply: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
     def run(name: str) -> Path:
         if name not in made:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setitem(Store.__init__.__kwdefaults__, "block_rows", 32)
+                patch.setattr("clm.store.store.PAGE_ROWS", 32)
                 if name != "cpu":
                     use_cuda_double(patch)
                 offload, gpu_memory = PLACEMENTS.get(name, ("none", "8GiB"))

@@ -16,7 +16,6 @@ from clm.device.cpu import CpuStream
 from clm.render import CpuRasterizer
 from clm.run.events import Densified, Evaluated, OpacityReset
 from clm.run.residence import Residence
-from clm.store.store import Store
 from tests.demo_run import assert_same_model, of_type, read_json, run_demo
 from tests.device.fake_device import FakeDevice
 
@@ -31,7 +30,7 @@ class DeviceWithMemory(FakeDevice):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(Store.__init__.__kwdefaults__, "block_rows", 256)
+    monkeypatch.setattr("clm.store.store.PAGE_ROWS", 256)
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def device(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
 def on_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("cpu") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(Store.__init__.__kwdefaults__, "block_rows", 256)
+        patch.setattr("clm.store.store.PAGE_ROWS", 256)
         events = run_demo(run, offload="none", **OPTIONS)
     assert of_type(events, Densified)[0].split > 0 and of_type(events, OpacityReset)
     return run

@@ -60,7 +60,7 @@ def demo_resident(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled scene trained with everything resident, on two threads."""
     run = tmp_path_factory.mktemp("demo") / "run"
     events = run_demo(run, offload="none", threads=2)
-    assert [e.resorted for e in of_type(events, Densified)] == [True, True]
+    assert all(e.pages > 0 for e in of_type(events, Densified))
     return run
 
 

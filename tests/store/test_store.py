@@ -1,4 +1,4 @@
-"""The store, its blocks, and densification: rows survive every rebuild, in order, with their moments."""
+"""The store, its pages, and growth: rows survive whatever happens to pages, with their moments."""
 
 from __future__ import annotations
 
@@ -8,47 +8,181 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clm import kernels
+from clm.camera import Camera
 from clm.kernels.memory import RowPages
-from clm.kernels.permute import permute_rows
+from clm.kernels.permute import move_rows, permute_rows, zero_rows
 from clm.plan.budget import store_bytes, store_row_bytes
-from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS
+from clm.plan.visibility import block_bounds, visible_rows, visible_rows_slow
+from clm.store.growth import Growth
+from clm.store.identity import child_keys, identity_floats
+from clm.store.layout import IDENTITY, LOG_SCALES, LOGIT_OPACITIES, MEANS
 from clm.store.order import block_order
+from clm.store.pages import _cut
 from clm.store.store import Store
-from clm.strategy.default import (
-    SPLIT_SHRINK,
-    Thresholds,
-    choose_growth,
-    densify,
-    quats_to_rotations,
-    reset_opacity,
-    resort,
-    split_rows,
-)
 from tests.store.slow_order import slow_block_order
-
-LIMITS = Thresholds(screen_gradient=2e-4, split_scale=0.05, prune_opacity=0.005, prune_scale=None)
-
 
 BOTH = pytest.mark.parametrize("moments", ["f32", "bf16"])
 
 
-def random_store(rows: int, seed: int = 0, moments: str = "f32") -> Store:
+def random_store(rows: int, seed: int = 0, moments: str = "f32", page_rows: int | None = None) -> Store:
     rng = np.random.default_rng(seed)
     geometry = rng.normal(size=(rows, 12)).astype(np.float32)
     geometry[:, LOG_SCALES] = rng.normal(-3, 1, size=(rows, 3))
     geometry[:, LOGIT_OPACITIES] = rng.normal(0, 2, size=rows)
-    geometry[:, 11] = 0
-    store = Store.from_rows(geometry, rng.normal(size=(rows, 48)).astype(np.float32), moments=moments)
+    store = Store(rows, moments=moments, page_rows=page_rows)
+    store.append(geometry, rng.normal(size=(rows, 48)).astype(np.float32))
     store.m_geometry[:] = rng.integers(1, 1000, size=(rows, 12))  # any bits: here moments only travel with their rows
     store.v_geometry[:] = rng.integers(1, 1000, size=(rows, 12))
+    store.m_colour[:], store.v_colour[:] = np.arange(rows)[:, None] % 999, 7
     store.statistics[:, 0] = rng.integers(0, 5, rows)
     store.statistics[:, 1] = store.statistics[:, 0] * rng.uniform(0, 4e-4, rows)
     store.refresh(None)
+    store.see_again()
     return store
 
 
-def always(_store: Store, _drop: np.ndarray) -> bool:
-    return True
+def by_key(store: Store) -> dict[int, bytes]:
+    """Every live row, by its identity: the bytes of all its arrays."""
+    ids = np.concatenate([*store.live(), np.zeros(0, np.int32)])
+    rows = [getattr(store, name)[ids] for name in (*store.names, "entries")]
+    return {int(key): b"".join(array[i].tobytes() for array in rows) for i, key in enumerate(store.keys[ids])}
+
+
+def check_pages(store: Store) -> None:
+    """Bounds are those of the live rows, and what is visible is what testing every live row gives."""
+    ids = np.concatenate([*store.live(), np.zeros(0, np.int32)])
+    assert len(ids) == store.rows == store.fill.sum() and store.fill.max(initial=0) <= store.page_rows
+    fresh = block_bounds(store.entries, block_rows=store.page_rows, fill=store.fill)
+    used = store.fill > 0
+    np.testing.assert_array_equal(store.bounds[used], fresh[used])
+    camera = Camera(640, 480, 500.0, 500.0, 320.0, 240.0, np.eye(4))
+    seen = visible_rows(store.entries, store.bounds, camera, block_rows=store.page_rows, fill=store.fill)
+    np.testing.assert_array_equal(seen, ids[visible_rows_slow(store.entries[ids], camera)])
+    np.testing.assert_array_equal(store.geometry[ids, IDENTITY], identity_floats(store.keys[ids]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([0, 1, 7, 200, 900]),
+    st.sampled_from([1, 4, 32, 512]),
+    st.sampled_from(["f32", "bf16"]),
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=6),
+)
+def test_any_sequence_of_growths_is_that_of_a_dictionary(
+    seed: int, rows: int, page_rows: int, moments: str, growths: list[tuple[float, float]]
+) -> None:
+    """Rows that stay keep every byte, rows that leave are gone, children have zero moments: pages of any size, compacted, split
+    and merged as they like."""
+    rng, store = np.random.default_rng(seed), random_store(rows, seed % 97, moments, page_rows)
+    for image, (leaving, growing) in enumerate(growths):
+        expected = by_key(store)
+        ids = np.concatenate([*store.live(), np.zeros(0, np.int32)])
+        leave = ids[rng.random(len(ids)) < leaving]
+        parents = np.repeat(ids, rng.binomial(2, growing / 2, len(ids))).astype(np.int32)
+        twin = np.arange(len(parents)) - np.searchsorted(parents, parents)
+        keys = np.where(twin == 0, *(child_keys(store.keys[parents], image, child) for child in (0, 1)))
+        geometry, colour = store.geometry[parents].copy(), store.colour[parents] + np.float32(1)
+        geometry[:, MEANS] += rng.normal(size=(len(parents), 3)) * 0.1
+        for key in store.keys[leave].tolist():
+            del expected[key]
+        untouched = np.ones(store.pages, bool)
+        untouched[leave // page_rows] = untouched[parents // page_rows] = False
+        few = store.fill <= 0.25 * page_rows
+        before = {name: getattr(store, name).copy() for name in store.names}
+        changed = store.apply(Growth.of(leave, parents, keys, geometry, colour))
+        old = changed[changed < len(few)]
+        assert not (untouched[old] & ~few[old]).any(), "others change only to be merged, or to be used again"
+        for page in np.setdiff1d(np.arange(len(untouched)), changed)[:5]:
+            live = slice(page * page_rows, page * page_rows + store.fill[page])
+            for name, array in before.items():
+                np.testing.assert_array_equal(getattr(store, name)[live], array[live])
+        after = by_key(store)
+        assert len(after) == store.rows == len(expected) + len(keys)
+        assert all(after[key] == row for key, row in expected.items())
+        ids = np.concatenate([*store.live(), np.zeros(0, np.int32)])
+        children = ids[np.isin(store.keys[ids], keys)]
+        order = np.argsort(store.keys[children])
+        np.testing.assert_array_equal(store.colour[children[order]], colour[np.argsort(keys)])
+        for name in set(store.names) - {"geometry", "colour", "keys"}:
+            assert not getattr(store, name)[children].any()
+        check_pages(store)
+
+
+def test_children_stay_near_their_parents_and_pages_near_full() -> None:
+    """A hundred growths of 2%: pages stay two thirds full and not much larger than those of rows that are sorted anew."""
+    store, rng = random_store(20_000, page_rows=256), np.random.default_rng(0)
+    store.geometry[:, MEANS] = rng.uniform(size=(20_000, 3))
+    store.geometry[:, LOG_SCALES] = -6
+    store.refresh(None)
+    store.reorder(block_order(store.entries))
+    store.refresh(None)
+    for image in range(100):
+        ids = np.concatenate(list(store.live()))
+        leave = ids[rng.random(len(ids)) < 0.02]
+        parents = ids[rng.random(len(ids)) < 0.025]
+        geometry = store.geometry[parents].copy()
+        geometry[:, MEANS] += rng.normal(size=(len(parents), 3)) * 0.003
+        store.apply(
+            Growth.of(leave, parents, child_keys(store.keys[parents], image, 0), geometry, store.colour[parents])
+        )
+    ids = np.concatenate(list(store.live()))
+    entries = store.entries[ids]
+    fresh = block_bounds(entries[block_order(entries)], block_rows=256)
+    used = store.bounds[store.fill > 0]
+    assert store.rows / (256 * len(used)) > 0.6
+
+    def side(bounds: np.ndarray) -> float:
+        return float(np.median(np.prod(bounds[:, 4:7] - bounds[:, :3], axis=1) ** (1 / 3)))
+
+    assert side(used) < 1.1 * side(fresh)
+
+
+def test_rows_that_are_much_larger_than_others_stay_together_when_a_page_is_cut() -> None:
+    entries = np.random.default_rng(0).uniform(size=(3000, 4)).astype(np.float32)
+    entries[::300, 3] = 50
+    parts = _cut(entries, 2048)
+    assert sorted(np.concatenate(parts)) == list(range(3000)) and max(map(len, parts)) <= 2048
+    assert sorted((entries[part, 3] > 40).sum() for part in parts) == [0, 10]
+
+
+def test_pages_that_become_free_are_used_again() -> None:
+    store = random_store(2048, page_rows=64)
+    ids = np.concatenate(list(store.live()))
+    none = np.zeros(0, np.int32)
+    empty = np.zeros((0, 12), np.float32), np.zeros((0, 48), np.float32)
+    store.apply(Growth.of(ids[:1024], none, np.zeros(0, np.uint64), *empty))
+    assert store.rows == 1024 and (store.fill[:16] == 0).all()
+    parents = np.repeat(ids[1024:], 2)
+    keys = np.concatenate([child_keys(store.keys[ids[1024:]], 1, child)[:, None] for child in (0, 1)], axis=1).reshape(
+        -1
+    )
+    store.apply(Growth.of(none, parents, keys, store.geometry[parents], store.colour[parents]))
+    assert store.rows == 3072 and (store.fill[:16] > 0).all() and store.pages <= 64
+    check_pages(store)
+
+
+def test_ids_of_more_places_than_31_bits_are_refused_with_a_way_out() -> None:
+    from clm.errors import ResourceError
+
+    store = Store(0, page_rows=2**20)
+    with pytest.raises(ResourceError, match="2,147,483,647"):
+        store._set_fill(np.array([2047]), np.array([1], np.int32))
+    assert store.pages == 0
+
+
+def test_rows_move_in_the_order_of_their_list_and_only_to_places_that_exist() -> None:
+    array = np.arange(12, dtype=np.float32).reshape(6, 2)
+    move_rows([array], np.array([1, 2, 5], np.int32), np.array([0, 1, 2], np.int32), np.array([0, 2, 3]))
+    np.testing.assert_array_equal(array[:, 0], [2, 4, 10, 6, 8, 10])
+    zero_rows([array], np.array([3], np.int32))
+    np.testing.assert_array_equal(array[3], 0)
+    with pytest.raises(IndexError, match="not exist"):
+        move_rows([array], np.array([6], np.int32), np.array([0], np.int32), np.array([0, 1]))
+    with pytest.raises(IndexError, match="not exist"):
+        zero_rows([array], np.array([-1], np.int32))
+    with pytest.raises(ValueError, match="runs"):
+        move_rows([array], np.array([1], np.int32), np.array([0], np.int32), np.array([0, 2]))
 
 
 @BOTH
@@ -126,7 +260,7 @@ def test_resorting_moves_moments_and_stamps_with_their_rows(moments: str) -> Non
     tag = np.arange(5000)
     store.m_colour[:, 5], store.v_colour[:, 40], store.stamp[:] = tag, tag + 7, tag
     before = store.geometry.copy()
-    resort(store)
+    store.reorder(block_order(store.entries))
     assert (store.stamp != tag).any() and sorted(store.stamp) == tag.tolist()
     np.testing.assert_array_equal(store.m_colour[:, 5], store.stamp)
     np.testing.assert_array_equal(store.v_colour[:, 40], store.stamp + 7)
@@ -159,25 +293,6 @@ def test_an_order_that_loses_a_row_is_refused_and_nothing_moves(order: list[int]
     np.testing.assert_array_equal(array, np.arange(6).reshape(3, 2))
 
 
-@pytest.mark.parametrize("order", [[1, 0], [0, 3000], [-1, 5], [4, 4]])
-def test_rows_to_keep_must_ascend_within_the_store(order: list[int]) -> None:
-    with pytest.raises(ValueError, match="ascend"):
-        random_store(3000).take(np.array(order))
-
-
-@BOTH
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.9, 0.9999])
-def test_rows_that_are_kept_stay_what_they_are(moments: str, share: float) -> None:
-    store = random_store(20_000, moments=moments)
-    keep = np.flatnonzero(np.random.default_rng(1).random(20_000) < share)
-    expected = {name: getattr(store, name)[keep] for name in (*store.names, "entries")}
-    store.take(keep)
-    for name, array in expected.items():
-        np.testing.assert_array_equal(getattr(store, name), array)
-    store.append(np.ones((900, 12), np.float32), np.ones((900, 48), np.float32))
-    assert not any(getattr(store, name)[-900:].any() for name in ("v_colour", "m_geometry", "stamp", "statistics"))
-
-
 @pytest.mark.parametrize("held", [False, True])
 def test_row_pages_grow_with_their_rows_also_while_an_array_of_them_is_held(held: bool) -> None:
     pages = RowPages(1000, 48)
@@ -187,91 +302,6 @@ def test_row_pages_grow_with_their_rows_also_while_an_array_of_them_is_held(held
         pages.grow(size)
         np.testing.assert_array_equal(pages.array[:1000], rows)
         assert pages.array.shape == (size, 48) and not pages.array[1000:].any() and pages.array.ctypes.data % 64 == 0
-    pages.release(1000)
+    pages.release(1000, len(pages.array))
     np.testing.assert_array_equal(pages.array[:1000], rows)
     assert kept is None or (kept == rows).all()
-
-
-def test_growth_takes_the_strongest_gradients_when_the_budget_is_short() -> None:
-    store = random_store(2000)
-    gradient = store.statistics[:, 1] / np.maximum(store.statistics[:, 0], 1)
-    clones, splits, refused = choose_growth(store, LIMITS, 50)
-    chosen = np.concatenate([clones, splits])
-    assert len(chosen) == 50 and refused == (gradient > LIMITS.screen_gradient).sum() - 50
-    rest = np.setdiff1d(np.arange(2000), chosen)
-    assert gradient[chosen].min() >= gradient[rest].max()
-    assert store.geometry[clones, LOG_SCALES].max() <= np.log(LIMITS.split_scale)
-    assert store.geometry[splits, LOG_SCALES].max(axis=1).min() > np.log(LIMITS.split_scale)
-
-
-@BOTH
-def test_densify_counts_add_up_and_new_rows_have_zero_moments(moments: str) -> None:
-    store = random_store(3000, moments=moments)
-    result = densify(store, LIMITS, 10**9, 0, 1, always)
-    assert result.cloned > 0 and result.split > 0 and result.pruned > 0
-    assert store.rows == result.rows
-    limit = np.log(LIMITS.prune_opacity / (1 - LIMITS.prune_opacity))
-    assert (store.geometry[:, LOGIT_OPACITIES] >= limit).all()
-    tail = store.m_geometry[-(result.cloned // 2) :]
-    assert (tail == 0).all() and (store.statistics == 0).all()
-
-
-@pytest.mark.parametrize("cap", [3000, 3010, 3400])
-def test_densify_never_exceeds_the_row_limit(cap: int) -> None:
-    store = random_store(3000)
-    store.geometry[:, LOGIT_OPACITIES] = 0  # nothing is pruned
-    result = densify(store, LIMITS, cap, 0, 1, always)
-    assert store.rows == cap and result.refused > 0
-
-
-def test_densify_grows_less_when_the_arena_refuses_and_never_loses_rows() -> None:
-    store = random_store(3000)
-    store.geometry[:, LOGIT_OPACITIES] = 0
-    asked = []
-
-    def admits(grown: Store, drop: np.ndarray) -> bool:
-        asked.append(grown.rows - int(drop.sum()))
-        return asked[-1] <= 3100
-
-    densify(store, LIMITS, 10**9, 0, 1, admits)
-    assert len(asked) > 1 and 3000 <= store.rows <= 3100
-
-
-def test_children_of_a_split_lie_in_their_parent_and_are_smaller() -> None:
-    store = random_store(4000)
-    children, colours, _keys = split_rows(store.geometry, store.colour, store.keys, 0, 100)
-    parents = np.repeat(store.geometry, 2, axis=0)
-    np.testing.assert_allclose(
-        children[:, LOG_SCALES], parents[:, LOG_SCALES] - np.log(SPLIT_SHRINK), rtol=1e-5, atol=1e-6
-    )
-    rotations = quats_to_rotations(parents[:, 3:7])
-    local = np.einsum("nji,nj->ni", rotations, children[:, MEANS] - parents[:, MEANS]) / np.exp(parents[:, LOG_SCALES])
-    assert abs(local.mean()) < 0.02 and abs(local.std() - 1) < 0.02
-    np.testing.assert_array_equal(colours[::2], store.colour)
-
-
-def test_children_depend_on_the_identity_of_their_parent_alone() -> None:
-    """Not on its place, on who is beside it, or on the pieces in which rows are split."""
-    store = random_store(1000)
-    whole = split_rows(store.geometry, store.colour, store.keys, 3, 200)
-    order, first = np.random.default_rng(3).permutation(1000), 0
-    for count in (1, 2, 3, 500, 493, 1):
-        rows = order[first : first + count]
-        some = split_rows(store.geometry[rows], store.colour[rows], store.keys[rows], 3, 200)
-        theirs = (2 * rows[:, None] + np.arange(2)).reshape(-1)
-        for array, wanted in zip(some, whole, strict=True):
-            np.testing.assert_array_equal(array, wanted[theirs])
-        first += count
-    for seed, image in ((4, 200), (3, 300)):
-        other = split_rows(store.geometry, store.colour, store.keys, seed, image)
-        assert (other[0][:, MEANS] != whole[0][:, MEANS]).any(axis=1).all()
-
-
-@BOTH
-def test_opacity_reset_lowers_opacities_and_clears_their_moments_only(moments: str) -> None:
-    store = random_store(100, moments=moments)
-    kept = store.m_geometry[:, :10].copy()
-    reset_opacity(store, 0.01)
-    assert store.geometry[:, LOGIT_OPACITIES].max() <= np.log(0.01 / 0.99) + 1e-6
-    assert (store.m_geometry[:, LOGIT_OPACITIES] == 0).all() and (store.v_geometry[:, LOGIT_OPACITIES] == 0).all()
-    np.testing.assert_array_equal(store.m_geometry[:, :10], kept)

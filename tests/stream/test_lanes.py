@@ -83,24 +83,24 @@ def scene(rows: int = 4000) -> Store:
     geometry[:, 3:7] = rng.normal(size=(rows, 4))
     geometry[:, 7:10] = rng.normal(-3, 0.4, size=(rows, 3))
     geometry[:, 10] = rng.normal(size=rows)
-    store = Store(rows, block_rows=BLOCK)
+    store = Store(rows, page_rows=BLOCK)
     store.append(geometry, rng.normal(scale=0.3, size=(rows, 48)).astype(np.float32))
     store.refresh(None)
-    store.take(block_order(store.entries))
+    store.reorder(block_order(store.entries))
     store.refresh(None)
     return store
 
 
 def everything(store: Store) -> np.ndarray:
-    return np.ones(store.blocks, bool)
+    return np.ones(store.pages, bool)
 
 
 def nothing(store: Store) -> np.ndarray:
-    return np.zeros(store.blocks, bool)
+    return np.zeros(store.pages, bool)
 
 
 def every_other(store: Store) -> np.ndarray:
-    return np.arange(store.blocks) % 2 == 0
+    return np.arange(store.pages) % 2 == 0
 
 
 Which = Callable[[Store], np.ndarray]
@@ -183,7 +183,7 @@ def run_batches(
         for batch in range(batches):
             order = np.random.default_rng(batch).permutation(VIEWS)
             lanes.publish_entries()
-            sets = visible_sets(store.entries, store.bounds, [CAMERAS[v] for v in order], block_rows=store.block_rows)
+            sets = visible_sets(store.entries, store.bounds, [CAMERAS[v] for v in order], block_rows=store.page_rows)
             plan = make_plan([int(v) for v in order], sets, tiers.arena.slots)
             lanes.begin(plan, adam.at(batch + 1, VIEWS, bf16_colours), colour_columns(degree))
             turns, done = list(enumerate(plan.turns)), 0
@@ -203,7 +203,7 @@ def run_batches(
                     lanes.interrupt(i)
                     at_rest()
                     tiers.replace_arena(room)
-                    plan = rest_of(plan, i, room, store.block_rows)
+                    plan = rest_of(plan, i, room, store.page_rows)
                     lanes.go_on(plan)
                     turns = list(enumerate(plan.turns))
                     continue

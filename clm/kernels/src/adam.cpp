@@ -142,9 +142,10 @@ void adam_rows(const StoreView* s, const AdamStep* a, const AdamRows& in) {
 }
 
 template <class T>
-void settle_rows(const StoreView* s, const AdamStep* a, int64_t first, int64_t last) {
-    over_rows(last - first, [&](int64_t begin, int64_t end) {
-        for (int64_t row = first + begin; row < first + end; ++row) {
+void settle_rows(const StoreView* s, const AdamStep* a, const int32_t* rows, int64_t count) {
+    over_rows(count, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t row = rows[i];
             const int stamp = s->stamp[row], missed = a->step - 1 - stamp;
             if (stamp == 0 || missed == 0) continue;
             const Moments<T> at(*s, row);
@@ -161,9 +162,9 @@ void settle_rows(const StoreView* s, const AdamStep* a, int64_t first, int64_t l
 
 using namespace clm;
 
-// Writes every row in [first, last) as of step - 1 back into the store: parameters moved, moments decayed, stamp = step - 1.
-CLM_API void clm_settle(const StoreView* s, const AdamStep* a, int64_t first, int64_t last) {
-    with_moments(*s, [&](auto type) { settle_rows<decltype(type)>(s, a, first, last); });
+// Writes rows [count], each named once, as of step - 1 back into the store: parameters moved, moments decayed, stamp = step - 1.
+CLM_API void clm_settle(const StoreView* s, const AdamStep* a, const int32_t* rows, int64_t count) {
+    with_moments(*s, [&](auto type) { settle_rows<decltype(type)>(s, a, rows, count); });
 }
 
 // Adam step `a->step` for rows[i] with the gradient at grads[slots[i]] (or grads[i]). A row that no view drew keeps its
@@ -177,20 +178,20 @@ CLM_API void clm_adam(const StoreView* s, const AdamStep* a, const int32_t* rows
     with_moments(*s, [&](auto type) { adam_rows<decltype(type)>(s, a, in); });
 }
 
-// Cull entries [last - first, 4] of stored rows, pending steps included; a == nullptr: rows without moments.
-CLM_API void clm_entries(const StoreView* s, const AdamStep* a, int64_t first, int64_t last, float* entries) {
+// entries[rows[i]] = cull entry of the stored row, pending steps included; a == nullptr: rows without moments.
+CLM_API void clm_entries(const StoreView* s, const AdamStep* a, const int32_t* rows, int64_t count, float* entries) {
     with_moments(*s, [&](auto type) {
         using T = decltype(type);
-        over_rows(last - first, [&](int64_t begin, int64_t end) {
+        over_rows(count, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
-                const int64_t row = first + i;
+                const int64_t row = rows[i];
                 const float* p = s->geometry + row * kGeometry;
                 const int stamp = a != nullptr && s->m_geometry != nullptr ? s->stamp[row] : 0;
                 if (stamp == 0) {
-                    write_entry<T>(a, 0, p, nullptr, nullptr, entries + i * 4);
+                    write_entry<T>(a, 0, p, nullptr, nullptr, entries + row * 4);
                 } else {
                     const Moments<T> at(*s, row);
-                    write_entry(a, stamp, p, at.m_geometry, at.v_geometry, entries + i * 4);
+                    write_entry(a, stamp, p, at.m_geometry, at.v_geometry, entries + row * 4);
                 }
             }
         });

@@ -26,6 +26,13 @@ struct Margin {
     float growth, extra;
 };
 
+// Rows of a page: fill says how many are live, from the first on; null: all rows are, one page after the other.
+inline int64_t live(const int32_t* fill, int64_t page, int64_t page_rows, int64_t rows) {
+    if (fill) return fill[page];
+    const int64_t left = rows - page * page_rows;
+    return left < page_rows ? left : page_rows;
+}
+
 uint8_t classify(const float* box, const float* camera, Margin margin) {
     const float *lo = box, *hi = box + 4;
     float far_sum = 0.f;
@@ -81,16 +88,16 @@ uint64_t test_tile(const Tile& tile, const float* camera) {
 
 }  // namespace
 
-// bounds[b] = (min xyz, max R, max xyz, 0) of rows [b * block_rows, (b + 1) * block_rows). blocks NULL means all.
-CLM_API void clm_block_bounds(const float* entries, int64_t rows, int64_t block_rows, const int32_t* blocks, int64_t count,
-                              float* bounds) {
+// bounds[b] = (min xyz, max R, max xyz, 0) of the live rows of page b, which begins at row b * block_rows. blocks NULL means all.
+CLM_API void clm_block_bounds(const float* entries, int64_t rows, int64_t block_rows, const int32_t* fill, const int32_t* blocks,
+                              int64_t count, float* bounds) {
     constexpr int64_t group = 16;
     constexpr float inf = std::numeric_limits<float>::infinity();
     clm::parallel((count + group - 1) / group, [&](int64_t chunk, int) {
         for (int64_t i = chunk * group; i < count && i < (chunk + 1) * group; ++i) {
             const int64_t block = blocks ? blocks[i] : i;
             const int64_t first = block * block_rows;
-            const int64_t last = first + block_rows < rows ? first + block_rows : rows;
+            const int64_t last = first + live(fill, block, block_rows, rows);
             float lo[4] = {inf, inf, inf, 0.f}, hi[4] = {-inf, -inf, -inf, 0.f};
             float broken[4] = {0.f, 0.f, 0.f, 0.f};
             for (int64_t r = first; r < last; ++r) {
@@ -114,25 +121,26 @@ CLM_API void clm_block_bounds(const float* entries, int64_t rows, int64_t block_
 }
 
 // classes[b, c] = 0: no row of block b can be seen by camera c, 1: test its rows, 2: all its rows pass.
-CLM_API void clm_cull_blocks(const float* bounds, int64_t blocks, const float* cameras, int64_t count, float growth, float extra,
-                             uint8_t* classes) {
+CLM_API void clm_cull_blocks(const float* bounds, int64_t blocks, const int32_t* fill, const float* cameras, int64_t count,
+                             float growth, float extra, uint8_t* classes) {
     constexpr int64_t group = 64;
     clm::parallel((blocks + group - 1) / group, [&](int64_t chunk, int) {
         for (int64_t b = chunk * group; b < blocks && b < (chunk + 1) * group; ++b)
             for (int64_t c = 0; c < count; ++c)
-                classes[b * count + c] = classify(bounds + 8 * b, cameras + clm::kCameraFloats * c, {growth, extra});
+                classes[b * count + c] =
+                    fill && fill[b] == 0 ? kOutside : classify(bounds + 8 * b, cameras + clm::kCameraFloats * c, {growth, extra});
     });
 }
 
 // Pairs are (block, camera), sorted by block; run k covers pairs [runs[k], runs[k + 1]), all of one block.
 // bits[p] gets one bit per row of a partial pair's block (words of 64 rows), counts[p] the rows that pass.
-CLM_API void clm_cull_rows(const float* entries, int64_t rows, int64_t block_rows, const int64_t* runs, int64_t run_count,
+CLM_API void clm_cull_rows(const float* entries, int64_t rows, int64_t block_rows, const int32_t* fill, const int64_t* runs, int64_t run_count,
                            const int32_t* pair_block, const int32_t* pair_camera, const uint8_t* pair_class, const float* cameras,
                            float growth, float extra, uint64_t* bits, int64_t* counts) {
     const int64_t words = (block_rows + kTile - 1) / kTile;
     clm::parallel(run_count, [&](int64_t run, int) {
         const int64_t first = pair_block[runs[run]] * block_rows;
-        const int64_t size = first + block_rows < rows ? block_rows : rows - first;
+        const int64_t size = live(fill, pair_block[runs[run]], block_rows, rows);
         bool any_partial = false;
         for (int64_t p = runs[run]; p < runs[run + 1]; ++p) {
             counts[p] = pair_class[p] == kInside ? size : 0;

@@ -319,29 +319,6 @@ struct Planner {
 
 constexpr int64_t kWords = 32;  // words of membership compared at once: 64 views' fit the first cache
 
-// bits[v] = one bit per `stride`-th local id, `words` words.
-void fill_membership(const Sets& sets, const Universe& universe, int64_t stride, int64_t words, std::vector<uint64_t>& bits) {
-    const int32_t skip = int32_t(stride - 1), scale = __builtin_ctzll(uint64_t(stride));
-    for (int64_t v = 0; v < sets.count; ++v) {
-        uint64_t *member = bits.data() + v * words, word = 0;
-        int32_t at = 0;
-        for (const Run* run = universe.begin(v); run != universe.end(v); ++run) {
-            for (int64_t p = run->begin; p < run->end; ++p) {
-                const int32_t local = sets.rows[v][p] - run->shift;
-                if (local & skip) continue;
-                const int32_t bit = local >> scale;
-                if (bit >> 6 != at) {
-                    member[at] = word;
-                    word = 0;
-                    at = bit >> 6;
-                }
-                word |= uint64_t(1) << (bit & 63);
-            }
-        }
-        member[at] = word;
-    }
-}
-
 // The best move of a tour: a reversal of begin .. end - 1, or those positions (turned or not) put behind position `to`.
 struct Move {
     int64_t gain = 0, begin = 0, end = 0, to = -1;
@@ -409,35 +386,40 @@ CLM_API int32_t clm_plan_residency(const int32_t* const* rows, const int64_t* si
     });
 }
 
-// shared[a, b] = |A & B| for a != b, [views, views], zero on entry; estimated from every p-th row (p a power of two) where
-// a universe of so many rows costs more than 1 at `row_cost` each.
+// shared[a, b] = |A & B| of sorted sets (the diagonal stays zero), counted in bits of one touched block after the other: scratch
+// is a block per view, and the time follows the pairs of views that see a block.
 CLM_API int32_t clm_plan_overlaps(const int32_t* const* rows, const int64_t* sizes, int64_t views, int64_t block_rows,
-                                  double row_cost, int64_t* shared) {
+                                  int64_t* shared) {
     return guarded([&] {
         Universe universe;
         const Sets sets{rows, sizes, views};
         if (!localize(sets, block_rows, universe)) return kNotAscending;
-        if (universe.too_large()) return kTooMany;
-        int64_t stride = 1;
-        while (double(universe.size()) / double(stride) * row_cost > 1) stride *= 2;
-        const int64_t chunks = universe.size() / (64 * kWords * stride) + 1, words = chunks * kWords;
-        std::vector<uint64_t> bits(views * words, 0);
-        fill_membership(sets, universe, stride, words, bits);
-        std::vector<int64_t> seeing;  // views with a row in the chunk
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t words = (block_rows + 63) / 64;
+        std::vector<uint64_t> bits(views * words);
+        std::vector<const Run*> next(views);
+        for (int64_t v = 0; v < views; ++v) next[v] = universe.begin(v);
+        std::vector<int64_t> seeing;  // views with a row in the block
+        for (const int64_t block : universe.blocks) {
             seeing.clear();
             for (int64_t v = 0; v < views; ++v) {
-                uint64_t any = 0;
-                for (int64_t w = 0; w < kWords; ++w) any |= bits[v * words + chunk * kWords + w];
-                if (any) seeing.push_back(v);
+                const Run* run = next[v];
+                if (run == universe.end(v) || rows[v][run->begin] / block_rows != block) continue;
+                uint64_t* member = bits.data() + int64_t(seeing.size()) * words;
+                std::memset(member, 0, sizeof(uint64_t) * words);
+                for (int64_t p = run->begin; p < run->end; ++p) {
+                    const int64_t place = rows[v][p] - block * block_rows;
+                    member[place >> 6] |= uint64_t(1) << (place & 63);
+                }
+                seeing.push_back(v);
+                ++next[v];
             }
             for (size_t i = 0; i < seeing.size(); ++i) {
-                const uint64_t* a = bits.data() + seeing[i] * words + chunk * kWords;
+                const uint64_t* a = bits.data() + int64_t(i) * words;
                 for (size_t j = i + 1; j < seeing.size(); ++j) {
-                    const uint64_t* b = bits.data() + seeing[j] * words + chunk * kWords;
+                    const uint64_t* b = bits.data() + int64_t(j) * words;
                     int64_t count = 0;
-                    for (int64_t w = 0; w < kWords; ++w) count += __builtin_popcountll(a[w] & b[w]);
-                    shared[seeing[i] * views + seeing[j]] += count * stride;
+                    for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(a[w] & b[w]);
+                    shared[seeing[i] * views + seeing[j]] += count;
                 }
             }
         }

@@ -1,0 +1,173 @@
+"""Decisions of the default strategy: a function of the rows that were drawn, their identities and the seed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clm.optim.adam import Adam, Betas
+from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS
+from clm.store.store import Store
+from clm.strategy.default import (
+    SPLIT_SHRINK,
+    Decision,
+    Thresholds,
+    clear_statistics,
+    decide,
+    quats_to_rotations,
+    reset_opacity,
+    split_rows,
+)
+from tests.store.test_store import BOTH, by_key, random_store
+
+LIMITS = Thresholds(screen_gradient=2e-4, split_scale=0.05, prune_opacity=0.005, prune_scale=None)
+MANY = 10**9
+
+
+def grow(store: Store, decision: Decision) -> None:
+    store.apply(decision.growth)
+    clear_statistics(store)
+
+
+def test_growth_takes_the_strongest_gradients_when_the_limit_is_short() -> None:
+    store = random_store(2000)
+    store.geometry[:, LOGIT_OPACITIES] = 0
+    gradient = store.statistics[:, 1] / np.maximum(store.statistics[:, 0], 1)
+    decision = decide(store, None, LIMITS, 2050, 0, 100)
+    chosen = np.unique(decision.growth.parents)
+    assert len(chosen) == 50 == decision.cloned + decision.split
+    assert decision.refused == (gradient > LIMITS.screen_gradient).sum() - 50
+    assert gradient[chosen].min() >= gradient[np.setdiff1d(np.arange(2000), chosen)].max()
+    splits = decision.growth.leave
+    assert store.geometry[splits, LOG_SCALES].max(axis=1).min() > np.log(LIMITS.split_scale)
+    assert store.geometry[np.setdiff1d(chosen, splits), LOG_SCALES].max() <= np.log(LIMITS.split_scale)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([20, 60, 10**6]), st.booleans())
+def test_rows_by_identity_do_not_depend_on_pages_or_places(seed: int, room: int, equal: bool) -> None:
+    """Three growths over pages of 16, 100 and 2048 rows, and over rows in another order: bit for bit the same rows, also where
+    all gradients are equal and the limit cuts among them."""
+    results, rows = [], 300
+    for page_rows, order in ((16, None), (100, None), (2048, np.random.default_rng(seed).permutation(rows))):
+        store = random_store(rows, seed, page_rows=page_rows)
+        if equal:
+            store.statistics[:] = 1
+        if order is not None:
+            store.reorder(order)
+        for image in (100, 200, 300):
+            if image > 100:
+                ids = np.concatenate(list(store.live()))
+                store.statistics[ids] = np.stack(
+                    [np.ones(len(ids)), (store.keys[ids] % np.uint64(7)).astype(float)], axis=1
+                )
+                store.see_again()
+            grow(store, decide(store, None, LIMITS, rows + room, 5, image))
+        results.append(by_key(store))
+    assert results[0] == results[1] == results[2]
+
+
+@BOTH
+def test_counts_add_up_and_new_rows_have_zero_moments(moments: str) -> None:
+    store = random_store(3000, moments=moments)
+    before, keys = store.rows, store.keys.copy()
+    decision = decide(store, None, LIMITS, MANY, 0, 1)
+    assert decision.cloned > 0 and decision.split > 0 and decision.pruned > 0
+    grow(store, decision)
+    assert store.rows == before + decision.cloned + decision.split - decision.pruned
+    assert not any(store.statistics[ids].any() for ids in store.live()) and not store.seen.any()
+    ids = np.concatenate(list(store.live()))
+    new = ids[~np.isin(store.keys[ids], keys)]
+    assert len(new) == decision.cloned + 2 * decision.split
+    assert not store.m_geometry[new].any() and not store.stamp[new].any()
+
+
+def test_only_drawn_rows_are_looked_at() -> None:
+    store = random_store(3000)
+    store.geometry[:, LOGIT_OPACITIES] = -50  # all would go
+    idle = store.statistics[:, 0] == 0
+    decision = decide(store, None, LIMITS, MANY, 0, 1)
+    np.testing.assert_array_equal(decision.growth.leave, np.flatnonzero(~idle))
+    assert decision.cloned == decision.split == 0, "children of what goes would go, too"
+
+
+@pytest.mark.parametrize("cap", [2000, 3000, 3010, 3400])
+def test_growth_never_exceeds_the_row_limit(cap: int) -> None:
+    store = random_store(3000)
+    store.geometry[:, LOGIT_OPACITIES] = 0  # nothing is pruned
+    decision = decide(store, None, LIMITS, cap, 0, 1)
+    grow(store, decision)
+    assert store.rows == max(cap, 3000) and decision.refused > 0
+
+
+def test_a_row_that_is_too_large_is_split_only_where_its_children_are_not() -> None:
+    store = random_store(3)
+    store.geometry[:, LOGIT_OPACITIES] = 0
+    store.statistics[:] = 1
+    store.geometry[:, LOG_SCALES] = np.log(np.array([0.9, 1.5, 1.7], np.float32))[:, None]
+    store.see_again()
+    decision = decide(store, None, dataclasses.replace(LIMITS, prune_scale=1.0), MANY, 0, 1)
+    assert (decision.split, decision.pruned) == (2, 1)
+    np.testing.assert_array_equal(decision.growth.leave, [0, 1, 2])
+    np.testing.assert_array_equal(decision.growth.parents, [0, 0, 1, 1])
+
+
+@BOTH
+def test_decisions_see_rows_as_they_are_now_and_settle_nothing(moments: str) -> None:
+    adam, store = Adam(np.full((6, 40), 1e-2), Betas.for_batch(1)), random_store(500, moments=moments)
+    store.stamp[:] = np.random.default_rng(0).integers(0, 20, 500)
+    if moments == "bf16":
+        for name in ("m_geometry", "v_geometry", "m_colour", "v_colour"):
+            getattr(store, name)[:] = 0x3C00 + getattr(store, name) % 50
+    before = {name: getattr(store, name).copy() for name in store.names}
+    exact, _ = next(iter(store.exact_chunks(adam.at(30))))
+    decision = decide(store, adam.at(30), LIMITS, MANY, 0, 1)
+    drawn = store.statistics[:, 0] > 0
+    logit = np.log(LIMITS.prune_opacity / (1 - LIMITS.prune_opacity))
+    assert decision.pruned == (drawn & (exact[:, LOGIT_OPACITIES] < logit)).sum()
+    geometry, _ = decision.growth.make(slice(0, len(decision.growth.parents)))
+    clones = np.bincount(decision.growth.parents, minlength=500) == 1
+    single = clones[decision.growth.parents]
+    np.testing.assert_array_equal(geometry[single, :11], exact[clones, :11])
+    for name, array in before.items():
+        np.testing.assert_array_equal(getattr(store, name), array)
+
+
+def test_children_of_a_split_lie_in_their_parent_and_are_smaller() -> None:
+    store = random_store(4000)
+    children = split_rows(store.geometry, store.keys, 0, 100)
+    np.testing.assert_allclose(
+        children[:, LOG_SCALES], store.geometry[:, LOG_SCALES] - np.log(SPLIT_SHRINK), rtol=1e-5, atol=1e-6
+    )
+    rotations = quats_to_rotations(store.geometry[:, 3:7])
+    moved = children[:, MEANS] - store.geometry[:, MEANS]
+    local = np.einsum("nji,nj->ni", rotations, moved) / np.exp(store.geometry[:, LOG_SCALES])
+    assert abs(local.mean()) < 0.02 and abs(local.std() - 1) < 0.02
+
+
+def test_children_depend_on_their_key_and_their_parent_alone() -> None:
+    """Not on their place, on who is beside them, or on the pieces in which rows are split."""
+    store = random_store(1000)
+    whole = split_rows(store.geometry, store.keys, 3, 200)
+    order, first = np.random.default_rng(3).permutation(1000), 0
+    for count in (1, 2, 3, 500, 493, 1):
+        rows = order[first : first + count]
+        np.testing.assert_array_equal(split_rows(store.geometry[rows], store.keys[rows], 3, 200), whole[rows])
+        first += count
+    for seed, image in ((4, 200), (3, 300)):
+        other = split_rows(store.geometry, store.keys, seed, image)
+        assert (other[:, MEANS] != whole[:, MEANS]).any(axis=1).all()
+
+
+@BOTH
+def test_opacity_reset_lowers_opacities_and_clears_their_moments_only(moments: str) -> None:
+    store = random_store(100, moments=moments)
+    kept = store.m_geometry[:, :10].copy()
+    reset_opacity(store, Adam(np.full((6, 4), 1e-2), Betas.for_batch(1)).at(1), 0.01)
+    assert store.geometry[:, LOGIT_OPACITIES].max() <= np.log(0.01 / 0.99) + 1e-6
+    assert (store.m_geometry[:, LOGIT_OPACITIES] == 0).all() and (store.v_geometry[:, LOGIT_OPACITIES] == 0).all()
+    np.testing.assert_array_equal(store.m_geometry[:, :10], kept)
