@@ -16,7 +16,7 @@ from typing import Any
 
 from clm.errors import ClmError
 from clm.units import shown
-from clm.values import FLAGS, LARGEST_COUNT, checked_value, flag_of, parse_background
+from clm.values import FLAGS, LARGEST_COUNT, checked_value, parse_background
 
 __all__ = ["Config", "field_type", "fields", "from_dict", "load_config", "parse_background", "resolve", "to_dict"]
 
@@ -335,25 +335,6 @@ def _schedule(iterations: int) -> dict[str, Any]:
         "densify_every": 100,
         "opacity_reset_every": 3000 if ratio == 1.0 else 0,
     }
-
-
-def config_changes(saved: Config, now: Config) -> list[str]:
-    """One line per key that differs between a checkpoint and this call; keys that change the stored arrays are refused."""
-    lines = []
-    for f in fields():
-        old, new = getattr(saved, f.name), getattr(now, f.name)
-        if old == new or f.metadata["resume"] in ("free", "own"):
-            continue
-        if f.metadata["resume"] == "fixed":
-            raise ClmError(
-                f"The checkpoint was trained with {f.name} {old}, this call says {new}.",
-                f"Pass `{flag_of(f.name)} {old}`.",
-            )
-        if f.metadata["resume"] == "begun":
-            lines.append(f"{f.name} {new} changes nothing: a run keeps what it began with")
-        else:
-            lines.append(f"resumed with another {f.name}: {old} -> {new}")
-    return lines
 
 
 def to_dict(config: Config) -> dict[str, Any]:

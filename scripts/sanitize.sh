@@ -39,4 +39,4 @@ stdcxx="$("$cxx" -print-file-name=libstdc++.so)"
 # everything, so leaks are not reported; libstdc++ is preloaded so that exceptions are caught.
 rm -f "$build"/found.*
 CLM_KERNELS_DIR="$build" LD_PRELOAD="$runtime:$stdcxx" UBSAN_OPTIONS="print_stacktrace=1:log_path=$build/found" \
-    ASAN_OPTIONS="detect_leaks=0:abort_on_error=1:log_path=$build/found" "$python" -m pytest -p no:cacheprovider "$@"
+    ASAN_OPTIONS="detect_leaks=0:abort_on_error=1:allocator_may_return_null=1:log_path=$build/found" "$python" -m pytest -p no:cacheprovider "$@"

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from clm.config import Config, from_dict, to_dict
+from clm.config import Config, fields, from_dict, to_dict
 from clm.errors import ClmError
 from clm.files import atomic_write, write_json
 from clm.scene import Scene
+from clm.values import flag_of
 
 
 @dataclass(frozen=True)
@@ -118,3 +119,22 @@ def refuse_foreign(run: Path) -> None:
                 f"{run} already holds {found.relative_to(run)}, which this run did not write and could overwrite.",
                 "Pass another folder with -o.",
             )
+
+
+def config_changes(saved: Config, now: Config) -> list[str]:
+    """One line per key that differs between a checkpoint and this call; keys that change the stored arrays are refused."""
+    lines = []
+    for f in fields():
+        old, new = getattr(saved, f.name), getattr(now, f.name)
+        if old == new or f.metadata["resume"] in ("free", "own"):
+            continue
+        if f.metadata["resume"] == "fixed":
+            raise ClmError(
+                f"The checkpoint was trained with {f.name} {old}, this call says {new}.",
+                f"Pass `{flag_of(f.name)} {old}`.",
+            )
+        if f.metadata["resume"] == "begun":
+            lines.append(f"{f.name} {new} changes nothing: a run keeps what it began with")
+        else:
+            lines.append(f"resumed with another {f.name}: {old} -> {new}")
+    return lines

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from clm import kernels
-from clm.config import Config, config_changes
+from clm.config import Config
 from clm.device.choose import open_device
 from clm.device.interface import Device
 from clm.forecast.describe import short_plan
@@ -26,7 +26,7 @@ from clm.plan.batch import EXACT_MARGIN
 from clm.render import Rasterizer
 from clm.run.accounts import Accounts
 from clm.run.batches import Batches
-from clm.run.begun import read_split, with_split
+from clm.run.begun import config_changes, read_split, with_split
 from clm.run.evaluate import Evaluation
 from clm.run.events import Emit, Message, reporter
 from clm.run.grow import Growth
