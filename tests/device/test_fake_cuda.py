@@ -91,7 +91,7 @@ def train(device: FakeTensorDevice, resident: Which, capacity: int, *, interrupt
         lanes.close()
 
 
-@pytest.mark.parametrize(("resident", "room"), [(nothing, 1.0), (every_other, 1.0), (everything, 3.0)])
+@pytest.mark.parametrize(("resident", "room"), [(nothing, 1.0), (every_other, 1.0), (everything, 3.0), (nothing, 0.3)])
 def test_no_operation_mixes_devices_or_asks_for_a_value(resident: Which, room: float) -> None:
     with fake_cuda() as device:
         train(device, resident, int(room * tight()))
