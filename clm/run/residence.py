@@ -197,7 +197,7 @@ class Residence:
         planned = plan_batch(
             self._store, self.cameras, views, self.arena.slots, margin, self._config.seed, ordered=ordered
         )
-        if planned.plan is None or len(planned.plan.union_rows) > _ARENA_FILL * self.arena.slots:
+        if len(planned.plan.union_rows) > _ARENA_FILL * self.arena.slots:
             self._short_of_slots = True
         return planned
 
