@@ -24,6 +24,8 @@ from clm.config import Config, load_config
 from clm.run.checkpoint import latest_checkpoint
 from clm.run.events import Event
 from clm.run.loop import train
+from clm.run.restore import load_checkpoint
+from clm.run.saved import Saved
 from clm.scene.open import open_scene
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -85,8 +87,14 @@ def of_type(events: list[Event], kind: type) -> list[Any]:
 
 
 def checkpoint_arrays(run: Path) -> dict[str, np.ndarray]:
-    """Every array of the newest checkpoint, by file name."""
-    return {path.stem: np.load(path) for path in sorted(latest_checkpoint(run / "checkpoints").glob("*.npy"))}
+    """Every array of the newest checkpoint, by name: its live rows, and how many each page has."""
+    return saved_rows(latest_checkpoint(run / "checkpoints"))
+
+
+def saved_rows(checkpoint: Path) -> dict[str, np.ndarray]:
+    _, store = load_checkpoint(checkpoint, lambda state: Saved.parse(state, str(checkpoint)))
+    live = np.concatenate([*store.live(), np.zeros(0, np.int32)])
+    return {"fill": store.fill, **{name: getattr(store, name)[live] for name in store.names}}
 
 
 def assert_same_model(run: Path, other: Path) -> None:
@@ -103,11 +111,14 @@ def assert_same_model(run: Path, other: Path) -> None:
 
 
 def as_format_1(checkpoint: Path) -> None:
-    """Make a checkpoint what the first version wrote: no manifest, no keys, no pages, no name of its run."""
-    for name in ("manifest.json", "keys.npy", "fill.npy"):
-        (checkpoint / name).unlink()
-    state = {key: value for key, value in read_json(checkpoint / "state.json").items() if key != "run"}
-    (checkpoint / "state.json").write_text(json.dumps({**state, "format": 1}, indent=2))
+    """Make a checkpoint what the first version wrote: one array a file, no manifest, no keys, no name of its run."""
+    rows, state = saved_rows(checkpoint), read_json(checkpoint / "state.json")
+    for path in checkpoint.iterdir():
+        path.unlink()
+    for name in rows.keys() - {"keys", "fill"}:
+        np.save(checkpoint / f"{name}.npy", rows[name])
+    kept = {key: value for key, value in state.items() if key not in ("run", "segments", "pages", "page_rows")}
+    (checkpoint / "state.json").write_text(json.dumps({**kept, "format": 1}, indent=2))
 
 
 def differing(a: np.ndarray, b: np.ndarray) -> int:

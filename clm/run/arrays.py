@@ -76,7 +76,7 @@ def _rows(array: np.ndarray, runs: Iterable[slice]) -> int:
 
 def read_listed(path: Path, listed: Listed | None, longest: int) -> bytes:
     """The content of a small file, of at most `longest` bytes, that agrees with the manifest (None: there is none)."""
-    with _opened(path) as file:
+    with opened(path) as file:
         content = file.read(longest + 1)
     if len(content) > longest:
         raise Damaged(f"{path.name} is longer than {longest:,} bytes")
@@ -87,7 +87,7 @@ def read_listed(path: Path, listed: Listed | None, longest: int) -> bytes:
 
 def check_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], listed: Listed | None) -> None:
     """Raise Damaged unless the file is as long as such an array and says that it holds one; its values are not read."""
-    with _opened(path) as file:
+    with opened(path) as file:
         _read_header(path, file, dtype, shape)
         expected = file.tell() + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         found = os.fstat(file.fileno()).st_size
@@ -105,7 +105,7 @@ def read_array(
 ) -> None:
     """Fill rows of `out` from a file that `check_array` admitted; raises Damaged if the checksum is another. passed, runs: as
     above."""
-    with _opened(path) as file:
+    with opened(path) as file:
         head = _read_header(path, file, out.dtype, (_rows(out, runs), *out.shape[1:]))
         size, crc = len(head), zlib.crc32(head)
         for piece in _pieces(out, runs):
@@ -125,7 +125,7 @@ def _compare(path: Path, found: Listed, listed: Listed) -> None:
         raise Damaged(f"{path.name} does not match its checksum")
 
 
-def _opened(path: Path) -> io.BufferedReader:
+def opened(path: Path) -> io.BufferedReader:
     """Open a regular file; anything else (missing, a folder, a pipe that would wait forever) is Damaged."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):

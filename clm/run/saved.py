@@ -11,9 +11,9 @@ from clm.config import Config, from_dict
 from clm.errors import ClmError
 from clm.optim.schedules import Leg
 from clm.run.arrays import Damaged
-from clm.run.checkpoint import load_sound_checkpoint
 from clm.run.events import Emit, Message, reporter
 from clm.run.records import restored
+from clm.run.restore import load_sound_checkpoint
 from clm.run.schedule import Progress
 from clm.run.totals import Totals
 from clm.store.store import Store

@@ -94,7 +94,7 @@ class Saver:
         }
         with self._residence.whole() as store:
             self._saved = save_checkpoint(
-                self.folder, image, state, store, config.keep_checkpoints, self._warn, reporter(self._emit)
+                self.folder, image, state, store, config.keep_checkpoints, self._warn, reporter(self._emit), self._saved
             )
         self._emit(CheckpointSaved(image, str(self._saved)))
 

@@ -53,6 +53,7 @@ class Schedule:
         progress.leg = old.followed_by(Leg.of(config, scene_scale), done, progress.step)
         if progress.leg is not old:
             for rows in store.live():
+                store.changed[:] = True
                 row_kernels.settle(store, old.adam().at(old.index(progress.step) + 1), rows)
             for run in store.runs():
                 stamps = store.stamp[run]

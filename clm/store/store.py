@@ -41,7 +41,8 @@ MOMENT_TYPES: dict[str, type] = {"f32": np.float32, "bf16": np.uint16}
 class Store:
     """Rows on the host: `geometry` [places, 12], `colour` [places, 48], moments of the same shapes, `stamp` [places] i32,
     `keys` [places] u64, `statistics` [places, 2] (views that drew the row, summed screen gradient), `entries` [places, 4];
-    `fill` [pages] i32, `bounds` [pages, 8], `seen` [pages] bool: pages with a row that was drawn since statistics were cleared."""
+    `fill` [pages] i32, `bounds` [pages, 8], `seen` [pages] bool: pages with a row that was drawn since statistics were cleared;
+    `changed` [pages] bool: pages that are not as they were when whoever keeps copies of them cleared it."""
 
     def __init__(self, capacity: int, *, moments: str | None = "f32", page_rows: int | None = None):
         """capacity: rows that there is room for. moments: how both Adam moments are stored, a key of MOMENT_TYPES; None: not
@@ -49,6 +50,7 @@ class Store:
         self.moments, self.page_rows = moments, page_rows or PAGE_ROWS
         self._rows = 0
         self.fill, self.seen = np.zeros(0, np.int32), np.zeros(0, bool)
+        self.changed = np.zeros(0, bool)
         self._written = np.zeros(0, np.int32)  # the largest fill that each page ever had: places behind it are zero
         self._held = np.zeros(0, np.int32)  # the largest since its memory was given back
         self.bounds = np.zeros((0, 8), np.float32)
@@ -193,6 +195,7 @@ class Store:
             raise ValueError("only rows without free places between them are put into another order")
         if len(order) != self.rows:
             raise ValueError(f"an order of {len(order)} rows for {self.rows}")
+        self.changed[:] = True
         permute_rows([array[: self.rows] for array in self._arrays.values()], order)
 
     def apply(self, growth: Growth) -> np.ndarray:
@@ -252,10 +255,11 @@ class Store:
         if more:
             new = np.zeros(more, np.int32)
             self.fill, self._written, self._held = (np.append(a, new) for a in (self.fill, self._written, self._held))
-            self.seen = np.append(self.seen, np.zeros(more, bool))
+            self.seen, self.changed = (np.append(a, np.zeros(more, bool)) for a in (self.seen, self.changed))
             self.bounds = np.append(self.bounds, np.zeros((more, 8), np.float32), axis=0)
         self._rows += int(fill.sum()) - int(self.fill[pages].sum())
         self.fill[pages] = fill
+        self.changed[pages] = True
         self._held[pages] = np.maximum(self._held[pages], fill)
 
     def _put(self, ids: np.ndarray, geometry: np.ndarray, colour: np.ndarray, keys: np.ndarray) -> None:
@@ -307,7 +311,7 @@ class Store:
         """Entries of `rows` [n] (ascending ids) are new: their pages' bounds follow, and the pages count as seen."""
         edges = np.searchsorted(rows, np.arange(self.pages + 1, dtype=np.int64) * self.page_rows)
         pages = np.flatnonzero(np.diff(edges))
-        self.seen[pages] = True
+        self.seen[pages] = self.changed[pages] = True
         self.refresh_bounds(pages)
 
     def see_again(self) -> None:

@@ -153,6 +153,7 @@ def split_rows(geometry: np.ndarray, keys: np.ndarray, seed: int, image: int) ->
 def clear_statistics(store: Store) -> None:
     """The drawn rows were looked at: their statistics begin anew."""
     pages = np.flatnonzero(store.seen)
+    store.changed[pages] = True
     at_once = max(1, CHUNK_ROWS // store.page_rows)
     for first in range(0, len(pages), at_once):
         store.statistics[store.rows_of(pages[first : first + at_once])] = 0
@@ -163,6 +164,7 @@ def reset_opacity(store: Store, step: AdamStep, ceiling: float) -> None:
     """Opacities above `ceiling` are set to it, and the opacity moments of every row start anew: the one operation that reaches
     every row. Rows are settled as of `step - 1`; cull entries and bounds must be refreshed afterwards."""
     limit = np.float32(np.log(ceiling / (1.0 - ceiling)))
+    store.changed[:] = True
     for rows in store.live():
         row_kernels.settle(store, step, rows)
     for run in store.runs():

@@ -21,8 +21,7 @@ from clm.errors import ClmError, OutOfDeviceMemory, ResourceError
 from clm.image.losses import Loss
 from clm.plan.budget import SLOT_BYTES
 from clm.render import cpu
-from clm.run import checkpoint as checkpoint_module
-from clm.run import residence
+from clm.run import residence, segments
 from clm.run.checkpoint import checkpoints
 from clm.run.events import Message
 from clm.stream.view import render_view
@@ -31,6 +30,7 @@ from tests.demo_run import (
     DEMO,
     FIXED,
     assert_same_model,
+    checkpoint_arrays,
     clm,
     clm_process,
     files_under,
@@ -179,7 +179,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
     def full(_path: Path, _array: np.ndarray, *_rest: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_module, "write_array", full)
+    monkeypatch.setattr(segments, "write_array", full)
     with pytest.raises(ResourceError, match=r"disk is full.*needs .*iB"):
         run_demo(run, resume=True, stop_at=40)
     assert {p: p.read_bytes() for p in checkpoints(run / "checkpoints")[-1].iterdir()} == before
@@ -251,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_saves_and_names_step_and_image(
         run_demo(tmp_path / "run")
     monkeypatch.undo()
     run_demo(tmp_path / "run", resume=True)  # and what was saved is sound
-    assert np.isfinite(np.load(checkpoints(tmp_path / "run" / "checkpoints")[-1] / "geometry.npy")).all()
+    assert np.isfinite(checkpoint_arrays(tmp_path / "run")["geometry"]).all()
 
 
 @pytest.mark.parametrize(

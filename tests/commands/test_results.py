@@ -38,8 +38,8 @@ def test_a_damaged_checkpoint_leaves_the_older_ply(tmp_path: Path) -> None:
     run_demo(run)
     newer = run / "checkpoints" / "step_84"
     shutil.copytree(checkpoints(run / "checkpoints")[-1], newer)
-    (newer / "stamp.npy").write_bytes(b"")
+    (newer / "index.npy").write_bytes(b"")
     done = clm("export", run, tmp_path / "out.ply")
-    assert done.returncode == 0 and "stamp.npy" in done.stderr
+    assert done.returncode == 0 and "index.npy" in done.stderr
     assert (tmp_path / "out.ply").exists()
     assert [path.name for path in (run / "point_cloud").iterdir()] == ["iteration_80"]

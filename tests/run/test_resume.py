@@ -33,6 +33,7 @@ from tests.demo_run import (
     read_events,
     read_json,
     run_demo,
+    saved_rows,
     write_survey_scene,
 )
 
@@ -69,7 +70,7 @@ def test_a_run_with_bf16_moments_resumes_with_the_same_bits_under_another_placem
     run_demo(tmp_path / "whole", offload="none", moments="bf16")
     run_demo(tmp_path / "run", stop_at=36, offload="host", gpu_memory="6MiB", threads=2, moments="bf16")
     saved = latest_checkpoint(tmp_path / "run" / "checkpoints")
-    assert np.load(saved / "v_colour.npy").dtype == np.uint16 and read_json(saved / "state.json")["moments"] == "bf16"
+    assert saved_rows(saved)["v_colour"].dtype == np.uint16 and read_json(saved / "state.json")["moments"] == "bf16"
     run_demo(tmp_path / "run", resume=True, offload="none", threads=1, moments="bf16")
     assert_same_model(tmp_path / "whole", tmp_path / "run")
     report = read_json(tmp_path / "run" / "report.json")
@@ -207,9 +208,7 @@ def test_kill_9_at_any_moment_loses_at_most_the_work_since_the_last_checkpoint(t
         assert not finished or process.exitcode == 0, "a run could not go on"
         found = checkpoints(killed / "checkpoints")
         for folder in found[-1:]:  # what counts as a checkpoint is complete, whatever was being written
-            rows = read_json(folder / "state.json")["rows"]
-            arrays = (path for path in folder.glob("*.npy") if path.stem != "fill")
-            assert {len(np.load(path)) for path in arrays} == {rows}
+            assert len(saved_rows(folder)["keys"]) == read_json(folder / "state.json")["rows"]
         now = int(found[-1].name[5:]) if found else 0
         assert now >= reached, "a complete checkpoint was lost"
         saved_between, reached = saved_between + (now > reached), now
@@ -225,9 +224,10 @@ def test_kill_9_at_any_moment_loses_at_most_the_work_since_the_last_checkpoint(t
 def test_an_unfinished_folder_is_never_taken_for_a_checkpoint(whole: Path, tmp_path: Path) -> None:
     run_demo(tmp_path / "run", stop_at=40)
     folder = tmp_path / "run" / "checkpoints"
-    for name in (".step_60.tmp", "step_60"):  # the second: arrays without the state that is written last
+    # the first as format 1 named it; the second: pages without the state that is written last
+    for name, file in ((".step_60.tmp", "geometry.npy"), ("step_60", "pages_60.bin")):
         (folder / name).mkdir()
-        (folder / name / "geometry.npy").write_bytes(b"\x93NUMPY half of it")
+        (folder / name / file).write_bytes(b"half of it")
     events = run_demo(tmp_path / "run", resume=True)
     assert of_type(events, BatchDone)[0].iteration == 44
     assert_same_model(whole, tmp_path / "run")
@@ -236,7 +236,7 @@ def test_an_unfinished_folder_is_never_taken_for_a_checkpoint(whole: Path, tmp_p
 
 def test_a_damaged_checkpoint_is_named_and_not_overwritten(tmp_path: Path) -> None:
     run_demo(tmp_path / "run", stop_at=4)
-    damaged = tmp_path / "run" / "checkpoints" / "step_4" / "colour.npy"
+    damaged = tmp_path / "run" / "checkpoints" / "step_4" / "index.npy"
     damaged.write_bytes(b"\x93NUMPY half of it")
     done = clm("train", DEMO, "-o", tmp_path / "run", "--downscale", "4", "--resume", "-q")
     assert done.returncode == 2

@@ -1,0 +1,200 @@
+"""Reading checkpoints: nothing that a file says is believed before it was compared with what it should be."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from clm.errors import ClmError, ResourceError
+from clm.progress import Report, tally, unseen
+from clm.run.arrays import Damaged, Listed, check_array, read_array, read_listed
+from clm.run.checkpoint import FORMAT, FORMATS, MANIFEST, STATE, listed_files, newest_first
+from clm.run.segments import INDEX, read_index, read_pages, row_bytes
+from clm.store.identity import first_keys
+from clm.store.layout import PAGE_ROWS
+from clm.store.store import MOMENT_TYPES, MOST_PLACES, Store
+
+_LONGEST_STATE = 1 << 26  # bytes
+
+
+class State(Protocol):
+    """What the caller makes of `state.json`."""
+
+    @property
+    def last_stamp(self) -> int: ...
+
+
+T = TypeVar("T", bound=State)
+
+
+def load_sound_checkpoint(
+    path: Path, parse: Callable[[dict[str, Any]], T], warn: Callable[[str], None], report: Report = unseen
+) -> tuple[Path, T, Store]:
+    """As load_checkpoint, of `path` or, where that is damaged, of the newest older checkpoint that is whole; what is damaged
+    is said. Raises Damaged about `path` when none is whole."""
+    damaged: list[Damaged] = []
+    for candidate in newest_first(path):
+        try:
+            state, store = load_checkpoint(candidate, parse, report)
+        except Damaged as error:
+            damaged.append(error)
+            continue
+        for earlier in damaged:
+            warn(f"{earlier.message} Going on from the older {candidate}.")
+        return candidate, state, store
+    raise damaged[0]
+
+
+def load_checkpoint(path: Path, parse: Callable[[dict[str, Any]], T], report: Report = unseen) -> tuple[T, Store]:
+    """State and store of a checkpoint; cull entries must be refreshed by the caller. parse: what is made of the state;
+    it may raise Damaged. Raises Damaged, with what is wrong, or a ClmError for a format of another version."""
+    try:
+        state, listed = _read_state(path)
+        parsed = parse(state)
+        store = (
+            _read_pages(path, state, listed, report)
+            if state["format"] == FORMAT
+            else _read_arrays(path, state, listed, report)
+        )
+        _check_stamps(store, parsed.last_stamp)
+        store.see_again()
+    except Damaged as error:
+        raise Damaged(
+            f"Checkpoint {path} cannot be read: {error.message}.",
+            "No other one is whole: start anew with another -o.",
+        ) from None
+    return parsed, store
+
+
+def _read_pages(path: Path, state: dict[str, Any], listed: dict[str, Listed], report: Report) -> Store:
+    """The rows of a checkpoint of the present format."""
+    pages, size = state.get("pages"), state.get("page_rows")
+    if (
+        type(pages) is not int
+        or type(size) is not int
+        or not 0 < size <= MOST_PLACES
+        or not 0 <= pages * size <= MOST_PLACES
+    ):
+        raise Damaged(f"`pages` and `page_rows` in {STATE} are not those of a store")
+    found = read_index(path, state, Store(0, moments=state["moments"]), listed)
+    _check_names(path, {*found.names, INDEX}, listed)
+    store = _allocate(found.fill, state)
+    read_pages(path, found, store, tally(f"loading {path.name}", store.rows * row_bytes(store), "B", report))
+    store.changed[:] = False
+    return store
+
+
+def _read_arrays(path: Path, state: dict[str, Any], listed: dict[str, Listed], report: Report) -> Store:
+    """The rows of a checkpoint of format 1 or 2: one .npy per array, no keys, no free places."""
+    empty, rows = Store(0, moments=state["moments"]), state["rows"]
+    names = [name for name in empty.names if name != "keys"]
+    _check_names(path, {f"{name}.npy" for name in names}, listed)
+    for name in names:  # sizes, shapes and types of all, before any is read
+        like, file = getattr(empty, name), f"{name}.npy"
+        check_array(path / file, like.dtype, (rows, *like.shape[1:]), listed.get(file))
+    fill = np.minimum(PAGE_ROWS, rows - np.arange(0, rows, PAGE_ROWS)).astype(np.int32)
+    store = _allocate(fill, {**state, "page_rows": PAGE_ROWS})
+    passed = tally(f"loading {path.name}", rows * row_bytes(store), "B", report)
+    for name in names:
+        read_array(path / f"{name}.npy", getattr(store, name), listed.get(f"{name}.npy"), passed)
+    store.keys[:] = first_keys(0, rows)
+    store.identify()
+    store.changed[:] = True
+    return store
+
+
+def _allocate(fill: np.ndarray, state: dict[str, Any]) -> Store:
+    try:
+        return Store.of_pages(fill, moments=state["moments"], page_rows=state["page_rows"])
+    except MemoryError:
+        raise ResourceError(
+            f"A checkpoint of {state['rows']:,} Gaussians does not fit into memory.", "Resume on a larger machine."
+        ) from None
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Listed]]:
+    """`state.json`, checked against the manifest and for what every format holds; and what the manifest lists."""
+    listed: dict[str, Listed] = {}
+    manifest = _parse(path / MANIFEST, None) if os.path.lexists(path / MANIFEST) else None
+    if manifest is not None:
+        if manifest.get("format") != FORMAT:
+            _refuse_other_formats(path, manifest.get("format"), _parse_quietly(path / STATE).get("format"))
+        listed = listed_files(path)
+    state = _parse(path / STATE, listed.get(STATE))
+    if manifest is None:
+        if state.get("format") in FORMATS[1:]:
+            raise Damaged(f"{MANIFEST} is missing")
+        _refuse_other_formats(path, state.get("format"), state.get("format"))
+        state.setdefault("moments", "f32")
+    _check_state(state)
+    return state, listed
+
+
+def _parse(path: Path, listed: Listed | None) -> dict[str, Any]:
+    content = read_listed(path, listed, _LONGEST_STATE)
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        raise Damaged(f"{path.name} is not JSON") from None
+    if not isinstance(value, dict):
+        raise Damaged(f"{path.name} is not a JSON object")
+    return value
+
+
+def _parse_quietly(path: Path) -> dict[str, Any]:
+    try:
+        return _parse(path, None)
+    except Damaged:
+        return {}
+
+
+def _refuse_other_formats(path: Path, number: Any, again: Any) -> None:
+    """Refuse a format that both files name alike; one that only one of them names is damage."""
+    if type(number) is not int or number != again or number < 1:
+        raise Damaged(f"its format is not a number that {STATE} and {MANIFEST} agree on")
+    if number not in FORMATS:
+        raise ClmError(
+            f"Checkpoint {path} has format {number}; this clm reads formats {FORMATS[0]} to {FORMATS[-1]}.",
+            "Resume with the version that wrote it, or move it away to go on from an older one.",
+        )
+
+
+def _check_state(state: dict[str, Any]) -> None:
+    """Refuse values that no checkpoint holds; what else belongs into `config`, `progress` and `totals`, their owners know."""
+    for key, most in (("rows", MOST_PLACES), ("iteration", 2**62)):
+        if type(state.get(key)) is not int or not 0 <= state[key] <= most:
+            raise Damaged(f"`{key}` in {STATE} is not a count")
+    if not isinstance(state.get("moments"), str) or state["moments"] not in MOMENT_TYPES:
+        raise Damaged(f"`moments` in {STATE} is not one of {', '.join(MOMENT_TYPES)}")
+    for key in ("config", "progress", "totals"):
+        if not isinstance(state.get(key), dict):
+            raise Damaged(f"`{key}` in {STATE} is not an object")
+    scale = state.get("scene_scale")
+    if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale) or scale <= 0:
+        raise Damaged(f"`scene_scale` in {STATE} is not a length")
+    step, iteration = state["progress"].get("step"), state["iteration"]
+    if state["progress"].get("iteration") != iteration or type(step) is not int or not 0 <= step <= iteration:
+        raise Damaged(f"`progress` in {STATE} is not that of image {iteration}")
+
+
+def _check_names(path: Path, wanted: set[str], listed: dict[str, Listed]) -> None:
+    """Refuse arrays that should not be there, on the disk or in the manifest, and arrays that it does not list."""
+    extra = sorted({file.name for kind in ("*.npy", "*.bin") for file in path.glob(kind)} - wanted)
+    if extra:
+        raise Damaged(f"{extra[0]} does not belong there")
+    if listed and (other := sorted(wanted.symmetric_difference(listed.keys() - {STATE}))):
+        raise Damaged(f"{MANIFEST} and the arrays of a store differ in {other[0]}")
+
+
+def _check_stamps(store: Store, last: int) -> None:
+    """A stamp beyond the step reached would make the kernels read outside their tables."""
+    for run in store.runs():
+        stamps = store.stamp[run]
+        if not 0 <= int(stamps.min()) <= int(stamps.max()) <= last:
+            raise Damaged("it holds stamps of steps that were never made")

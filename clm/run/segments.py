@@ -1,0 +1,187 @@
+"""Pages of a store in files: a checkpoint writes the pages that changed since the one before it, and links the others.
+
+A segment, `pages_N.bin`, holds the live rows of some pages: page by page, of each page one array after the other in the order
+of `Store.names`. `index.npy` [pages, 4] i64 says of every page of the store in which of the listed segments it lies (-1: it
+has no rows), from which byte on, how many rows it has, and the CRC-32 of its bytes. A segment is written once and never
+changed, so several checkpoints may have it under their names (hard links); a segment of which less than half is in use is not
+linked any more: what is left of it is written anew.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clm.run.arrays import Damaged, Listed, check_array, opened, read_array, write_array
+from clm.store.store import Store
+
+INDEX = "index.npy"
+SEGMENT = re.compile(r"pages_\d{1,18}(_\d{1,9})?\.bin")
+_LEAST_USED = 0.5  # of a segment that is linked
+_SEGMENT, _OFFSET, _FILL, _CRC = range(4)
+
+
+class NotLinked(OSError):
+    """A file of an earlier checkpoint is gone, or its file system knows no hard links."""
+
+
+class Pages(NamedTuple):
+    """Where the pages of a checkpoint lie. names: of its segments; where [pages, 4] i64: the index; listed: their entries in the
+    manifest."""
+
+    names: list[str]
+    where: np.ndarray
+    listed: dict[str, Listed]
+
+    @property
+    def fill(self) -> np.ndarray:
+        """Live rows of each page, [pages] i32."""
+        return self.where[:, _FILL].astype(np.int32)
+
+
+def row_bytes(store: Store) -> int:
+    """Bytes of a row in a segment."""
+    arrays = (getattr(store, name) for name in store.names)
+    return sum(array.itemsize * math.prod(array.shape[1:]) for array in arrays)
+
+
+def pages_to_write(store: Store, before: Pages | None) -> np.ndarray:
+    """[pages] bool: pages that no segment of `before` holds as they are now, or only one that is not worth its space."""
+    fresh = store.changed.copy()
+    if before is None:
+        fresh[:] = True
+        return fresh & (store.fill > 0)
+    known = before.where[: store.pages]
+    fresh[len(known) :] = True
+    sizes = np.array([before.listed[name].bytes for name in before.names], np.int64)
+    stays = np.flatnonzero(~fresh[: len(known)] & (known[:, _SEGMENT] >= 0))
+    used = np.bincount(known[stays, _SEGMENT], known[stays, _FILL], len(sizes)) * row_bytes(store)
+    wasted = used < _LEAST_USED * sizes
+    fresh[stays[wasted[known[stays, _SEGMENT]]]] = True
+    return fresh & (store.fill > 0)
+
+
+def write_pages(
+    folder: Path, image: int, store: Store, before: tuple[Path, Pages] | None, passed: Callable[[int], None]
+) -> Pages:
+    """Write and sync the pages of a store into a new folder. before: an earlier checkpoint of the same store, since which
+    `store.changed` was kept. passed: told how many bytes were written. Raises NotLinked, with segments left behind."""
+    earlier = before[1] if before is not None else None
+    fresh, width = pages_to_write(store, earlier), row_bytes(store)
+    index = np.zeros((store.pages, 4), np.int64)
+    index[:, _SEGMENT] = -1
+    names, listed = [], {}
+    if before is not None and earlier is not None:
+        known = earlier.where[: store.pages]
+        keep = np.flatnonzero(~fresh[: len(known)] & (store.fill[: len(known)] > 0))
+        linked = np.unique(known[keep, _SEGMENT])
+        names = [earlier.names[k] for k in linked.tolist()]
+        for name in names:
+            _link(before[0] / name, folder / name)
+            listed[name] = earlier.listed[name]
+        index[keep] = known[keep]
+        index[keep, _SEGMENT] = np.searchsorted(linked, known[keep, _SEGMENT])
+    new = np.flatnonzero(fresh)
+    if len(new):
+        name = _free_name(image, names)
+        fill = store.fill[new].astype(np.int64)
+        crcs, listed[name] = _write_segment(folder / name, store, new, passed)
+        index[new] = np.column_stack([np.full(len(new), len(names)), width * (np.cumsum(fill) - fill), fill, crcs])
+        names.append(name)
+    entry = write_array(folder / INDEX, index)
+    listed[INDEX] = Listed(entry["bytes"], entry["crc32"])
+    return Pages(names, index, listed)
+
+
+def _link(there: Path, here: Path) -> None:
+    try:
+        os.link(there, here)
+    except OSError as error:
+        raise NotLinked(*error.args) from None
+
+
+def _free_name(image: int, taken: list[str]) -> str:
+    names = (f"pages_{image}{f'_{k}' if k else ''}.bin" for k in range(len(taken) + 1))
+    return next(name for name in names if name not in taken)
+
+
+def _write_segment(
+    path: Path, store: Store, pages: np.ndarray, passed: Callable[[int], None]
+) -> tuple[list[int], Listed]:
+    """Write and sync the live rows of pages [A]; the checksums of their bytes, and the file's entry in the manifest."""
+    crcs, size, whole = [], 0, 0
+    with open(path, "wb") as file:
+        for page in pages.tolist():
+            crc = written = 0
+            for part in _parts(store, page):
+                file.write(part)
+                crc, whole = zlib.crc32(part, crc), zlib.crc32(part, whole)
+                written += len(part)
+            crcs.append(crc)
+            size += written
+            passed(written)
+        file.flush()
+        os.fsync(file.fileno())
+    return crcs, Listed(size, whole)
+
+
+def _parts(store: Store, page: int) -> Iterator[memoryview]:
+    """The bytes of a page's live rows, array by array, without a copy."""
+    first = page * store.page_rows
+    rows = slice(first, first + int(store.fill[page]))
+    for name in store.names:
+        yield getattr(store, name)[rows].reshape(-1).view(np.uint8).data
+
+
+def read_index(folder: Path, state: dict[str, Any], like: Store, listed: dict[str, Listed]) -> Pages:
+    """Where the pages of a checkpoint lie, checked against its state and the sizes of its files. like: a store of its kind.
+    Raises Damaged."""
+    names, pages, size = (state.get(key) for key in ("segments", "pages", "page_rows"))
+    if not isinstance(names, list) or not all(isinstance(n, str) and SEGMENT.fullmatch(n) for n in names):
+        raise Damaged("`segments` in state.json are not names of segments")
+    if len(set(names)) != len(names) or any(name not in listed for name in names):
+        raise Damaged("`segments` in state.json are not those of the manifest")
+    assert type(pages) is int and type(size) is int, "checked with the state"
+    check_array(folder / INDEX, np.dtype(np.int64), (pages, 4), listed.get(INDEX))
+    index = np.empty((pages, 4), np.int64)
+    read_array(folder / INDEX, index, listed.get(INDEX))
+    for name in names:
+        with opened(folder / name) as file:
+            found = os.fstat(file.fileno()).st_size
+        if found != listed[name].bytes:
+            raise Damaged(f"{name} is {found:,} bytes long instead of {listed[name].bytes:,}")
+    segment, fill = index[:, _SEGMENT], index[:, _FILL]
+    sizes = np.array([listed[name].bytes for name in names] + [0], np.int64)
+    inside = (segment >= -1) & (segment < len(names)) & (fill >= 0) & (fill <= size) & ((fill > 0) == (segment >= 0))
+    ends = index[:, _OFFSET] + fill * row_bytes(like)
+    if not (inside & (index[:, _OFFSET] >= 0) & (ends <= sizes[np.where(inside, segment, -1)])).all():
+        raise Damaged(f"{INDEX} names pages that are not in its segments")
+    if int(fill.sum()) != state["rows"]:
+        raise Damaged(f"{INDEX} does not share {state['rows']:,} rows out over pages")
+    return Pages(list(names), index, {name: listed[name] for name in (*names, INDEX)})
+
+
+def read_pages(folder: Path, pages: Pages, store: Store, passed: Callable[[int], None]) -> None:
+    """Fill a store (`Store.of_pages`) from its segments. Raises Damaged where a page is not what was written."""
+    order = np.lexsort((pages.where[:, _OFFSET], pages.where[:, _SEGMENT]))
+    for k, name in enumerate(pages.names):
+        mine = order[pages.where[order, _SEGMENT] == k]
+        with opened(folder / name) as file:
+            for page in mine.tolist():
+                file.seek(int(pages.where[page, _OFFSET]))
+                crc = read = 0
+                for part in _parts(store, page):
+                    if file.readinto(part) != len(part):
+                        raise Damaged(f"{name} ends too early")
+                    crc = zlib.crc32(part, crc)
+                    read += len(part)
+                if crc != pages.where[page, _CRC]:
+                    raise Damaged(f"{name} does not match its checksums")
+                passed(read)
