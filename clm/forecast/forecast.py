@@ -99,12 +99,17 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
     seen = Sightings.of(all_visible_sets(store, cameras), fill, block_rows)
     largest = math.ceil(seen.largest_view * scale)
     shared = machine is None or machine.on_cpu
-    beside: Callable[[int], int] = no_more if shared else partial(_beside_arena, scene, config, largest)
     usual = math.ceil(seen.usual_union(config.batch_size) * scale)
     known = (scene, config, gaussians, scale, largest)
-    try:
-        placement = _place(config, gaussians, largest, usual, beside, budgets, shared)
-    except ResourceError as refused:
+    refused: ResourceError | None = None
+    for in_bands in (False,) if shared else (False, True):  # as a run does: a few tile rows at a time, if need be
+        beside: Callable[[int], int] = no_more if shared else partial(_beside_arena, scene, config, largest, in_bands)
+        try:
+            placement = _place(config, gaussians, largest, usual, beside, budgets, shared)
+            break
+        except ResourceError as error:
+            refused = error
+    else:
         return Forecast(*known, beside(largest), budgets, None, 1, refused, (), None, machine, None)
     turn = largest_turn(largest, placement.arena_slots)
     pieces = -(-largest // max(1, turn))
@@ -155,11 +160,12 @@ def find_budgets(config: Config, machine: Machine | None) -> Budgets:
     return Budgets(device, host, disk, Budget(parse_bytes(config.image_cache), "image_cache"))
 
 
-def _beside_arena(scene: Scene, config: Config, largest: int, turn_rows: int) -> int:
+def _beside_arena(scene: Scene, config: Config, largest: int, in_bands: bool, turn_rows: int) -> int:
     """Device bytes beside arena and residents on a GPU, as a run counts them before it has measured any, where turns have
-    up to `turn_rows` rows."""
+    up to `turn_rows` rows. in_bands: rasterising one tile row at a time."""
     pixels = max(view.camera.width * view.camera.height for view in scene.views)
-    return Temporaries().temporary_bytes(largest, pixels, config.sh_degree, turn_rows) + lanes_bytes(turn_rows)
+    bytes_of = Temporaries().least_bytes if in_bands else Temporaries().temporary_bytes
+    return bytes_of(largest, pixels, config.sh_degree, turn_rows) + lanes_bytes(turn_rows)
 
 
 def _place(

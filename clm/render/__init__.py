@@ -68,6 +68,16 @@ class Rasterizer(Protocol):
     ) -> Any:
         """The image of a view in one piece."""
 
+    def workspace_bytes(self, rows: int, pixels: int) -> int:
+        """Host memory that such a view is expected to take, tile lists for the whole image."""
+
+    def least_workspace_bytes(self, rows: int, pixels: int) -> int:
+        """The same with lists for one tile row at a time (`band_bytes` 0)."""
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory that views have taken so far, and is kept for the next one."""
+
     def temporary_bytes(self, rows: int, pixels: int, piece_rows: int | None = None) -> int:
         """Device bytes that a view of so many rows and pixels is expected to need beside the arena, in pieces of at most
         `piece_rows` rows (None: in one): the comfortable number, tile lists for the whole image."""

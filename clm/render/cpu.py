@@ -161,6 +161,11 @@ class CpuRasterizer:
         """[M, 2] f32, px; meaningful where radii > 0. A copy."""
         return self._workspace.read()[1]
 
+    @property
+    def host_bytes(self) -> int:
+        """Host memory that the workspace holds."""
+        return sum(self.held_bytes())
+
     def held_bytes(self) -> tuple[int, int]:
         """Host memory that the workspace holds: splats, and tile lists."""
         return self._workspace.bytes

@@ -237,6 +237,16 @@ class GsplatRasterizer:
         self.project(geometry, colour, slots)
         return self.rasterize(background, depth)
 
+    host_bytes = 0  # splats and lists are on the device
+
+    def workspace_bytes(self, rows: int, pixels: int) -> int:
+        """Nothing of the host."""
+        return 0
+
+    def least_workspace_bytes(self, rows: int, pixels: int) -> int:
+        """Nothing of the host."""
+        return 0
+
     def temporary_bytes(self, rows: int, pixels: int, piece_rows: int | None = None) -> int:
         """What one view of so many rows and pixels is expected to need beside the arena, after what was seen so far; in
         pieces of at most `piece_rows` rows (None: in one)."""

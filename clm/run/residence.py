@@ -74,6 +74,7 @@ class Residence:
         self._host_memory = host_memory
         self.budget: DeviceBudget = find_device_budget(config.gpu_memory, device, self._warn)
         self._pixels = max(camera.width * camera.height for camera in cameras)
+        self._in_bands = False  # whether views are rasterised a few tile rows at a time, for lack of memory
         self._reserved = 0  # device bytes that placements leave free, since memory ran out once
         self._tiers: Tiers | None = None
         self._before_rebuilding: Callable[[], None] = lambda: None
@@ -121,16 +122,19 @@ class Residence:
         return max(on_host, self._store.rows)
 
     def _host_beside(self) -> int:
-        """Bytes of the host that are for neither rows nor device: the program, photos, staging."""
-        staging = staging_bytes(self._seen.largest_view, self.device.shares_host_memory)
-        return self._host_memory.beside_rows + staging
+        """Bytes of the host that are for neither rows nor device: the program, photos, staging, the rasteriser's workspace."""
+        largest, rasterizer = self._seen.largest_view, self.rasterizer
+        staging = staging_bytes(largest, self.device.shares_host_memory)
+        workspace = rasterizer.least_workspace_bytes if self._in_bands else rasterizer.workspace_bytes
+        return self._host_memory.beside_rows + staging + workspace(largest, self._pixels)
 
     def held_bytes(self) -> tuple[int, int, int]:
         """Bytes held now: of the device, of the host (without the photos), and what all rows on the device would take."""
         tiers, lanes = self.tiers, self.lanes
         device = tiers.device_bytes + lanes.device_staging_bytes + self.rasterizer.peak_temporaries
         in_core = in_core_bytes(self._store.rows, self._store.rows, tiers.resident_row_bytes)
-        return device, tiers.host_bytes + lanes.staging_bytes, in_core
+        host = tiers.host_bytes + lanes.staging_bytes + self.rasterizer.host_bytes
+        return device, host, in_core
 
     def see_held(self) -> int:
         """Bytes that the device's allocator keeps; what that is beyond what was counted is left free by placements to come."""
@@ -249,9 +253,26 @@ class Residence:
         self, unseen_rows: np.ndarray | None = None, watching: np.ndarray | None = None
     ) -> tuple[Placement, np.ndarray]:
         """Where rows go, and which blocks are resident [blocks] bool."""
+        seen = sightings(self._store, self.cameras, reporter(self._emit), watching, unseen_rows)
+        self._seen, self._reserved_by_placement, self._in_bands = seen, self._reserved, False
+        try:
+            placement = self._placement_of(seen)
+        except ResourceError:
+            self._in_bands = True
+            placement = self._placement_of(seen)  # what it raises names the least that would do
+        self._let_lists_take(placement)
+        return placement, resident_blocks(seen, placement.resident_rows)
+
+    def _let_lists_take(self, placement: Placement) -> None:
+        """Tile lists get what a placement in bands leaves; otherwise there is no limit."""
+        device, host = self.budgets()
+        left = device - placement.device_bytes
+        if self.device.shares_host_memory:
+            left = min(left, host - placement.host_bytes - placement.device_bytes)
+        self.rasterizer.band_bytes = max(0, left) if self._in_bands else None
+
+    def _placement_of(self, seen: Sightings) -> Placement:
         store, config = self._store, self._config
-        seen: Sightings = sightings(store, self.cameras, reporter(self._emit), watching, unseen_rows)
-        self._seen = seen
         usual = seen.usual_union(config.batch_size)
         needed, usual = arena_needs(store.rows, seen.largest_view, usual, config.batch_size, store.page_rows)
         (device, host), host_beside = self.budgets(), self._host_beside()
@@ -259,7 +280,6 @@ class Residence:
         if self.device.shares_host_memory:
             fewest = beside(largest_turn(seen.largest_view, fewest_slots(seen.largest_view)))
             check_shared_memory(store.rows, seen.largest_view, host, config.moments, fewest + host_beside)
-        self._reserved_by_placement = self._reserved
         placement = choose_placement(
             store.rows,
             needed,
@@ -276,10 +296,12 @@ class Residence:
         )
         self._placed_rows, self._short_of_slots = store.rows, False
         self._more_slots = placement.arena_slots >= needed  # else it got what the budget has
-        return placement, resident_blocks(seen, placement.resident_rows)
+        return placement
 
     def _temporaries(self, largest_view: int, turn_rows: int) -> int:
         """Device bytes beside arena and residents where turns have up to `turn_rows` rows: the rasteriser's, the lanes', and
         what is kept free."""
         lanes = 0 if self.device.shares_host_memory else lanes_bytes(turn_rows)
-        return self.rasterizer.temporary_bytes(largest_view, self._pixels, turn_rows) + lanes + self._reserved
+        rasterizer = self.rasterizer
+        temporaries = rasterizer.least_bytes if self._in_bands else rasterizer.temporary_bytes
+        return temporaries(largest_view, self._pixels, turn_rows) + lanes + self._reserved

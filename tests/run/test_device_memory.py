@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from clm.device.cpu import CpuStream
+from clm.errors import ResourceError
 from clm.render import CpuRasterizer
 from clm.run.events import Densified, Evaluated, OpacityReset
 from clm.run.residence import Residence
@@ -91,3 +92,27 @@ def test_growth_goes_on_where_temporaries_and_staging_leave_room_for_pieces_only
     events = run_demo(tmp_path / "run", offload="host", gpu_memory="8MiB", **OPTIONS)
     assert not any(event.refused for event in of_type(events, Densified)) and of_type(events, Densified)
     assert_same_model(on_the_cpu, tmp_path / "run")
+
+
+def test_a_placement_in_bands_limits_the_lists_to_what_it_leaves(
+    device: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int | None] = []
+    real = CpuRasterizer.begin
+
+    def begin(self: CpuRasterizer, *arguments: Any) -> None:
+        limits.append(self.band_bytes)
+        real(self, *arguments)
+
+    monkeypatch.setattr(CpuRasterizer, "begin", begin)
+    options = {**OPTIONS, "iterations": 8, "eval_every": 0}
+    run_demo(tmp_path / "whole", gpu_memory="32MiB", **options)
+    assert set(limits) == {None}
+    limits.clear()
+    monkeypatch.setattr(CpuRasterizer, "temporary_bytes", lambda self, rows, pixels, piece_rows=None: 1 << 40)
+    run_demo(tmp_path / "bands", gpu_memory="32MiB", **options)
+    assert all(limit is not None and 0 <= limit < 32 << 20 for limit in limits)
+    assert_same_model(tmp_path / "whole", tmp_path / "bands")
+    with pytest.raises(ResourceError, match=r"1\.0 TiB"):
+        monkeypatch.setattr(CpuRasterizer, "least_bytes", lambda self, rows, pixels, piece_rows=None: 1 << 40)
+        run_demo(tmp_path / "refused", gpu_memory="32MiB", **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,9 @@ def test_a_run_that_would_grow_beyond_the_host_budget_stops_growing_and_stays_wi
     budget = 400
     script = [sys.executable, REPOSITORY / "scripts" / "bench_memory.py", "--json", "--rows", "100000"]
     options = ["--grow-to", "1000000", "--images", "60", "--host-memory", f"{budget}MiB"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(
-        [*script, *options], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=300
+        [*script, *options], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True, timeout=300
     )
     seen = json.loads(result.stdout)
     assert 100_000 < seen["rows"] < 500_000, "it grew, and the budget ended that"
