@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +83,13 @@ class Accounts:
         yield account
         account.elapsed = batch.exposed + time.perf_counter() - account.began
         self._add(account)
+
+    def rebuilt(self, rebuild: Callable[[], int]) -> None:
+        """Have the rows rebuilt; `rebuild` returns how many changed."""
+        began = time.perf_counter()
+        self.totals.rows_changed += rebuild()
+        self.totals.rebuilds += 1
+        self.totals.rebuild_seconds += time.perf_counter() - began
 
     def _add(self, account: BatchAccount) -> None:
         totals, residence, planned = self.totals, self._residence, account.batch.planned

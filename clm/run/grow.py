@@ -53,8 +53,8 @@ class Growth:
     def due(self) -> bool:
         return self.follows(*self._schedule.last_batch)
 
-    def rebuild(self) -> None:
-        """Densify and reset opacity as due. Its cost follows the rows that change; a reset reaches every row."""
+    def rebuild(self) -> int:
+        """Densify and reset opacity as due; returns how many rows changed, which its cost follows. A reset reaches every row."""
         config, now = self._config, self._schedule.image
         with self._residence.rebuilding() as rebuild:
             if densify_due(config, *self._schedule.last_batch):
@@ -63,6 +63,7 @@ class Growth:
                 reset_opacity(rebuild.store, self._schedule.next_step(), config.reset_opacity)
                 rebuild.everything()
                 self._emit(OpacityReset(now))
+        return rebuild.rows
 
     def _densify(self, rebuild: Rebuild, now: int) -> None:
         store, limits, seed = rebuild.store, thresholds(self._config, self._scale, now), self._config.seed

@@ -39,7 +39,7 @@ def train(
             run.saver.stop_for(run.views.why_to_stop())
             if run.growth.due:
                 with run.saver.kept_when_refused():
-                    run.growth.rebuild()
+                    run.accounts.rebuilt(run.growth.rebuild)
             if run.evaluation.due:
                 run.evaluation.run()
             if run.saver.due:

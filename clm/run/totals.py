@@ -29,6 +29,9 @@ class Totals:
     device_reserved_bytes: int = 0
     host_bytes: int = 0
     in_core_bytes: int = 0
+    rebuilds: int = 0
+    rebuild_seconds: float = 0.0
+    rows_changed: int = 0  # by rebuilds: rows that left or came, or all of them
     lanes: LaneSeconds = field(default_factory=LaneSeconds)
 
     def add_traffic(self, traffic: Traffic, columns: int, colour_bus: str) -> None:
@@ -99,6 +102,11 @@ def report(totals: Totals, iteration: int, num_gaussians: int, device: str, offl
             "exposed": lanes.exposed,
             "plan": lanes.plan,
             "plan_exposed": lanes.plan_exposed,
+        },
+        "rebuilds": {
+            "count": totals.rebuilds,
+            "seconds": totals.rebuild_seconds,
+            "rows_changed": totals.rows_changed,
         },
         "in_core_bytes": totals.in_core_bytes,
     }

@@ -50,6 +50,7 @@ REPORT = {
         "rows_lower_bound",
     },
     "lanes": {"load", "compute", "send_back", "update", "hidden_fraction"},
+    "rebuilds": {"count", "seconds", "rows_changed"},
     "in_core_bytes": None,
 }
 
