@@ -77,7 +77,7 @@ def rot(rows: int, rebuilds: int) -> None:
     print(
         f"{store.rows / (store.fill > 0).sum() / PAGE_ROWS:.0%} full ({np.ceil(store.rows / PAGE_ROWS):,.0f} if sorted anew)"
     )
-    ours = visible_sets(store.entries, store.bounds, cameras, block_rows=PAGE_ROWS, fill=store.fill)
+    ours = visible_sets(store.entries, store.bounds, cameras, page_rows=PAGE_ROWS, fill=store.fill)
     fresh = visible_sets(entries, bounds, cameras)
     print(f"visible rows of {len(cameras)} views: {sum(map(len, ours)):,}, sorted anew {sum(map(len, fresh)):,}")
     tested = (
@@ -99,7 +99,7 @@ def rot(rows: int, rebuilds: int) -> None:
 def tested_rows(entries: np.ndarray, bounds: np.ndarray, fill: np.ndarray, cameras: list[Camera]) -> int:
     """Live rows of pages that hold a visible one, summed over views: what is read at the granularity of pages."""
     sets = visible_sets(
-        entries, bounds, cameras, block_rows=PAGE_ROWS, fill=None if len(fill) * PAGE_ROWS > len(entries) else fill
+        entries, bounds, cameras, page_rows=PAGE_ROWS, fill=None if len(fill) * PAGE_ROWS > len(entries) else fill
     )
     if len(fill) * PAGE_ROWS > len(entries):
         fill = np.minimum(fill, len(entries) - np.arange(len(fill)) * PAGE_ROWS)

@@ -93,10 +93,10 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
     store.refresh(None)
     scale = gaussians / store.rows
     cameras = [view.camera for view in scene.views]
-    # Blocks of the larger model hold fewer of the points; finer ones than these change little and cost time.
-    block_rows = max(min(store.page_rows, 16), int(store.page_rows / scale))
-    fill = np.minimum(block_rows, store.rows - np.arange(0, store.rows, block_rows))
-    seen = Sightings.of(all_visible_sets(store, cameras), fill, block_rows)
+    # Pages of the larger model hold fewer of the points; finer ones than these change little and cost time.
+    page_rows = max(min(store.page_rows, 16), int(store.page_rows / scale))
+    fill = np.minimum(page_rows, store.rows - np.arange(0, store.rows, page_rows))
+    seen = Sightings.of(all_visible_sets(store, cameras), fill, page_rows)
     largest = math.ceil(seen.largest_view * scale)
     shared = machine is None or machine.on_cpu
     usual = math.ceil(seen.usual_union(config.batch_size) * scale)
@@ -117,7 +117,7 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
     least = seen.largest_view if pieces == 1 else max(1, 2 * seen.largest_view // _MOST_PIECES)
     plans = _first_plans(scene, config, store, max(least, math.floor(placement.arena_slots / scale)))
     blocks = resident_blocks(seen, math.floor(placement.resident_rows / scale))
-    resident = np.repeat(blocks, block_rows)[: store.rows]
+    resident = np.repeat(blocks, page_rows)[: store.rows]
     if machine is None:
         sizes = Sizes(budgets.device.bytes, budgets.host.bytes, budgets.disk.bytes)
         training = [cameras[k] for k in scene.train]

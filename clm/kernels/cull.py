@@ -34,7 +34,7 @@ def _library() -> ctypes.CDLL:
 
 def block_bounds(
     entries: np.ndarray,
-    block_rows: int,
+    page_rows: int,
     bounds: np.ndarray,
     blocks: np.ndarray | None = None,
     fill: np.ndarray | None = None,
@@ -42,14 +42,14 @@ def block_bounds(
     """Fills bounds [nb, 8] f32 from entries [N, 4] f32 for the listed blocks (int32; None = all). fill [nb] i32: how many of a
     block's rows are live, from its first on; None: all of [0, N)."""
     rows = len(entries)
-    total = _blocks(rows, block_rows, fill)
+    total = _blocks(rows, page_rows, fill)
     if blocks is not None and blocks.size and (int(blocks.min()) < 0 or int(blocks.max()) >= total):
         raise ValueError(f"blocks must lie in [0, {total})")
     count = total if blocks is None else len(blocks)
     _library().clm_block_bounds(
         pointer(entries, np.float32, None, 4),
         rows,
-        block_rows,
+        page_rows,
         pointer(fill, np.int32, total),
         pointer(blocks, np.int32, None),
         count,
@@ -57,14 +57,14 @@ def block_bounds(
     )
 
 
-def _blocks(rows: int, block_rows: int, fill: np.ndarray | None) -> int:
+def _blocks(rows: int, page_rows: int, fill: np.ndarray | None) -> int:
     """How many blocks there are. ValueError where `fill` counts rows that do not exist."""
     if fill is None:
-        return -(-rows // block_rows)
-    if fill.min(initial=0) < 0 or fill.max(initial=0) > block_rows:
-        raise ValueError(f"fill must hold counts from 0 to {block_rows}")
+        return -(-rows // page_rows)
+    if fill.min(initial=0) < 0 or fill.max(initial=0) > page_rows:
+        raise ValueError(f"fill must hold counts from 0 to {page_rows}")
     used = np.flatnonzero(fill)
-    if len(used) and int(used[-1]) * block_rows + int(fill[used[-1]]) > rows:
+    if len(used) and int(used[-1]) * page_rows + int(fill[used[-1]]) > rows:
         raise ValueError(f"fill counts rows beyond the {rows} that there are")
     return len(fill)
 
@@ -75,16 +75,16 @@ def cull(
     cameras: np.ndarray,
     growth: float,
     extra: float,
-    block_rows: int,
+    page_rows: int,
     fill: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Sorted int32 row ids per camera; cameras [C, 32] f32 as packed by `clm.plan.visibility.camera_planes`;
     fill as above.
 
-    Memory: one byte per (block, camera), `block_rows` bits per pair that is neither out nor in, and the ids.
+    Memory: one byte per (block, camera), `page_rows` bits per pair that is neither out nor in, and the ids.
     """
     library, rows, count = _library(), len(entries), len(cameras)
-    blocks = _blocks(rows, block_rows, fill)
+    blocks = _blocks(rows, page_rows, fill)
     if rows == 0 or count == 0:
         return [np.empty(0, np.int32) for _ in range(count)]
     planes = pointer(cameras, np.float32, None, CAMERA_FLOATS)
@@ -104,7 +104,7 @@ def cull(
     pair_block, pair_camera = ((part.astype(np.int32)) for part in np.divmod(pairs, count))
     starts = np.flatnonzero(np.diff(pair_block, prepend=-1))
     runs = np.append(starts, len(pairs)).astype(np.int64)
-    bits = np.empty((len(pairs), -(-block_rows // 64)), np.uint64)
+    bits = np.empty((len(pairs), -(-page_rows // 64)), np.uint64)
     counts = np.empty(len(pairs), np.int64)
     run_list = (pointer(runs, np.int64, None), len(starts))
     block_list, class_list = pointer(pair_block, np.int32, None), pointer(pair_class, np.uint8, None)
@@ -112,7 +112,7 @@ def cull(
     library.clm_cull_rows(
         pointer(entries, np.float32, None, 4),
         rows,
-        block_rows,
+        page_rows,
         pointer(fill, np.int32, blocks),
         *run_list,
         block_list,
@@ -127,7 +127,7 @@ def cull(
     offsets, total = _offsets(pair_camera, counts)
     ids = np.empty(total, np.int32)
     library.clm_cull_ids(
-        block_rows,
+        page_rows,
         *run_list,
         block_list,
         class_list,

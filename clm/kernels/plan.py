@@ -83,15 +83,15 @@ def _addresses(sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return addresses, np.array([len(rows) for rows in sets], np.int64)
 
 
-def residency(sets: Sequence[np.ndarray], adds: Sequence[bool], capacity: int, block_rows: int) -> Residency:
+def residency(sets: Sequence[np.ndarray], adds: Sequence[bool], capacity: int, page_rows: int) -> Residency:
     """Slots, loads and sends of every turn; sets [turns] as those of `clm.plan.residency.Turn.rows`, adds [turns]: whether
     gradients are added to them. A turn that adds nothing may be a row's last only where no turn adds to the row.
 
     `capacity` must hold the largest set (not checked here). ValueError when a set is not strictly ascending from 0 on, or
     when the touched blocks have more than 2^31 - 1 places.
     """
-    if block_rows < 1:
-        raise ValueError(f"block_rows must be positive, got {block_rows}")
+    if page_rows < 1:
+        raise ValueError(f"page_rows must be positive, got {page_rows}")
     addresses, sizes = _addresses(sets)
     adding, total = np.array(adds, np.uint8), int(sizes.sum())
     lists, load_partial = np.empty((6, total + 1), np.int32), np.empty(total, bool)
@@ -105,7 +105,7 @@ def residency(sets: Sequence[np.ndarray], adds: Sequence[bool], capacity: int, b
             pointer(adding, np.uint8, len(sets)),
             len(sets),
             min(int(capacity), total),
-            block_rows,
+            page_rows,
             ctypes.byref(out),
         )
     )
@@ -126,10 +126,10 @@ def residency(sets: Sequence[np.ndarray], adds: Sequence[bool], capacity: int, b
     )
 
 
-def overlaps(sets: Sequence[np.ndarray], block_rows: int) -> np.ndarray:
-    """|A & B| of sorted int32 sets, [n, n] i64 with a zero diagonal. `block_rows` only sizes what is compared at a time."""
-    if block_rows < 1:
-        raise ValueError(f"block_rows must be positive, got {block_rows}")
+def overlaps(sets: Sequence[np.ndarray], page_rows: int) -> np.ndarray:
+    """|A & B| of sorted int32 sets, [n, n] i64 with a zero diagonal. `page_rows` only sizes what is compared at a time."""
+    if page_rows < 1:
+        raise ValueError(f"page_rows must be positive, got {page_rows}")
     addresses, sizes = _addresses(sets)
     shared = np.zeros((len(sets), len(sets)), np.int64)
     _run(
@@ -137,7 +137,7 @@ def overlaps(sets: Sequence[np.ndarray], block_rows: int) -> np.ndarray:
             pointer(addresses, np.uint64, None),
             pointer(sizes, np.int64, None),
             len(sets),
-            block_rows,
+            page_rows,
             pointer(shared, np.int64, None, None),
         )
     )

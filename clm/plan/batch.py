@@ -55,7 +55,7 @@ def plan_batch(
     """Cull, order and plan. `ordered`: keep the given order (a resumed batch whose order was already decided)."""
     started = time.perf_counter()
     seen_by, size = [cameras[v] for v in views], store.page_rows
-    sets = visible_sets(store.entries, store.bounds, seen_by, margin, block_rows=size, fill=store.fill)
+    sets = visible_sets(store.entries, store.bounds, seen_by, margin, page_rows=size, fill=store.fill)
     if not ordered:
         order = order_views(sets, store.places, size, seed)
         views, sets = [views[k] for k in order], [sets[k] for k in order]

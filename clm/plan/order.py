@@ -21,14 +21,14 @@ EXACT_VIEWS = 10
 _SCANS = 20  # neighbourhood scans of the local search: tours of 16 and 64 real views end within 1.1% of those after 600
 
 
-def overlap_distances(sets: Sequence[np.ndarray], block_rows: int) -> np.ndarray:
+def overlap_distances(sets: Sequence[np.ndarray], page_rows: int) -> np.ndarray:
     """|A xor B| between sorted int32 sets, and zeros in the last row and column (the gap): [n + 1, n + 1] i64.
 
     Exact, so that the order of views is a function of the sets alone, however their rows are numbered.
     """
     count = len(sets)
     sizes = np.array([len(rows) for rows in sets], np.int64)
-    shared = plan.overlaps([np.ascontiguousarray(rows) for rows in sets], block_rows)
+    shared = plan.overlaps([np.ascontiguousarray(rows) for rows in sets], page_rows)
     shared = np.minimum(shared, np.minimum(sizes[:, None], sizes[None, :]))
     np.fill_diagonal(shared, sizes)
     distances = np.zeros((count + 1, count + 1), np.int64)
@@ -36,7 +36,7 @@ def overlap_distances(sets: Sequence[np.ndarray], block_rows: int) -> np.ndarray
     return distances
 
 
-def order_views(sets: Sequence[np.ndarray], universe_rows: int, block_rows: int, seed: int) -> np.ndarray:
+def order_views(sets: Sequence[np.ndarray], universe_rows: int, page_rows: int, seed: int) -> np.ndarray:
     """Permutation [n] int64 of one batch's views; `sets` are their sorted int32 rows, all below `universe_rows`."""
     for i, rows in enumerate(sets):
         if len(rows) and (rows[0] < 0 or rows[-1] >= universe_rows):
@@ -44,7 +44,7 @@ def order_views(sets: Sequence[np.ndarray], universe_rows: int, block_rows: int,
     count = len(sets)
     if count < 2:
         return np.arange(count)
-    distances = overlap_distances(sets, block_rows)
+    distances = overlap_distances(sets, page_rows)
     path = exact_path(distances) if count <= EXACT_VIEWS else local_search(distances, seed)
     return path[::-1].copy() if len(sets[path[0]]) < len(sets[path[-1]]) else path
 

@@ -62,7 +62,7 @@ def choose_placement(
     usual_union: int | None = None,
     moments: str = "f32",
     beside: Callable[[int], int] = no_more,
-    block_rows: int = PAGE_ROWS,
+    page_rows: int = PAGE_ROWS,
     shared_memory: bool = True,
     host_beside: int = 0,
 ) -> Placement:
@@ -97,7 +97,7 @@ def choose_placement(
     if offload == "auto" and not fits:
         slots = min(slots, max(largest_view, arena_rows_needed if usual_union is None else usual_union))
         left = device_budget - arena_bytes(slots) - beside(largest_turn(largest_view, slots))
-        resident = left // row_bytes // block_rows * block_rows
+        resident = left // row_bytes // page_rows * page_rows
     host = store_bytes(rows, store_row_bytes(moments)) - (resident * row_bytes if shared_memory else 0) + host_beside
     if host > host_budget:
         in_core = None if offload == "host" or everything else whole_views

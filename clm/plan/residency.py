@@ -127,7 +127,7 @@ def make_plan(
     views: Sequence[int],
     sets: Sequence[np.ndarray],
     capacity: int,
-    block_rows: int = PAGE_ROWS,
+    page_rows: int = PAGE_ROWS,
     *,
     trains: bool = True,
 ) -> Plan:
@@ -135,7 +135,7 @@ def make_plan(
 
     Loads at most as many rows as consecutive reuse of the same turns does with the same `capacity`, and each row of the
     union once when capacity >= |union|. Evicts only what the next turn's loads need; among rows with the same next use the
-    higher row id goes. Free slots are taken in the order in which they became free. `block_rows` only sizes the local
+    higher row id goes. Free slots are taken in the order in which they became free. `page_rows` only sizes the local
     numbering. The arrays of all turns are cut from a few lists over the whole batch. trains False: views are only
     rendered, in one pass, and nothing is sent back.
 
@@ -147,7 +147,7 @@ def make_plan(
     cuts: list[_Cut] = []
     for view, rows in zip(views, sets, strict=True):
         cuts += _cut(view, np.ascontiguousarray(rows), capacity, trains)
-    return _plan(cuts, capacity, block_rows)
+    return _plan(cuts, capacity, page_rows)
 
 
 def _cut(view: int, rows: np.ndarray, capacity: int, trains: bool) -> list[_Cut]:
@@ -173,9 +173,9 @@ def _bounds(count: int, capacity: int) -> list[int]:
     return [count * piece // pieces for piece in range(pieces + 1)]
 
 
-def _plan(cuts: Sequence[_Cut], capacity: int, block_rows: int) -> Plan:
+def _plan(cuts: Sequence[_Cut], capacity: int, page_rows: int) -> Plan:
     """Gives the turns' rows their slots."""
-    lists = residency([cut.rows for cut in cuts], [cut.adds for cut in cuts], capacity, block_rows)
+    lists = residency([cut.rows for cut in cuts], [cut.adds for cut in cuts], capacity, page_rows)
     turns = []
     row = load = send = 0  # where the turn begins in the lists
     for cut, (loads, early, *leaving) in zip(cuts, lists.counts.tolist(), strict=True):
@@ -228,7 +228,7 @@ def held_after(plan: Plan, turns: int) -> tuple[np.ndarray, np.ndarray]:
     return plan.union_rows[held], slots[held]
 
 
-def rest_of(plan: Plan, first: int, capacity: int, block_rows: int = PAGE_ROWS) -> Plan:
+def rest_of(plan: Plan, first: int, capacity: int, page_rows: int = PAGE_ROWS) -> Plan:
     """The turns from `first` on, planned anew for an arena of another size that begins empty.
 
     A view that is interrupted before anything of it was added begins again; one that is on its way back goes on with the
@@ -246,7 +246,7 @@ def rest_of(plan: Plan, first: int, capacity: int, block_rows: int = PAGE_ROWS) 
     for turn in plan.turns[at:]:
         if turn.renders:
             cuts += _cut(turn.view, turn.view_rows, capacity, trains=True)
-    rest = _plan(cuts, capacity, block_rows)
+    rest = _plan(cuts, capacity, page_rows)
     carried = np.intersect1d(_with_gradients(plan, first), rest.union_rows).astype(np.int32)
     waiting, changed, brought = np.ones(len(carried), bool), [], 0
     for turn in rest.turns:

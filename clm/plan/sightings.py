@@ -26,11 +26,11 @@ class Sightings:
     views: int
 
     @staticmethod
-    def of(sets: Iterable[np.ndarray], fill: np.ndarray, block_rows: int) -> Sightings:
+    def of(sets: Iterable[np.ndarray], fill: np.ndarray, page_rows: int) -> Sightings:
         """From visible sets (int32 ids, ascending), consumed one by one; fill [blocks]: rows of each block."""
         blocks = len(fill)
         per_block, largest, views = np.zeros(blocks, np.int64), 0, 0
-        edges = np.arange(1, blocks, dtype=np.int64) * block_rows
+        edges = np.arange(1, blocks, dtype=np.int64) * page_rows
         for seen in sets:
             largest, views = max(largest, len(seen)), views + 1
             per_block += np.diff(np.searchsorted(seen, edges), prepend=0, append=len(seen))
@@ -44,12 +44,12 @@ class Sightings:
 
 
 def arena_needs(
-    rows: int, largest_view: int, usual_union: int, batch_size: int, block_rows: int = PAGE_ROWS
+    rows: int, largest_view: int, usual_union: int, batch_size: int, page_rows: int = PAGE_ROWS
 ) -> tuple[int, int]:
     """Slots that any batch of so many views can use, and slots for the usual one; both with room for rows that move and
     swell until the next rebuild."""
-    any_batch = min(rows, int(1.25 * largest_view) * batch_size + block_rows)
-    return any_batch, min(any_batch, int(1.1 * usual_union) + block_rows)
+    any_batch = min(rows, int(1.25 * largest_view) * batch_size + page_rows)
+    return any_batch, min(any_batch, int(1.1 * usual_union) + page_rows)
 
 
 def resident_blocks(sightings: Sightings, resident_rows: int) -> np.ndarray:
@@ -69,7 +69,7 @@ def all_visible_sets(store: Store, cameras: list[Camera]) -> Iterator[np.ndarray
     at_once = min(64, max(1, _SETS_BYTES // (4 * max(1, store.rows))))
     for first in range(0, len(cameras), at_once):
         group = cameras[first : first + at_once]
-        yield from visible_sets(store.entries, store.bounds, group, block_rows=store.page_rows, fill=store.fill)
+        yield from visible_sets(store.entries, store.bounds, group, page_rows=store.page_rows, fill=store.fill)
 
 
 def sightings(

@@ -1,7 +1,7 @@
 """Which rows a view may touch: a superset of what the rasteriser draws, found in two levels (blocks, then rows).
 
 Each row has a cull entry (centre xyz, bounding radius R >= 3.33 * largest sigma + uncertainty of the centre). Blocks of
-`block_rows` consecutive rows carry the box of their centres and their largest R. Invariants: the set contains every
+`page_rows` consecutive rows carry the box of their centres and their largest R. Invariants: the set contains every
 row the rasteriser draws (docs of `camera_planes`), is sorted, and equals testing every row, whatever the blocks are.
 """
 
@@ -73,7 +73,7 @@ def block_bounds(
     entries: np.ndarray,
     out: np.ndarray | None = None,
     blocks: np.ndarray | None = None,
-    block_rows: int = PAGE_ROWS,
+    page_rows: int = PAGE_ROWS,
     fill: np.ndarray | None = None,
 ) -> np.ndarray:
     """Per block (min xyz, max R, max xyz, 0) [nb, 8] f32 of entries [N, 4] f32; `blocks` limits it to some, in `out`.
@@ -85,9 +85,9 @@ def block_bounds(
     if out is None:
         if blocks is not None:
             raise ValueError("blocks needs out: the other blocks' bounds would be undefined")
-        out = np.empty((-(-len(entries) // block_rows) if fill is None else len(fill), 8), np.float32)
+        out = np.empty((-(-len(entries) // page_rows) if fill is None else len(fill), 8), np.float32)
     listed = None if blocks is None else np.ascontiguousarray(blocks, np.int32)
-    cull.block_bounds(entries, block_rows, out, listed, fill)
+    cull.block_bounds(entries, page_rows, out, listed, fill)
     return out
 
 
@@ -97,7 +97,7 @@ def visible_sets(
     cameras: Sequence[Camera],
     margin: Margin | tuple[float, float] = NO_MARGIN,
     *,
-    block_rows: int = PAGE_ROWS,
+    page_rows: int = PAGE_ROWS,
     fill: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Visible set of each camera, int32 [M_i] ascending; the sets of one call share one buffer.
@@ -109,7 +109,7 @@ def visible_sets(
     if not (growth >= 0.0 and extra >= 0.0):
         raise ValueError(f"margin must not be negative: growth {growth}, extra {extra}")
     planes = np.array([camera_planes(camera) for camera in cameras], np.float32).reshape(-1, cull.CAMERA_FLOATS)
-    return cull.cull(entries, bounds, planes, growth, extra, block_rows, fill)
+    return cull.cull(entries, bounds, planes, growth, extra, page_rows, fill)
 
 
 def visible_rows(
@@ -118,11 +118,11 @@ def visible_rows(
     camera: Camera,
     margin: Margin | tuple[float, float] = NO_MARGIN,
     *,
-    block_rows: int = PAGE_ROWS,
+    page_rows: int = PAGE_ROWS,
     fill: np.ndarray | None = None,
 ) -> np.ndarray:
     """Visible set of one camera, int32 [M] ascending."""
-    return visible_sets(entries, bounds, [camera], margin, block_rows=block_rows, fill=fill)[0]
+    return visible_sets(entries, bounds, [camera], margin, page_rows=page_rows, fill=fill)[0]
 
 
 def visible_rows_slow(

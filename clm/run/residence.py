@@ -291,7 +291,7 @@ class Residence:
             usual_union=usual,
             beside=beside,
             moments=config.moments,
-            block_rows=store.page_rows,
+            page_rows=store.page_rows,
             shared_memory=self.device.shares_host_memory,
             host_beside=host_beside,
         )

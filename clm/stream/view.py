@@ -59,7 +59,7 @@ def render_view(
     `adam.step - 1` (None: a store without moments). A view larger than the arena is rendered in pieces."""
     tiers, compute = fetch.tiers, fetch.tiers.device.stream("compute")
     store, device = tiers.store, tiers.device
-    rows = visible_rows(store.entries, store.bounds, camera, block_rows=store.page_rows, fill=store.fill)
+    rows = visible_rows(store.entries, store.bounds, camera, page_rows=store.page_rows, fill=store.fill)
     plan = make_plan([0], [rows], tiers.arena.slots, store.page_rows, trains=False)
     batch = Batch(plan, adam, colour_columns(sh_degree), plan.traffic, plan.union_rows)
     fetch.reserve(batch)

@@ -24,8 +24,8 @@ from clm.stream.lanes import Lanes  # noqa: E402
 from clm.stream.tiers import Tiers  # noqa: E402
 from tests.device.fake_cuda import FakeTensorDevice, fake_cuda  # noqa: E402
 from tests.stream.test_lanes import (  # noqa: E402
-    BLOCK,
     CAMERAS,
+    PAGE_ROWS,
     VIEWS,
     Which,
     every_other,
@@ -68,7 +68,7 @@ def train(device: FakeTensorDevice, resident: Which, capacity: int, *, interrupt
     store, adam = scene(), Adam(np.full((6, 5), 1e-2), Betas.for_batch(VIEWS))
     tiers = Tiers(device, store, resident(store), capacity)
     lanes = Lanes(tiers, PARCEL)
-    sets = visible_sets(store.entries, store.bounds, CAMERAS, block_rows=store.page_rows)
+    sets = visible_sets(store.entries, store.bounds, CAMERAS, page_rows=store.page_rows)
     try:
         for batch in range(2):
             plan = make_plan(list(range(VIEWS)), sets, tiers.arena.slots)
@@ -77,8 +77,8 @@ def train(device: FakeTensorDevice, resident: Which, capacity: int, *, interrupt
             while i < len(plan.turns):
                 if done == interrupted_at and tiers.arena.slots == capacity:
                     lanes.interrupt(i)
-                    tiers.replace_arena(capacity - BLOCK)
-                    plan, i = rest_of(plan, i, capacity - BLOCK, store.page_rows), 0
+                    tiers.replace_arena(capacity - PAGE_ROWS)
+                    plan, i = rest_of(plan, i, capacity - PAGE_ROWS, store.page_rows), 0
                     lanes.go_on(plan)
                 lanes.compute(i, lambda slots: one_view(tiers, slots))
                 lanes.send_back(i)

@@ -17,7 +17,7 @@ from clm.forecast.turns import count_turn
 from clm.plan.budget import GRADIENT_BYTES, PARAMETER_BYTES, TURNS_UNDER_WAY
 from clm.plan.residency import Plan, make_plan
 
-BLOCK_ROWS = 4
+PAGE_ROWS = 4
 GPU = Machine(
     name="test", device="gpu", device_memory=1, host_memory=1, disk=0, cores=4, host_gather_gb_s=1, host_adam_gb_s=1,
     bus_in_gb_s=1, bus_out_gb_s=1, device_gb_s=10, plan_ns_per_row=10, hand_over_us=1, render_ms_per_view=0.01,
@@ -42,7 +42,7 @@ def plans_of(drawn: list[tuple[list[set[int]], int]]) -> list[Plan]:
     plans = []
     for views, room in drawn:
         rows = [np.array(sorted(view), np.int32) for view in views]
-        plans.append(make_plan(range(len(rows)), rows, max(1, max(map(len, rows)) // 3 + room), BLOCK_ROWS))
+        plans.append(make_plan(range(len(rows)), rows, max(1, max(map(len, rows)) // 3 + room), PAGE_ROWS))
     return plans
 
 
@@ -86,7 +86,7 @@ def test_a_machine_that_does_everything_faster_takes_that_much_less(drawn, machi
 def test_rows_that_live_on_the_device_never_make_a_gpu_slower_when_its_memory_is_quick(drawn, machine, data) -> None:
     machine = replace(machine, device="gpu", compute_cores=0, device_gb_s=1e9, hand_over_us=0, plan_ns_per_row=0)
     blocks = np.array(data.draw(st.lists(st.booleans(), min_size=11, max_size=11)))
-    resident = np.repeat(blocks, BLOCK_ROWS)
+    resident = np.repeat(blocks, PAGE_ROWS)
     with_all, with_none = simulated(drawn, machine, resident=resident), simulated(drawn, machine)
     # Sharing the host can cost the lane that matters a little, so the bound is the work, not each schedule.
     assert with_all.resources["host"] <= with_none.resources["host"] * (1 + 1e-9)
@@ -113,7 +113,7 @@ def test_a_quicker_bus_never_makes_a_run_slower(drawn, machine, factor) -> None:
 @given(batches, machines(), st.lists(st.booleans(), min_size=11, max_size=11))
 def test_every_turn_keeps_the_rules_of_the_executor(drawn, machine, blocks) -> None:
     plans, tiny, before = plans_of(drawn), 1e-12, 0.0
-    timeline = simulated(drawn, machine, resident=np.repeat(blocks, BLOCK_ROWS))
+    timeline = simulated(drawn, machine, resident=np.repeat(blocks, PAGE_ROWS))
     for batch, plan in enumerate(plans):
         render = [spans(timeline, batch, i, "render")[0] for i in range(len(plan.turns))]
         gathers, copies, collects, reads = [], [], [], []  # of all parcels so far

@@ -15,11 +15,11 @@ import numpy as np
 from clm.plan.residency import Plan, Traffic, Turn
 
 
-def localize(sets: Sequence[np.ndarray], block_rows: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Local ids (int64, below t * block_rows) of sorted int32 row sets, and the touched blocks [t], ascending."""
-    if block_rows < 1:
-        raise ValueError(f"block_rows must be positive, got {block_rows}")
-    blocks = [(rows // np.int32(block_rows)).astype(np.int64) for rows in sets]
+def localize(sets: Sequence[np.ndarray], page_rows: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Local ids (int64, below t * page_rows) of sorted int32 row sets, and the touched blocks [t], ascending."""
+    if page_rows < 1:
+        raise ValueError(f"page_rows must be positive, got {page_rows}")
+    blocks = [(rows // np.int32(page_rows)).astype(np.int64) for rows in sets]
     touched = np.zeros(max((int(b[-1]) + 1 for b in blocks if len(b)), default=0), bool)
     for block in blocks:
         touched[block] = True
@@ -27,14 +27,14 @@ def localize(sets: Sequence[np.ndarray], block_rows: int) -> tuple[list[np.ndarr
     if len(listed) == len(touched):
         return [rows.astype(np.int64) for rows in sets], listed
     shift = np.zeros(len(touched), np.int64)
-    shift[listed] = (np.arange(len(listed)) - listed) * block_rows
+    shift[listed] = (np.arange(len(listed)) - listed) * page_rows
     return [rows + shift.take(block) for rows, block in zip(sets, blocks, strict=True)], listed
 
 
-def global_rows(local: np.ndarray, touched: np.ndarray, block_rows: int) -> np.ndarray:
+def global_rows(local: np.ndarray, touched: np.ndarray, page_rows: int) -> np.ndarray:
     """Row ids int32 of local ids: the inverse of `localize`."""
-    shift = (touched - np.arange(len(touched))) * block_rows
-    return (local + shift.take(local // block_rows)).astype(np.int32)
+    shift = (touched - np.arange(len(touched))) * page_rows
+    return (local + shift.take(local // page_rows)).astype(np.int32)
 
 
 class SlowTurn(NamedTuple):
@@ -47,11 +47,11 @@ class SlowTurn(NamedTuple):
 
 
 def slow_make_plan(
-    views: Sequence[int], sets: Sequence[np.ndarray], capacity: int, block_rows: int = 2048, trains: bool = True
+    views: Sequence[int], sets: Sequence[np.ndarray], capacity: int, page_rows: int = 2048, trains: bool = True
 ) -> Plan:
     """What `make_plan` must return, field by field."""
     listed = [turn for view, rows in zip(views, sets, strict=True) for turn in slow_turns(view, rows, capacity, trains)]
-    dense, union_rows = _number_rows([turn.rows for turn in listed], block_rows)
+    dense, union_rows = _number_rows([turn.rows for turn in listed], page_rows)
     next_uses = _next_uses(dense, len(union_rows))
     turns = _plan_turns(listed, dense, next_uses, union_rows, capacity)
     return Plan(turns, capacity, _count_traffic(turns, dense, len(union_rows)), union_rows)
@@ -68,16 +68,16 @@ def slow_turns(view: int, rows: np.ndarray, capacity: int, trains: bool) -> list
     return there + (back if trains else [])
 
 
-def _number_rows(sets: Sequence[np.ndarray], block_rows: int) -> tuple[list[np.ndarray], np.ndarray]:
+def _number_rows(sets: Sequence[np.ndarray], page_rows: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Positions of each view's rows in the sorted union, and the union."""
-    local, touched = localize(sets, block_rows)
-    member = np.zeros(len(touched) * block_rows, bool)
+    local, touched = localize(sets, page_rows)
+    member = np.zeros(len(touched) * page_rows, bool)
     for ids in local:
         member[ids] = True
     listed = np.flatnonzero(member)
     position = np.empty(len(member), np.int64)  # i64 throughout: numpy indexes with it two to three times faster
     position[listed] = np.arange(len(listed))
-    return [position.take(ids) for ids in local], global_rows(listed, touched, block_rows)
+    return [position.take(ids) for ids in local], global_rows(listed, touched, page_rows)
 
 
 def _next_uses(dense: Sequence[np.ndarray], union: int) -> list[np.ndarray]:

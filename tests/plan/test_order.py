@@ -31,26 +31,26 @@ def line_of_views(count: int, seed: int, rows: int = 4000, size: int = 300) -> l
 
 @given(batches, st.sampled_from([1, 50, 9000]), st.sampled_from([1, 4, 2048]))
 @settings(max_examples=100, deadline=None)
-def test_distances_are_symmetric_differences(sets: list[set[int]], spread: int, block_rows: int) -> None:
+def test_distances_are_symmetric_differences(sets: list[set[int]], spread: int, page_rows: int) -> None:
     want = [[len(a ^ b) for b in sets] for a in sets]
-    distances = overlap_distances(as_rows(sets, spread), block_rows)
+    distances = overlap_distances(as_rows(sets, spread), page_rows)
     np.testing.assert_array_equal(distances[:-1, :-1], want)
     assert not distances[-1].any() and not distances[:, -1].any()
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 7, 64, 2048]))
 @settings(max_examples=60, deadline=None)
-def test_distances_are_those_of_the_slow_twin_however_rows_are_numbered(seed: int, block_rows: int) -> None:
+def test_distances_are_those_of_the_slow_twin_however_rows_are_numbered(seed: int, page_rows: int) -> None:
     rng = np.random.default_rng(seed)
     universe = int(rng.integers(1, 20_000))
     share = rng.random(int(rng.integers(1, 20)))
     sets = [np.flatnonzero(rng.random(universe) < p).astype(np.int32) for p in share]
     want = slow_overlap_distances(sets)
-    np.testing.assert_array_equal(overlap_distances(sets, block_rows), want, strict=True)
+    np.testing.assert_array_equal(overlap_distances(sets, page_rows), want, strict=True)
     numbers = np.sort(rng.choice(10 * universe, universe, replace=False)).astype(np.int32)
     rng.shuffle(numbers)
     others = [np.sort(numbers[rows]) for rows in sets]
-    np.testing.assert_array_equal(overlap_distances(others, block_rows), want)
+    np.testing.assert_array_equal(overlap_distances(others, page_rows), want)
 
 
 def random_distances(rng: np.random.Generator, count: int, most: int) -> np.ndarray:

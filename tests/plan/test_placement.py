@@ -20,9 +20,9 @@ from clm.units import parse_bytes
 GIB = 2**30
 
 
-def fill_of(rows: int, block_rows: int) -> np.ndarray:
+def fill_of(rows: int, page_rows: int) -> np.ndarray:
     """Rows of each block where all but the last are full."""
-    return np.minimum(block_rows, rows - np.arange(0, rows, block_rows))
+    return np.minimum(page_rows, rows - np.arange(0, rows, page_rows))
 
 
 def test_auto_keeps_everything_on_the_device_when_it_fits() -> None:
@@ -71,9 +71,9 @@ def test_the_arena_gives_way_to_resident_rows_down_to_the_usual_union_only_where
 
 @given(st.lists(st.sets(st.integers(0, 99)), min_size=1, max_size=6), st.integers(1, 8), st.sampled_from([1, 7, 100]))
 def test_the_usual_union_is_at_least_the_mean_union_of_random_views(
-    views: list[set[int]], batch: int, block_rows: int
+    views: list[set[int]], batch: int, page_rows: int
 ) -> None:
-    seen = Sightings.of((np.array(sorted(view), np.int32) for view in views), fill_of(100, block_rows), block_rows)
+    seen = Sightings.of((np.array(sorted(view), np.int32) for view in views), fill_of(100, page_rows), page_rows)
     rng = np.random.default_rng(0)
     unions = [len(set().union(*(views[k] for k in rng.integers(len(views), size=batch)))) for _ in range(400)]
     assert seen.usual_union(batch) >= np.mean(unions) - 4 * np.std(unions) / 20
@@ -162,14 +162,14 @@ def test_an_explicit_choice_is_honoured_and_an_unknown_one_refused() -> None:
 
 @given(st.lists(st.sets(st.integers(0, 99)), max_size=6), st.integers(0, 120), st.sampled_from([1, 7, 16, 100, 128]))
 def test_resident_blocks_are_those_that_most_views_see_as_far_as_the_rows_reach(
-    views: list[set[int]], room: int, block_rows: int
+    views: list[set[int]], room: int, page_rows: int
 ) -> None:
     rows = 100
-    seen = Sightings.of((np.array(sorted(view), np.int32) for view in views), fill_of(rows, block_rows), block_rows)
+    seen = Sightings.of((np.array(sorted(view), np.int32) for view in views), fill_of(rows, page_rows), page_rows)
     counts = np.zeros(rows)
     for view in views:
         counts[sorted(view)] += 1
-    blocks = np.split(counts, range(block_rows, rows, block_rows))
+    blocks = np.split(counts, range(page_rows, rows, page_rows))
     assert seen.largest_view == max(map(len, views), default=0)
     assert seen.per_block.tolist() == [block.sum() for block in blocks]
     chosen = resident_blocks(seen, room)

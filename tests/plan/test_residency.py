@@ -98,9 +98,9 @@ def check_turns(plan: Plan, views: list[int], sets: list[np.ndarray], capacity: 
     assert not turns and plan.views == views
 
 
-def check(sets: list[np.ndarray], capacity: int, block_rows: int = 4) -> Plan:
+def check(sets: list[np.ndarray], capacity: int, page_rows: int = 4) -> Plan:
     views = list(range(100, 100 + len(sets)))
-    plan = make_plan(views, sets, capacity, block_rows)
+    plan = make_plan(views, sets, capacity, page_rows)
     check_turns(plan, views, sets, capacity)
     final, _ = execute(plan, capacity)
     union = sorted(set().union(*(s.tolist() for s in sets)))
@@ -135,9 +135,9 @@ def as_rows(sets: list[set[int]], spread: int = 1) -> list[np.ndarray]:
 @given(batches, slots, st.sampled_from([1, 13, 40_000]), st.sampled_from([1, 4, 2048]))
 @settings(max_examples=300, deadline=None)
 def test_every_plan_can_be_executed_and_predicts_its_traffic(
-    sets: list[set[int]], capacity: int, spread: int, block_rows: int
+    sets: list[set[int]], capacity: int, spread: int, page_rows: int
 ) -> None:
-    check(as_rows(sets, spread), capacity, block_rows)
+    check(as_rows(sets, spread), capacity, page_rows)
 
 
 @given(batches, slots, slots, slots, st.data())
@@ -175,10 +175,10 @@ def test_views_that_are_only_rendered_take_one_pass_and_send_nothing_back(sets: 
     assert [t.rows.tolist() for t in plan.turns] == [t.rows.tolist() for t in trained.turns if t.projects]
 
 
-def agree(sets: list[np.ndarray], capacity: int, block_rows: int, trains: bool = True) -> Plan:
+def agree(sets: list[np.ndarray], capacity: int, page_rows: int, trains: bool = True) -> Plan:
     views = list(range(7, 7 + len(sets)))
-    got = make_plan(views, sets, capacity, block_rows, trains=trains)
-    want = slow_make_plan(views, sets, capacity, block_rows, trains)
+    got = make_plan(views, sets, capacity, page_rows, trains=trains)
+    want = slow_make_plan(views, sets, capacity, page_rows, trains)
     assert got.capacity == want.capacity and got.traffic == want.traffic and len(got.turns) == len(want.turns)
     np.testing.assert_array_equal(got.union_rows, want.union_rows, strict=True)
     for one, other in zip(got.turns, want.turns, strict=True):
@@ -192,14 +192,14 @@ def agree(sets: list[np.ndarray], capacity: int, block_rows: int, trains: bool =
 @given(batches, slots, st.sampled_from([1, 13, 40_000]), st.sampled_from([1, 4, 2048]), st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_every_field_is_that_of_the_slow_twin(
-    sets: list[set[int]], capacity: int, spread: int, block_rows: int, trains: bool
+    sets: list[set[int]], capacity: int, spread: int, page_rows: int, trains: bool
 ) -> None:
-    agree(as_rows(sets, spread), capacity, block_rows, trains)
+    agree(as_rows(sets, spread), capacity, page_rows, trains)
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.1, 2.2), st.sampled_from([1, 60, 64, 2048]))
 @settings(max_examples=60, deadline=None)
-def test_plans_of_many_rows_are_those_of_the_slow_twin(seed: int, room: float, block_rows: int) -> None:
+def test_plans_of_many_rows_are_those_of_the_slow_twin(seed: int, room: float, page_rows: int) -> None:
     """From views in twenty pieces to more slots than rows: evictions, reloads, early and late loads, untouched blocks."""
     rng = np.random.default_rng(seed)
     near = rng.random((int(rng.integers(1, 24)), 1)) * 6000
@@ -208,7 +208,7 @@ def test_plans_of_many_rows_are_those_of_the_slow_twin(seed: int, room: float, b
     sets = [np.flatnonzero(one).astype(np.int32) * 3 + 500_000 for one in seen]
     largest, union = max(map(len, sets)), len(np.unique(np.concatenate(sets)))
     capacity = int(room * largest) if room < 1 else largest + int((room - 1) * (union - largest))
-    agree(sets, max(1, capacity), block_rows)
+    agree(sets, max(1, capacity), page_rows)
 
 
 def test_partial_gradients_return_to_batches_that_do_not_fit() -> None:
@@ -227,8 +227,8 @@ def test_rows_that_do_not_ascend_are_refused(rows: list[int]) -> None:
 
 def test_the_highest_row_has_plans_and_places_beyond_it_are_refused() -> None:
     last = np.array([2**31 - 1], np.int32)
-    for block_rows in (3, 2048, 2**30):
-        assert check([last, last], 1, block_rows).traffic.loaded == 1
+    for page_rows in (3, 2048, 2**30):
+        assert check([last, last], 1, page_rows).traffic.loaded == 1
     with pytest.raises(ValueError, match="2147483647 places"):
         make_plan([0, 1], [np.array([0], np.int32), last], 10, 2**30)
     with pytest.raises(TypeError, match="int32"):

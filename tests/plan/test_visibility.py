@@ -83,12 +83,12 @@ def drawn_rows(geometry: np.ndarray, means: np.ndarray, camera: Camera) -> np.nd
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1e-3, 1.0, 1e3]), st.sampled_from([1, 7, 64, 200]))
 @settings(max_examples=150, deadline=None)
-def test_visible_set_contains_every_drawn_row(seed: int, scale: float, block_rows: int) -> None:
+def test_visible_set_contains_every_drawn_row(seed: int, scale: float, page_rows: int) -> None:
     rng = np.random.default_rng(seed)
     camera = random_camera(rng, scale)
     geometry = random_geometry(rng, camera, 600, scale)
     entries = drawn_bound(geometry)
-    seen = visible_rows(entries, block_bounds(entries, block_rows=block_rows), camera, block_rows=block_rows)
+    seen = visible_rows(entries, block_bounds(entries, page_rows=page_rows), camera, page_rows=page_rows)
     missed = np.setdiff1d(drawn_rows(geometry, geometry[:, :3].astype(np.float64), camera), seen)
     assert len(missed) == 0
     assert np.all(np.diff(seen) > 0) and seen.dtype == np.int32
@@ -105,7 +105,7 @@ def test_margin_covers_centres_that_move_and_rows_that_grow(seed: int, extra: fl
     moved *= 0.999 * extra / np.linalg.norm(moved, axis=1, keepdims=True)
     grown = geometry.copy()
     grown[:, 7:10] += np.log(1.2)
-    seen = visible_rows(entries, block_bounds(entries, block_rows=64), camera, (1.2 + 1e-5, extra), block_rows=64)
+    seen = visible_rows(entries, block_bounds(entries, page_rows=64), camera, (1.2 + 1e-5, extra), page_rows=64)
     drawn = drawn_rows(grown, geometry[:, :3].astype(np.float64) + moved, camera)
     assert len(np.setdiff1d(drawn, seen)) == 0
 
@@ -127,19 +127,19 @@ def test_the_margin_is_needed() -> None:
     st.sampled_from([(1.0, 0.0), (1.5, 0.25), (0.0, 0.0)]),
 )
 @settings(max_examples=100, deadline=None)
-def test_blocks_and_threads_never_change_the_set(seed: int, block_rows: int, margin: tuple[float, float]) -> None:
+def test_blocks_and_threads_never_change_the_set(seed: int, page_rows: int, margin: tuple[float, float]) -> None:
     rng = np.random.default_rng(seed)
     cameras = [random_camera(rng) for _ in range(3)]
     entries = drawn_bound(random_geometry(rng, cameras[0], 700, 1.0))
     entries = entries[np.argsort(entries[:, 0])].copy()
-    bounds = block_bounds(entries, block_rows=block_rows)
+    bounds = block_bounds(entries, page_rows=page_rows)
     want = [visible_rows_slow(entries, camera, margin) for camera in cameras]
     before = kernels.get_threads()
     try:
         for threads in (1, 2, 5):
             kernels.set_threads(threads)
             for got, rows in zip(
-                visible_sets(entries, bounds, cameras, margin, block_rows=block_rows), want, strict=True
+                visible_sets(entries, bounds, cameras, margin, page_rows=page_rows), want, strict=True
             ):
                 np.testing.assert_array_equal(got, rows)
     finally:
@@ -167,8 +167,8 @@ def test_broken_rows_are_kept_and_spoil_only_their_block() -> None:
     entries[:, :3] = rng.normal(size=(640, 3)) - np.array([0, 0, 50])  # all behind the camera
     entries[100] = np.nan
     entries[200, 3] = np.inf
-    bounds = block_bounds(entries, block_rows=64)
-    np.testing.assert_array_equal(visible_rows(entries, bounds, camera, block_rows=64), [100, 200])
+    bounds = block_bounds(entries, page_rows=64)
+    np.testing.assert_array_equal(visible_rows(entries, bounds, camera, page_rows=64), [100, 200])
     assert np.isinf(bounds[[1, 3], 0]).all() and np.isfinite(bounds[[0, 2, 4], :7]).all()
 
 
@@ -176,18 +176,18 @@ def test_bounds_can_be_refreshed_for_some_blocks() -> None:
     rng = np.random.default_rng(4)
     entries = rng.normal(size=(1000, 4)).astype(np.float32)
     entries[:, 3] = np.abs(entries[:, 3])
-    bounds = block_bounds(entries, block_rows=128)
+    bounds = block_bounds(entries, page_rows=128)
     for b in range(8):
         rows = entries[b * 128 : (b + 1) * 128]
         want = np.concatenate([rows[:, :3].min(axis=0), [rows[:, 3].max()], rows[:, :3].max(axis=0), [0]])
         np.testing.assert_array_equal(bounds[b], want)
     entries *= 2
     old = bounds.copy()
-    assert block_bounds(entries, out=bounds, blocks=np.array([1, 7]), block_rows=128) is bounds
+    assert block_bounds(entries, out=bounds, blocks=np.array([1, 7]), page_rows=128) is bounds
     np.testing.assert_array_equal(bounds[[1, 7]], 2 * old[[1, 7]])
     np.testing.assert_array_equal(np.delete(bounds, [1, 7], axis=0), np.delete(old, [1, 7], axis=0))
     with pytest.raises(ValueError, match="blocks must lie"):
-        block_bounds(entries, out=bounds, blocks=np.array([8]), block_rows=128)
+        block_bounds(entries, out=bounds, blocks=np.array([8]), page_rows=128)
 
 
 def test_every_point_that_a_photograph_observes_inside_its_borders_is_in_its_visible_set() -> None:

@@ -52,11 +52,11 @@ def check_pages(store: Store) -> None:
     """Bounds are those of the live rows, and what is visible is what testing every live row gives."""
     ids = np.concatenate([*store.live(), np.zeros(0, np.int32)])
     assert len(ids) == store.rows == store.fill.sum() and store.fill.max(initial=0) <= store.page_rows
-    fresh = block_bounds(store.entries, block_rows=store.page_rows, fill=store.fill)
+    fresh = block_bounds(store.entries, page_rows=store.page_rows, fill=store.fill)
     used = store.fill > 0
     np.testing.assert_array_equal(store.bounds[used], fresh[used])
     camera = Camera(640, 480, 500.0, 500.0, 320.0, 240.0, np.eye(4))
-    seen = visible_rows(store.entries, store.bounds, camera, block_rows=store.page_rows, fill=store.fill)
+    seen = visible_rows(store.entries, store.bounds, camera, page_rows=store.page_rows, fill=store.fill)
     np.testing.assert_array_equal(seen, ids[visible_rows_slow(store.entries[ids], camera)])
     np.testing.assert_array_equal(store.geometry[ids, IDENTITY], identity_floats(store.keys[ids]))
 
@@ -128,7 +128,7 @@ def test_children_stay_near_their_parents_and_pages_near_full() -> None:
         )
     ids = np.concatenate(list(store.live()))
     entries = store.entries[ids]
-    fresh = block_bounds(entries[block_order(entries)], block_rows=256)
+    fresh = block_bounds(entries[block_order(entries)], page_rows=256)
     used = store.bounds[store.fill > 0]
     assert store.rows / (256 * len(used)) > 0.6
 

@@ -41,7 +41,7 @@ from tests.render.whole import CpuRasterizer
 
 BLACK = (0.0, 0.0, 0.0)
 VIEWS = 6
-BLOCK = 256  # rows: enough blocks for some to be resident
+PAGE_ROWS = 256  # rows: enough pages for some to be resident
 PARCEL = 300  # rows: a turn takes several parcels
 WAITS = (
     "the rows gathered before have left this staging buffer",
@@ -83,7 +83,7 @@ def scene(rows: int = 4000) -> Store:
     geometry[:, 3:7] = rng.normal(size=(rows, 4))
     geometry[:, 7:10] = rng.normal(-3, 0.4, size=(rows, 3))
     geometry[:, 10] = rng.normal(size=rows)
-    store = Store(rows, page_rows=BLOCK)
+    store = Store(rows, page_rows=PAGE_ROWS)
     store.append(geometry, rng.normal(scale=0.3, size=(rows, 48)).astype(np.float32))
     store.refresh(None)
     store.reorder(block_order(store.entries))
@@ -183,7 +183,7 @@ def run_batches(
         for batch in range(batches):
             order = np.random.default_rng(batch).permutation(VIEWS)
             lanes.publish_entries()
-            sets = visible_sets(store.entries, store.bounds, [CAMERAS[v] for v in order], block_rows=store.page_rows)
+            sets = visible_sets(store.entries, store.bounds, [CAMERAS[v] for v in order], page_rows=store.page_rows)
             plan = make_plan([int(v) for v in order], sets, tiers.arena.slots)
             lanes.begin(plan, adam.at(batch + 1, VIEWS, bf16_colours), colour_columns(degree))
             turns, done = list(enumerate(plan.turns)), 0
@@ -230,7 +230,7 @@ def assert_same(store: Store, expected: dict[str, np.ndarray]) -> None:
 
 def largest_view() -> int:
     store = scene()
-    return max(len(visible_rows(store.entries, store.bounds, c, block_rows=BLOCK)) for c in CAMERAS)
+    return max(len(visible_rows(store.entries, store.bounds, c, page_rows=PAGE_ROWS)) for c in CAMERAS)
 
 
 def tight() -> int:
@@ -374,7 +374,7 @@ def test_few_turns_have_their_index_lists_on_the_device_at_a_time(monkeypatch: p
 
     device, store, views = Counting("eager", ignored=() if waits else (SPARING,)), scene(), 3 * TURNS_UNDER_WAY
     dawdling(monkeypatch, device)
-    rows = visible_rows(store.entries, store.bounds, CAMERAS[0], block_rows=BLOCK)
+    rows = visible_rows(store.entries, store.bounds, CAMERAS[0], page_rows=PAGE_ROWS)
     lanes = Lanes(Tiers(device, store, nothing(store), 4000))
     try:
         steps = Adam(np.full((6, 3), 1e-3), Betas.for_batch(views))
@@ -552,7 +552,7 @@ def test_an_error_in_a_lane_reaches_the_caller_and_closing_does_not_hang(monkeyp
 def test_an_abandoned_batch_can_be_closed_and_leaves_no_work_behind(waits: bool) -> None:
     store, device = scene(), FakeDevice("lazy", ignored=() if waits else (CLOSING,))
     lanes = Lanes(Tiers(device, store, nothing(store), 4000))
-    sets = visible_sets(store.entries, store.bounds, CAMERAS, block_rows=BLOCK)
+    sets = visible_sets(store.entries, store.bounds, CAMERAS, page_rows=PAGE_ROWS)
     plan = make_plan(list(range(VIEWS)), sets, max(len(s) for s in sets))
     lanes.begin(plan, Adam(np.full((6, 3), 1e-3), Betas.for_batch(1)).at(1), 3)
     lanes.compute(0, lambda slots: None)
@@ -565,7 +565,7 @@ def test_a_view_that_sees_nothing_is_over_before_the_batch_is(resident: Which) -
     """The last view of a batch has no row that anybody waits for, yet its times are read when the batch is over."""
     store, device = scene(), FakeDevice("lazy")
     lanes = Lanes(Tiers(device, store, resident(store), 4000), PARCEL)
-    sets = [visible_rows(store.entries, store.bounds, CAMERAS[0], block_rows=BLOCK), np.zeros(0, np.int32)]
+    sets = [visible_rows(store.entries, store.bounds, CAMERAS[0], page_rows=PAGE_ROWS), np.zeros(0, np.int32)]
     computed: list[int] = []
     try:
         lanes.begin(make_plan([0, 1], sets, 4000), Adam(np.full((6, 3), 1e-3), Betas.for_batch(2)).at(1, 2), 3)

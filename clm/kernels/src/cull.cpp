@@ -88,16 +88,16 @@ uint64_t test_tile(const Tile& tile, const float* camera) {
 
 }  // namespace
 
-// bounds[b] = (min xyz, max R, max xyz, 0) of the live rows of page b, which begins at row b * block_rows. blocks NULL means all.
-CLM_API void clm_block_bounds(const float* entries, int64_t rows, int64_t block_rows, const int32_t* fill, const int32_t* blocks,
+// bounds[b] = (min xyz, max R, max xyz, 0) of the live rows of page b, which begins at row b * page_rows. blocks NULL means all.
+CLM_API void clm_block_bounds(const float* entries, int64_t rows, int64_t page_rows, const int32_t* fill, const int32_t* blocks,
                               int64_t count, float* bounds) {
     constexpr int64_t group = 16;
     constexpr float inf = std::numeric_limits<float>::infinity();
     clm::parallel((count + group - 1) / group, [&](int64_t chunk, int) {
         for (int64_t i = chunk * group; i < count && i < (chunk + 1) * group; ++i) {
             const int64_t block = blocks ? blocks[i] : i;
-            const int64_t first = block * block_rows;
-            const int64_t last = first + live(fill, block, block_rows, rows);
+            const int64_t first = block * page_rows;
+            const int64_t last = first + live(fill, block, page_rows, rows);
             float lo[4] = {inf, inf, inf, 0.f}, hi[4] = {-inf, -inf, -inf, 0.f};
             float broken[4] = {0.f, 0.f, 0.f, 0.f};
             for (int64_t r = first; r < last; ++r) {
@@ -134,13 +134,13 @@ CLM_API void clm_cull_blocks(const float* bounds, int64_t blocks, const int32_t*
 
 // Pairs are (block, camera), sorted by block; run k covers pairs [runs[k], runs[k + 1]), all of one block.
 // bits[p] gets one bit per row of a partial pair's block (words of 64 rows), counts[p] the rows that pass.
-CLM_API void clm_cull_rows(const float* entries, int64_t rows, int64_t block_rows, const int32_t* fill, const int64_t* runs, int64_t run_count,
+CLM_API void clm_cull_rows(const float* entries, int64_t rows, int64_t page_rows, const int32_t* fill, const int64_t* runs, int64_t run_count,
                            const int32_t* pair_block, const int32_t* pair_camera, const uint8_t* pair_class, const float* cameras,
                            float growth, float extra, uint64_t* bits, int64_t* counts) {
-    const int64_t words = (block_rows + kTile - 1) / kTile;
+    const int64_t words = (page_rows + kTile - 1) / kTile;
     clm::parallel(run_count, [&](int64_t run, int) {
-        const int64_t first = pair_block[runs[run]] * block_rows;
-        const int64_t size = live(fill, pair_block[runs[run]], block_rows, rows);
+        const int64_t first = pair_block[runs[run]] * page_rows;
+        const int64_t size = live(fill, pair_block[runs[run]], page_rows, rows);
         bool any_partial = false;
         for (int64_t p = runs[run]; p < runs[run + 1]; ++p) {
             counts[p] = pair_class[p] == kInside ? size : 0;
@@ -163,14 +163,14 @@ CLM_API void clm_cull_rows(const float* entries, int64_t rows, int64_t block_row
 }
 
 // Writes the row ids of pair p, ascending, to ids[offsets[p] ...].
-CLM_API void clm_cull_ids(int64_t block_rows, const int64_t* runs, int64_t run_count, const int32_t* pair_block,
+CLM_API void clm_cull_ids(int64_t page_rows, const int64_t* runs, int64_t run_count, const int32_t* pair_block,
                           const uint8_t* pair_class, const uint64_t* bits, const int64_t* counts, const int64_t* offsets,
                           int32_t* ids) {
-    const int64_t words = (block_rows + kTile - 1) / kTile;
+    const int64_t words = (page_rows + kTile - 1) / kTile;
     clm::parallel(run_count, [&](int64_t run, int) {
         for (int64_t p = runs[run]; p < runs[run + 1]; ++p) {
             int32_t* out = ids + offsets[p];
-            const int32_t first = int32_t(pair_block[p] * block_rows);
+            const int32_t first = int32_t(pair_block[p] * page_rows);
             if (pair_class[p] == kInside) {
                 for (int64_t i = 0; i < counts[p]; ++i) out[i] = first + int32_t(i);
                 continue;

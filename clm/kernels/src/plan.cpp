@@ -32,10 +32,10 @@ struct Universe {
     std::vector<Run> runs;
     std::vector<int64_t> first_run;  // [views + 1]
     std::vector<int64_t> blocks;     // touched, ascending
-    int64_t block_rows;
+    int64_t page_rows;
 
-    int64_t size() const { return int64_t(blocks.size()) * block_rows; }
-    int32_t shift(int64_t rank) const { return int32_t((blocks[rank] - rank) * block_rows); }
+    int64_t size() const { return int64_t(blocks.size()) * page_rows; }
+    int32_t shift(int64_t rank) const { return int32_t((blocks[rank] - rank) * page_rows); }
     // Local ids and slots are int32, and so is what is counted in them.
     bool too_large() const { return size() > INT32_MAX; }
     const Run* begin(int64_t view) const { return runs.data() + first_run[view]; }
@@ -50,8 +50,8 @@ bool ascending(const int32_t* rows, int64_t size) {
 }
 
 // False when a set is not strictly ascending from 0 on.
-bool localize(const Sets& sets, int64_t block_rows, Universe& universe) {
-    universe.block_rows = block_rows;
+bool localize(const Sets& sets, int64_t page_rows, Universe& universe) {
+    universe.page_rows = page_rows;
     universe.first_run.push_back(0);
     int64_t blocks = 0;
     for (int64_t v = 0; v < sets.count; ++v) {
@@ -59,14 +59,14 @@ bool localize(const Sets& sets, int64_t block_rows, Universe& universe) {
         const int64_t size = sets.sizes[v];
         if (!ascending(rows, size)) return false;
         for (int64_t at = 0; at < size;) {
-            const int64_t block = rows[at] / block_rows, next = (block + 1) * block_rows;
-            const int64_t most = block_rows < size - at ? at + block_rows : size;
+            const int64_t block = rows[at] / page_rows, next = (block + 1) * page_rows;
+            const int64_t most = page_rows < size - at ? at + page_rows : size;
             const int64_t end = rows[most - 1] < next ? most : std::lower_bound(rows + at, rows + most, next) - rows;
             universe.runs.push_back({at, end, int32_t(block)});
             at = end;
         }
         universe.first_run.push_back(int64_t(universe.runs.size()));
-        if (size) blocks = std::max(blocks, rows[size - 1] / block_rows + 1);
+        if (size) blocks = std::max(blocks, rows[size - 1] / page_rows + 1);
     }
     std::vector<int32_t> rank(blocks, -1);
     for (const Run& run : universe.runs) rank[run.shift] = 0;
@@ -147,7 +147,7 @@ struct Planner {
         int64_t count = 0;
         for (int64_t rank = 0; rank < int64_t(universe.blocks.size()); ++rank) {
             const int32_t shift = universe.shift(rank);
-            for (int64_t l = rank * universe.block_rows; l < (rank + 1) * universe.block_rows; ++l) {
+            for (int64_t l = rank * universe.page_rows; l < (rank + 1) * universe.page_rows; ++l) {
                 listed[count] = int32_t(l + shift);  // as in find_missing, but up to one past the last
                 count += next[l] < none;
             }
@@ -267,7 +267,7 @@ struct Planner {
         for (int64_t i = 0; i < kept; ++i) {
             const int32_t local = keepers[i], next = next_use[local];
             if (next < farthest || (next == farthest && stay-- > 0)) continue;
-            const int32_t row = local + universe.shift(local / universe.block_rows), slot = slot_of[local];
+            const int32_t row = local + universe.shift(local / universe.page_rows), slot = slot_of[local];
             if (all_add || added[local >> 6] >> (local & 63) & 1) {
                 out.send_rows[sends] = row;
                 out.send_slots[sends++] = slot;
@@ -375,11 +375,11 @@ int32_t guarded(F&& body) {
 }  // namespace
 
 CLM_API int32_t clm_plan_residency(const int32_t* const* rows, const int64_t* sizes, const uint8_t* adds, int64_t turns,
-                                   int64_t capacity, int64_t block_rows, const Residency* out) {
+                                   int64_t capacity, int64_t page_rows, const Residency* out) {
     return guarded([&] {
         Universe universe;
         const Sets sets{rows, sizes, turns};
-        if (!localize(sets, block_rows, universe)) return kNotAscending;
+        if (!localize(sets, page_rows, universe)) return kNotAscending;
         if (universe.too_large() || turns >= INT32_MAX) return kTooMany;
         Planner(sets, adds, universe, *out).plan(capacity);
         return kDone;
@@ -388,13 +388,13 @@ CLM_API int32_t clm_plan_residency(const int32_t* const* rows, const int64_t* si
 
 // shared[a, b] = |A & B| of sorted sets (the diagonal stays zero), counted in bits of one touched block after the other: scratch
 // is a block per view, and the time follows the pairs of views that see a block.
-CLM_API int32_t clm_plan_overlaps(const int32_t* const* rows, const int64_t* sizes, int64_t views, int64_t block_rows,
+CLM_API int32_t clm_plan_overlaps(const int32_t* const* rows, const int64_t* sizes, int64_t views, int64_t page_rows,
                                   int64_t* shared) {
     return guarded([&] {
         Universe universe;
         const Sets sets{rows, sizes, views};
-        if (!localize(sets, block_rows, universe)) return kNotAscending;
-        const int64_t words = (block_rows + 63) / 64;
+        if (!localize(sets, page_rows, universe)) return kNotAscending;
+        const int64_t words = (page_rows + 63) / 64;
         std::vector<uint64_t> bits(views * words);
         std::vector<const Run*> next(views);
         for (int64_t v = 0; v < views; ++v) next[v] = universe.begin(v);
@@ -403,11 +403,11 @@ CLM_API int32_t clm_plan_overlaps(const int32_t* const* rows, const int64_t* siz
             seeing.clear();
             for (int64_t v = 0; v < views; ++v) {
                 const Run* run = next[v];
-                if (run == universe.end(v) || rows[v][run->begin] / block_rows != block) continue;
+                if (run == universe.end(v) || rows[v][run->begin] / page_rows != block) continue;
                 uint64_t* member = bits.data() + int64_t(seeing.size()) * words;
                 std::memset(member, 0, sizeof(uint64_t) * words);
                 for (int64_t p = run->begin; p < run->end; ++p) {
-                    const int64_t place = rows[v][p] - block * block_rows;
+                    const int64_t place = rows[v][p] - block * page_rows;
                     member[place >> 6] |= uint64_t(1) << (place & 63);
                 }
                 seeing.push_back(v);
