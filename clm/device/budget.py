@@ -16,6 +16,7 @@ from clm.errors import ResourceError
 from clm.plan.budget import AUTO, store_bytes, store_row_bytes
 from clm.units import format_bytes, parse_bytes
 
+AVAILABLE_SHARE = 0.8  # of free memory counts as available where no flag states a budget
 _RESERVE, _RESERVED_SHARE = 512 << 20, 0.03  # left of a device: kernels that load later, a desktop that wants more
 
 
@@ -36,7 +37,7 @@ class DeviceBudget:
 
     def at_most(self, host_free: int) -> int:
         """Bytes for an arena where nothing else is to come, beside a host that has so many free."""
-        return int(0.8 * host_free) if self.bytes is None else self.bytes
+        return int(AVAILABLE_SHARE * host_free) if self.bytes is None else self.bytes
 
 
 def reserve_bytes(total: int) -> int:

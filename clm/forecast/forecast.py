@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from clm.config import Config
-from clm.device.budget import DeviceBudget, available_memory
+from clm.device.budget import AVAILABLE_SHARE, DeviceBudget, available_memory
 from clm.errors import ResourceError
 from clm.forecast.machine import Machine
 from clm.forecast.measure import Sizes, measure_this
@@ -42,7 +42,6 @@ from clm.units import format_bytes, parse_bytes, size_flag
 SAMPLE_ROWS = 500_000  # more points than these are thinned out: plans of 500 k rows take milliseconds
 PLANNED_TURNS = 256  # real plans are made for about so many turns, each a view or a piece of one
 _MOST_PIECES = 16  # of a view that are planned as they are
-LEFT_FREE = 0.8  # of a machine's memory counts as available where no flag states a budget, as in `--host-memory auto`
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def find_budgets(config: Config, machine: Machine | None) -> Budgets:
     """What is there: what flags (or a preset, or a file) state, else what the machine has, less a part left free."""
     memory = available_memory() if machine is None else machine.host_memory
     owner = "this machine has free" if machine is None else f"{machine.name} has"
-    host = Budget(int(LEFT_FREE * memory), f"{LEFT_FREE:.0%} of what {owner}")
+    host = Budget(int(AVAILABLE_SHARE * memory), f"{AVAILABLE_SHARE:.0%} of what {owner}")
     if config.host_memory != "auto":
         host = Budget(parse_bytes(config.host_memory), "--host-memory")
         if machine is not None and host.bytes > memory:
@@ -151,7 +150,9 @@ def find_budgets(config: Config, machine: Machine | None) -> Budgets:
     elif machine is None:
         device = Budget(host.bytes, "the host's, as the CPU is the device", of_the_host=True)
     else:
-        device = Budget(int(LEFT_FREE * machine.device_memory), f"{LEFT_FREE:.0%} of what {machine.name} has")
+        device = Budget(
+            int(AVAILABLE_SHARE * machine.device_memory), f"{AVAILABLE_SHARE:.0%} of what {machine.name} has"
+        )
     if (
         machine is not None and device.bytes > machine.device_memory
     ):  # a statement beyond the machine counts as all of it

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from clm.device.budget import available_memory
+from clm.device.budget import AVAILABLE_SHARE, available_memory
 from clm.errors import ResourceError
 from clm.plan.budget import AUTO, PARAMETER_BYTES
 from clm.store.layout import CHUNK_ROWS
@@ -22,7 +22,6 @@ GROWTH_ROW_BYTES = (
 WRITING_BYTES = (
     CHUNK_ROWS * 2 * PARAMETER_BYTES
 )  # a piece of the rows on its way into a PLY, as rows and as in the file
-_AVAILABLE_SHARE = 0.8  # of what is free, or ours already, where no budget is stated
 _PHOTO_SHARE = 0.25  # of a stated budget at most
 
 
@@ -69,7 +68,7 @@ class HostMemory:
         """Bytes for the whole process, now."""
         if self.stated is not None:
             return self.stated
-        return int(_AVAILABLE_SHARE * (available_memory() + resident_bytes()))
+        return int(AVAILABLE_SHARE * (available_memory() + resident_bytes()))  # what is free, or ours already
 
     @property
     def beside_rows(self) -> int:
