@@ -17,7 +17,7 @@ from clm.pictures import file_stems, save_png, to_uint8
 from clm.progress import counted
 from clm.render import Render, metrics
 from clm.run.events import Emit, Evaluated, Message, reporter
-from clm.run.photos import Photos
+from clm.run.photos import FirstFew, Photos
 from clm.run.residence import Residence
 from clm.run.schedule import Schedule
 from clm.scene import CorruptImage, ImageCache, Scene
@@ -36,9 +36,11 @@ def measure_views(
 ) -> dict[str, Any]:
     """`{"psnr", "ssim", "per_view": {name: {...}}}` over views; renders are saved to `folder` if given.
 
-    A view that raises one of `skip` is left out with a warning; other errors pass.
+    A view that raises one of `skip` is left out with a warning; other errors pass. The first few that are left out are
+    named, the others counted.
     """
     per_view: dict[str, dict[str, float]] = {}
+    left_out = FirstFew(lambda text: emit(Message(text, "warning")))
     stems = file_stems([view.name for view in scene.views]) if folder is not None else []
     for index in counted(views, "evaluating", len(views), "views", reporter(emit)):
         view = scene.views[index]
@@ -46,16 +48,18 @@ def measure_views(
             photo, mask = images.get(index), images.mask(index)
             image = render(view.camera)
         except skip as error:
-            emit(Message(f"{view.name} is not evaluated: {error}", "warning"))
+            left_out.add(f"{view.name} is not evaluated: {error}")
             continue
         psnr, ssim = metrics(image.rgb, photo, mask)
         if math.isnan(psnr) or math.isnan(ssim):
             why = "its mask leaves no pixel" if mask is not None and not mask.any() else "its render is not finite"
-            emit(Message(f"{view.name} is not evaluated: {why}.", "warning"))
+            left_out.add(f"{view.name} is not evaluated: {why}.")
             continue
         per_view[view.name] = {"psnr": psnr, "ssim": ssim}
         if folder is not None:
             save_png(folder / f"{stems[index]}.png", to_uint8(image.rgb))
+    if left_out.more:
+        emit(Message(f"Not evaluated either: {left_out.more} more of {len(views)} views.", "warning"))
     means = {key: float(np.mean([v[key] for v in per_view.values()])) for key in ("psnr", "ssim")} if per_view else {}
     return {"psnr": means.get("psnr"), "ssim": means.get("ssim"), "per_view": per_view}
 

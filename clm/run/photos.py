@@ -9,8 +9,25 @@ import numpy as np
 from clm.errors import ClmError
 from clm.scene import CorruptImage, ImageCache, Scene
 
-_NAMED = 3  # unreadable photos are named, later ones counted
+_NAMED = 3  # photos that cannot be used are named, later ones counted
 _VANISHED_SHARE = 0.1  # of the training photos; a run stops when more cannot be read
+
+
+class FirstFew:
+    """Says the first few sentences of a kind, and counts the others."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self._say, self._count = say, 0
+
+    def add(self, sentence: str) -> None:
+        self._count += 1
+        if self._count <= _NAMED:
+            self._say(sentence)
+
+    @property
+    def more(self) -> int:
+        """How many were counted only."""
+        return max(0, self._count - _NAMED)
 
 
 class Photos:
@@ -18,8 +35,8 @@ class Photos:
 
     def __init__(self, scene: Scene, cache: ImageCache, strict: bool, warn: Callable[[str], None]):
         self.cache = cache
-        self._scene, self._strict, self._warn = scene, strict, warn
-        self._unreadable: dict[int, int] = {}  # view -> visits that were skipped
+        self._scene, self._strict, self._named = scene, strict, FirstFew(warn)
+        self._unreadable: list[int] = []  # views, in the order in which they were found
 
     def of(self, view: int) -> tuple[np.ndarray, np.ndarray | None] | None:
         """Photo [H, W, 3] u8 and mask [H, W] bool of a view; None: it cannot be read, and this visit is skipped. The first
@@ -29,9 +46,9 @@ class Photos:
         except CorruptImage as error:
             if self._strict:
                 raise
-            if view not in self._unreadable and len(self._unreadable) < _NAMED:
-                self._warn(f"{error} Skipping it.")
-            self._unreadable[view] = self._unreadable.get(view, 0) + 1
+            if view not in self._unreadable:
+                self._unreadable.append(view)
+                self._named.add(f"{error} Skipping it.")
             return None
 
     def prefetch(self, views: Sequence[int]) -> None:
@@ -42,7 +59,7 @@ class Photos:
         gone, views = len(self._unreadable), len(self._scene.train)
         if gone <= max(_NAMED, _VANISHED_SHARE * views):
             return None
-        name = self._scene.views[next(reversed(self._unreadable))].name
+        name = self._scene.views[self._unreadable[-1]].name
         return ClmError(
             f"{gone} of {views} training photos can no longer be read (the last one: {name}).",
             "The state is saved; bring the photos back and run again with --resume.",

@@ -16,6 +16,7 @@ from clm.files import write_json
 from clm.pictures import file_stems
 from clm.render.cpu import Render
 from clm.run.evaluate import measure_views
+from clm.run.events import Message
 from clm.scene import ImageCache, camera_from_json, cameras_json, load_scene
 from tests.scene.synthetic import write_photo, write_scene
 
@@ -104,6 +105,20 @@ def test_a_black_mask_leaves_its_view_out_of_the_figures_with_a_warning(tmp_path
         result = measure_views(lambda camera: grey, scene, images, [0, 1], said.append)
     assert list(result["per_view"]) == ["001.png"] and np.isfinite(result["psnr"])
     assert any("000.png is not evaluated: its mask leaves no pixel" in getattr(e, "text", "") for e in said)
+
+
+def test_an_evaluation_names_three_unreadable_photos_and_counts_the_others(tmp_path: Path) -> None:
+    folder, said = write_scene(tmp_path, 6), []
+    scene = load_scene(folder, test_every=0)
+    for k in range(5):
+        (folder / "images" / f"{k:03d}.png").write_bytes(b"")
+    grey = Render(np.full((3, 60, 80), 0.5, np.float32), np.ones((60, 80), np.float32), None, 1)
+    with ImageCache(scene, 1 << 20) as images:
+        result = measure_views(lambda camera: grey, scene, images, range(6), said.append)
+    assert list(result["per_view"]) == ["005.png"]
+    texts = [event.text for event in said if isinstance(event, Message)]
+    assert [text[:25] for text in texts[:-1]] == [f"00{k}.png is not evaluated:" for k in range(3)]
+    assert texts[-1] == "Not evaluated either: 2 more of 6 views."
 
 
 def test_no_json_file_holds_a_number_that_json_has_no_name_for(tmp_path: Path) -> None:
