@@ -27,7 +27,7 @@ from bench_common import header
 from PIL import Image
 
 from clm.config import load_config
-from clm.formats.ply import write_ply
+from clm.formats.ply_write import write_ply
 from clm.run import grow, loop
 from clm.run import open as opening
 from clm.run.evaluate import Evaluation

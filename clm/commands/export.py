@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clm.errors import ClmError
-from clm.formats.ply import write_ply
+from clm.formats.ply_write import write_ply
 from clm.run.events import Emit, Message, reporter
 from clm.run.results import open_result
 

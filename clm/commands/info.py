@@ -12,7 +12,7 @@ import numpy as np
 
 from clm.errors import ClmError
 from clm.formats.model import image_of_ply, newest_ply, open_model
-from clm.formats.ply import ply_header_summary
+from clm.formats.ply_read import ply_header_summary
 from clm.progress import Report, unseen
 from clm.run.bars import clock
 from clm.store.layout import MEANS

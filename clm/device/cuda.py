@@ -27,8 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clm.device.cuda_adam import DeviceAdam, DeviceStep, Workspace, adam_rows, fetch_rows
+from clm.device.cuda_adam import adam_rows, fetch_rows
+from clm.device.cuda_tables import DeviceAdam, DeviceStep
 from clm.device.interface import Arena, Event, Gradients, Rows, Staging
+from clm.device.workspace import Workspace
 from clm.errors import OutOfDeviceMemory, ResourceError
 from clm.kernels.rows import AdamStep
 from clm.plan.budget import device_work_bytes

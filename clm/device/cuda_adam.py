@@ -3,30 +3,22 @@
 Rows are the store's, index tensors say which. Nothing waits for the device: rows that no view drew are carried through the
 arithmetic with neutral coefficients instead of being picked out, and get back exactly what they had. Nothing is allocated
 either: a step that ran out of memory half-way could not be repeated, because some of its rows would have moved. Hence every
-operation writes to a `Workspace`, which bounds the rows that are worked on at a time. Derivation of the tables:
-`clm/optim/adam.py`.
+operation writes to a `Workspace`, which bounds the rows that are worked on at a time. The tables: `clm/device/cuda_tables.py`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from clm.optim.adam import Adam
-from clm.plan.budget import DEVICE_ROWS, device_work_bytes
+from clm.device.cuda_tables import DeviceStep
+from clm.device.workspace import Workspace
 from clm.store.layout import EXTENT_SIGMAS, GRAD_DRAWN, GRAD_SCREEN, GROUPS, LOG_SCALES, MEANS
 
 _PARAMETERS = 11  # columns of geometry that are parameters; the twelfth is padding, in a gradient row a count
-_GEOMETRY_GROUPS = [0] * 3 + [1] * 4 + [2] * 3 + [3]  # group of each column, as in GROUPS
-_COLOUR_GROUPS = [4] * 3 + [5] * 45
-_ALIGNED = 16  # bytes: any vector load
 
 
 class DeviceStore(Protocol):
@@ -46,111 +38,6 @@ class DeviceGradients(Protocol):
 
     grad_geometry: Tensor
     grad_colour: Tensor
-
-
-@dataclass(frozen=True)
-class DeviceStep:
-    """One optimizer step: tables on the device, shared by all steps, and this step's numbers on the host."""
-
-    step: int  # the step to apply; rows are caught up to step - 1 first
-    drift: Tensor  # [steps + 1, 6] f64 lr-weighted sum of all later zero-gradient steps, per group
-    ratio_power: Tensor  # [steps + 1] f64 r^d
-    beta1_power: Tensor  # [steps + 1] f32 beta1^d
-    beta2_power: Tensor  # [steps + 1] f32 beta2^d
-    eps_drift: Tensor  # [steps + 1] f32 eps as it acts on the first missed step after s
-    rate_geometry: Tensor  # [11] f32 lr_t c_t of each column
-    rate_colour: Tensor  # [48] f32
-    geometry_groups: Tensor  # [11] i64 group of each column
-    colour_groups: Tensor  # [48] i64
-    beta1: float
-    beta2: float
-    eps_step: float  # eps sqrt(1 - beta2^t)
-    eps_after: float  # eps_drift of this step
-    gradient_scale: float  # 1 / views of the batch
-    reach_means: float  # pending drift after this step, for cull entries
-    reach_log_scales: float
-    bf16_colours: bool  # fetched colours are rounded to bf16
-
-
-class DeviceAdam:
-    """The tables of an `Adam` on a device: uploaded once, 304 bytes per step of the schedule."""
-
-    def __init__(self, adam: Adam, device: torch.device | str):
-        def upload(values: object, dtype: torch.dtype) -> Tensor:
-            return torch.as_tensor(values, dtype=dtype).to(device)
-
-        self._adam, tables = adam, adam.tables()
-        self._drift = upload(tables.drift.T.copy(), torch.float64)
-        self._ratio_power = upload(tables.ratio_power, torch.float64)
-        self._beta1_power = upload(tables.beta1_power, torch.float32)
-        self._beta2_power = upload(tables.beta2_power, torch.float32)
-        self._eps_drift = upload(tables.eps_drift, torch.float32)
-        rates = np.ascontiguousarray(tables.rates.T)
-        self._rates_geometry = upload(rates[:, _GEOMETRY_GROUPS], torch.float32)
-        self._rates_colour = upload(rates[:, _COLOUR_GROUPS], torch.float32)
-        self._geometry_groups = upload(_GEOMETRY_GROUPS, torch.int64)
-        self._colour_groups = upload(_COLOUR_GROUPS, torch.int64)
-        self._tables = tables
-
-    def at(self, step: int, views: int = 1, bf16_colours: bool = False) -> DeviceStep:
-        """As `Adam.at`: constants for applying `step` (1-based) to gradients summed over `views` views."""
-        constants = self._adam.at(step, views)
-        return DeviceStep(
-            step=step,
-            drift=self._drift,
-            ratio_power=self._ratio_power,
-            beta1_power=self._beta1_power,
-            beta2_power=self._beta2_power,
-            eps_drift=self._eps_drift,
-            rate_geometry=self._rates_geometry[step],
-            rate_colour=self._rates_colour[step],
-            geometry_groups=self._geometry_groups,
-            colour_groups=self._colour_groups,
-            beta1=constants.beta1,
-            beta2=constants.beta2,
-            eps_step=constants.eps_step,
-            eps_after=float(self._tables.eps_drift[step]),
-            gradient_scale=constants.gradient_scale,
-            reach_means=float(self._tables.drift[GROUPS.index("means"), step]),
-            reach_log_scales=float(self._tables.drift[GROUPS.index("log_scales"), step]),
-            bf16_colours=bf16_colours,
-        )
-
-
-class Workspace:
-    """Device memory that the temporaries of `rows` rows are cut from, one behind the other; one per stream that works."""
-
-    def __init__(self, rows: int, device: torch.device | str):
-        """rows: worked on at a time, at most; DEVICE_ROWS where it is more."""
-        self.rows = max(1, min(rows, DEVICE_ROWS))
-        self._bytes = torch.empty(device_work_bytes(self.rows), dtype=torch.uint8, device=device)
-        self._taken = 0
-
-    def take(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Memory for a tensor, uninitialised; only within a `part`."""
-        first, size = self._taken, math.prod(shape) * dtype.itemsize
-        self._taken = first + -(-size // _ALIGNED) * _ALIGNED
-        assert self._taken <= len(self._bytes), "DEVICE_ROW_WORK holds the temporaries of a row"
-        return self._bytes[first : first + size].view(dtype).view(shape)
-
-    @contextmanager
-    def part(self) -> Iterator[None]:
-        """What is taken inside is free again afterwards."""
-        before = self._taken
-        try:
-            yield
-        finally:
-            self._taken = before
-
-    def select(self, values: Tensor, ids: Tensor, dim: int = 0) -> Tensor:
-        """`values.index_select(dim, ids)` for 1-D or 2-D values."""
-        shape = list(values.shape)
-        shape[dim] = len(ids)
-        return torch.index_select(values, dim, ids, out=self.take(*shape, dtype=values.dtype))
-
-    def copied(self, values: Tensor, dtype: torch.dtype) -> Tensor:
-        """The values in another dtype; themselves where they have it."""
-        return values if values.dtype == dtype else self.take(*values.shape, dtype=dtype).copy_(values)
 
 
 @dataclass(frozen=True)

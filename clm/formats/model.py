@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clm.errors import ClmError
-from clm.formats.ply import PlyRows, open_ply
+from clm.formats.ply_read import PlyRows, open_ply
 from clm.progress import Report, counted, rows_of, unseen
 from clm.store.layout import CHUNK_ROWS
 from clm.store.store import Store

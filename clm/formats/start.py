@@ -9,7 +9,7 @@ import numpy as np
 
 from clm.config import Config
 from clm.errors import ClmError
-from clm.formats.ply import open_ply
+from clm.formats.ply_read import open_ply
 from clm.progress import Report, counted, pending, rows_of, unseen
 from clm.scene import Scene
 from clm.store.init import rows_from_points, rows_random

@@ -80,6 +80,6 @@ def lanes_bytes(largest_view: int) -> int:
 
 
 def device_work_bytes(rows: int) -> int:
-    """Bytes of the workspace of Adam, or of catching up, for resident rows (`clm.device.cuda_adam`), which takes so many at
+    """Bytes of the workspace of Adam, or of catching up, for resident rows (`clm.device.workspace`), which takes so many at
     once; each of its 40 or so temporaries begins at a multiple of 16."""
     return min(rows, DEVICE_ROWS) * DEVICE_ROW_WORK + 1024

@@ -13,7 +13,7 @@ import numpy as np
 
 from clm.errors import ClmError
 from clm.formats.model import ModelFile, image_of_ply, newest_ply, open_model
-from clm.formats.ply import write_ply
+from clm.formats.ply_write import write_ply
 from clm.kernels.rows import AdamStep
 from clm.progress import Report, counted, rows_of
 from clm.run.arrays import Damaged

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clm.config import Config
 from clm.files import atomic_write, remove_leftovers, write_json
-from clm.formats.ply import write_ply
+from clm.formats.ply_write import write_ply
 from clm.run.accounts import Accounts
 from clm.run.begun import read_split, write_run_config, write_split
 from clm.run.checkpoint import clean_checkpoints

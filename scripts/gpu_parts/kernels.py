@@ -223,7 +223,8 @@ def device_adam(check: Check, findings: Findings) -> None:
     """Adam on resident rows against the host's kernel, over several steps of random touch patterns."""
     import torch
 
-    from clm.device.cuda_adam import DeviceAdam, adam_rows
+    from clm.device.cuda_adam import adam_rows
+    from clm.device.cuda_tables import DeviceAdam
 
     count, steps = check.size(500_000, 100_000, 400), 6
     rng = np.random.default_rng(0)

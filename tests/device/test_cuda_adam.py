@@ -20,6 +20,8 @@ from tests.optim.test_adam import BETAS, COLUMN_GROUP, random_store, schedule
 
 torch = pytest.importorskip("torch")
 device = pytest.importorskip("clm.device.cuda_adam")
+tables_of = pytest.importorskip("clm.device.cuda_tables").DeviceAdam
+Workspace = pytest.importorskip("clm.device.workspace").Workspace
 rules = pytest.importorskip("tests.device_rules")
 
 STATE = ("geometry", "colour", "m_geometry", "v_geometry", "m_colour", "v_colour", "stamp", "statistics")
@@ -66,7 +68,7 @@ class Twins:
         self.store = random_store(rows, seed)
         self.tensors = on_device(self.store)
         self.adam = Adam(schedule(steps, seed), betas)
-        self.device_adam = device.DeviceAdam(self.adam, "cpu")
+        self.device_adam = tables_of(self.adam, "cpu")
 
     def step(self, step: int, drawn: np.ndarray, columns: int = 48, views: int = 1) -> tuple[Any, np.ndarray]:
         """Apply one step to a random subset of rows in random slots; returns both sides' cull entries."""
@@ -134,7 +136,7 @@ def test_a_long_absence_is_caught_up_as_in_the_kernel() -> None:
 def test_results_equal_dense_adam_in_float64() -> None:
     rows, steps = 40, 25
     adam, store = Adam(schedule(steps, 1), BETAS), random_store(rows, 1)
-    tensors, device_adam = on_device(store), device.DeviceAdam(adam, "cpu")
+    tensors, device_adam = on_device(store), tables_of(adam, "cpu")
     p = np.concatenate([store.geometry[:, :11], store.colour], 1).astype(np.float64)
     start, m, v = p.copy(), np.zeros_like(p), np.zeros_like(p)
     ids, entries = torch.arange(rows), torch.zeros(rows, 4)
@@ -197,7 +199,7 @@ def test_fetched_rows_go_to_their_slots_and_the_store_stays_as_it_is(index_type:
 def test_results_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for chunk in (7, 1 << 15):
-        monkeypatch.setattr(device, "DEVICE_ROWS", chunk)
+        monkeypatch.setattr("clm.device.workspace.DEVICE_ROWS", chunk)
         twins = Twins(100, 10, 7)
         entries = [twins.step(step, np.random.default_rng(step).random(100) < 0.5)[0] for step in range(1, 6)]
         results.append([*(getattr(twins.tensors, name) for name in STATE), *entries, *twins.fetched(9)[0]])
@@ -211,7 +213,7 @@ def large(rows: int) -> tuple[Any, Any, Any, Any]:
         stamp=torch.ones(rows, dtype=torch.int32), statistics=torch.zeros(rows, 2),
     )  # fmt: skip
     gradients = SimpleNamespace(grad_geometry=torch.ones(rows, 16), grad_colour=torch.ones(rows, 48))
-    return store, device.DeviceAdam(Adam(schedule(9), BETAS), "cpu").at(5), gradients, torch.arange(rows)
+    return store, tables_of(Adam(schedule(9), BETAS), "cpu").at(5), gradients, torch.arange(rows)
 
 
 WIDTHS = (("geometry", 12), ("colour", 48))
@@ -236,7 +238,7 @@ def test_with_a_workspace_nothing_is_allocated_so_no_step_can_run_out_of_memory_
     rows: int, index_type: Any
 ) -> None:
     store, _, gradients, ids = large(rows)
-    tables, work = device.DeviceAdam(Adam(schedule(9), BETAS), "cpu"), device.Workspace(rows, "cpu")
+    tables, work = tables_of(Adam(schedule(9), BETAS), "cpu"), Workspace(rows, "cpu")
     out, entries, ids = (torch.zeros(rows, 12), torch.zeros(rows, 48)), torch.zeros(rows, 4), ids.to(index_type)
     with rules.PeakBytes() as counted:
         step = tables.at(5, 1, True)
@@ -247,7 +249,7 @@ def test_with_a_workspace_nothing_is_allocated_so_no_step_can_run_out_of_memory_
 
 def test_nothing_waits_for_the_device() -> None:
     store, _, gradients, ids = large(100)
-    tables, out = device.DeviceAdam(Adam(schedule(9), BETAS), "cpu"), (torch.zeros(100, 12), torch.zeros(100, 48))
+    tables, out = tables_of(Adam(schedule(9), BETAS), "cpu"), (torch.zeros(100, 12), torch.zeros(100, 48))
     with rules.NoWaiting():
         step = tables.at(5)
         device.fetch_rows(store, step, ids, *out, 48, ids)

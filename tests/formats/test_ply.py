@@ -15,7 +15,8 @@ import pytest
 from plyfile import PlyData
 
 from clm.errors import ClmError, ResourceError
-from clm.formats.ply import file_bytes, open_ply, property_names, write_ply
+from clm.formats.ply_read import open_ply
+from clm.formats.ply_write import file_bytes, property_names, write_ply
 from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS, SH0, SHN
 
 
@@ -186,7 +187,7 @@ def test_killed_while_writing_the_old_file_stays_and_no_new_one_appears(tmp_path
     for path in (old, new):
         code = (
             "import os, signal, numpy as np\n"
-            "from clm.formats.ply import write_ply\n"
+            "from clm.formats.ply_write import write_ply\n"
             "def chunks():\n"
             "    for i in range(20):\n"
             "        if i == 10: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -218,7 +219,7 @@ def test_a_full_disk_is_a_resource_error(tmp_path: Path, monkeypatch: pytest.Mon
         with open("/dev/full", "wb", buffering=0) as file:
             yield file
 
-    monkeypatch.setattr("clm.formats.ply.atomic_write", full)
+    monkeypatch.setattr("clm.formats.ply_write.atomic_write", full)
     with pytest.raises(ResourceError, match="full"):
         write_ply(tmp_path / "a.ply", [random_rows(10)])
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from plyfile import PlyData, PlyElement
 
 from clm.errors import ClmError
-from clm.formats.ply import INFINITE_LOGIT, open_ply, ply_header_summary, property_names, write_ply
+from clm.formats.ply_read import INFINITE_LOGIT, open_ply, ply_header_summary
+from clm.formats.ply_write import property_names, write_ply
 from clm.formats.start import rows_from_ply
 from tests.conftest import scene_path
 

@@ -167,6 +167,7 @@ def test_every_build_rounds_to_the_same_bits(name: str, columns: int, monkeypatc
 def test_resident_rows_in_torch_are_rounded_to_the_same_bits() -> None:
     torch = pytest.importorskip("torch")
     device = pytest.importorskip("clm.device.cuda_adam")
+    tables_of = pytest.importorskip("clm.device.cuda_tables").DeviceAdam
     names = ("geometry", "colour", "m_geometry", "v_geometry", "m_colour", "v_colour", "stamp")
 
     def both(store: Store, adam: Adam, step: int) -> list[np.ndarray]:
@@ -174,7 +175,7 @@ def test_resident_rows_in_torch_are_rounded_to_the_same_bits() -> None:
         ids, results = torch.arange(store.rows), []
         for rounded in (False, True):
             out = torch.zeros(store.rows, 12), torch.full((store.rows, 48), 7.0)
-            device.fetch_rows(tensors, device.DeviceAdam(adam, "cpu").at(step, 2, rounded), ids, *out, 27)
+            device.fetch_rows(tensors, tables_of(adam, "cpu").at(step, 2, rounded), ids, *out, 27)
             results += [values.numpy() for values in out]
         assert torch.equal(tensors.colour.view(torch.int32), torch.tensor(store.colour).view(torch.int32))
         return results

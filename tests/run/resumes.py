@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clm.formats.ply import open_ply
+from clm.formats.ply_read import open_ply
 from tests.demo_run import assert_same_model, run_demo, write_survey_scene
 
 LONGEST, WIDEST = 60, 9  # images of a run, views of a batch

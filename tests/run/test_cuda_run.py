@@ -21,7 +21,7 @@ pytest.importorskip("gsplat", reason="gsplat is not installed")
 
 from clm.device import cuda  # noqa: E402
 from clm.errors import ClmError, OutOfDeviceMemory, ResourceError  # noqa: E402
-from clm.formats.ply import write_ply  # noqa: E402
+from clm.formats.ply_write import write_ply  # noqa: E402
 from clm.formats.start import rows_from_ply  # noqa: E402
 from clm.plan.budget import RESIDENT_ROW_BYTES, arena_bytes, lanes_bytes  # noqa: E402
 from clm.render.gsplat import GsplatRasterizer  # noqa: E402
