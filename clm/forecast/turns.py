@@ -4,22 +4,23 @@ The rules are those of the executor (`clm/stream/lanes.py`), per turn i of a bat
   route(i)      host    once turn i-4 is over
   gather(i)     host    after the parcel before, once an earlier one has left the staging buffer; then a copy over the bus
   early rows    device  placed once send back(i-2) has released their slots; late rows: send back(i-1)
+  brought back  host    partial gradients, after their rows, once the parcel before has left the staging buffer
   compute(i)    device  after the rows of turn i and compute(i-1)
   send back(i)  device  after compute(i): gradients are collected parcel by parcel, once an earlier one has been read from the
-                        staging buffer, and copied over the bus; resident rows are updated where they are; then the slots
-                        are released
+                        staging buffer, and copied over the bus; resident rows are updated where they are, parcel by parcel,
+                        and their cull entries copied back; then the slots are released
   update(i)     host    Adam, once the gradients of a parcel have arrived
   plan          host    of the next batch, on one thread beside compute, once the first view is computed; before it, the
                         cull entries of the last batch are written
 A batch begins when the updates of the one before have ended and its plan is made. Rows of resident blocks cost neither bus
 nor host time: they are fetched and updated in device memory. On a CPU device there is no bus, a stream is the thread that
-uses it, and everything shares the cores.
+uses it, and everything shares the cores. `tests/forecast/test_simulate_edges.py` holds these waits against the lanes' own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,6 +145,16 @@ def _parcels(rows: float) -> int:
     return min(math.ceil(rows / CHUNK_ROWS), _MOST_PARCELS)
 
 
+def _depth(moved: Iterable[float]) -> int:
+    """Staging buffers of one direction, where each turn moves so many rows."""
+    return staging_depth(math.ceil(max(moved)))
+
+
+def _free(emptied: Sequence[int], depth: int) -> tuple[int, ...]:
+    """What the next parcel waits for: that the one whose buffer it gets, of `depth` that are taken in turn, is out of it."""
+    return tuple(emptied[-depth:][:1]) if len(emptied) >= depth else ()
+
+
 class BatchTasks:
     """Adds the tasks of one batch to a graph. Tasks of a turn may wait for those of earlier turns only."""
 
@@ -151,11 +162,14 @@ class BatchTasks:
         self, graph: Graph, rates: Rates, number: int, turns: Sequence[TurnCounts], begin: tuple[int, ...]
     ) -> None:
         self.graph, self.rates, self.number, self.begin = graph, rates, number, begin
-        self.load_depth = staging_depth(math.ceil(max(sum(part.rows for part in turn.loads) for turn in turns)))
-        self.send_depth = staging_depth(math.ceil(max(turn.final + turn.parked for turn in turns)))
+        # Staging is for the largest turn, wherever its rows live.
+        self.load_depth = _depth(sum(part.rows + part.resident for part in turn.loads) for turn in turns)
+        self.send_depth = _depth(turn.final + turn.final_resident + turn.parked for turn in turns)
         # Per parcel:
         self.copied: list[int] = []  # its rows have left their staging buffer
+        self.restored: list[int] = []  # its partial gradients have left theirs, of which there is one
         self.read: list[int] = []  # what came back in its staging buffer has been used
+        self.taken: list[int] = []  # so have the cull entries of its resident rows
         # Per turn:
         self.handed: list[int] = []  # the load thread has done its part
         self.submitted: list[int] = []  # the send back thread has handed its part over to the device
@@ -182,14 +196,15 @@ class BatchTasks:
                 handed, placed = self.arrive(i, parcel, earlier, gathered)
             if part.resident > 0:
                 handed, placed = self.arrive(i, Load(0.0, part.resident, 0.0), earlier, handed)
-            if part.partial > 0:
-                handed, placed = self.bring_back(i, part.partial)
+            parcels = _parcels(part.partial)
+            for _ in range(parcels):
+                handed, placed = self.bring_back(i, part.partial / parcels)
         self.handed.append(handed)
         return placed
 
     def gather(self, i: int, rows: float) -> int:
         """Rows from the store to the device's staging."""
-        rates, free = self.rates, self.copied[-self.load_depth :][:1] if len(self.copied) >= self.load_depth else []
+        rates, free = self.rates, _free(self.copied, self.load_depth)
         gathered = self.add("load", "load", "gather", i, "host", rates.gather(rows) + rates.fixed, *free)
         seconds = rates.copy_in(rows * row_bytes(rates.columns, rates.colour_bus))
         self.copied.append(self.add("load", "copy in", "copy in", i, "bus_in", seconds, gathered))
@@ -207,12 +222,13 @@ class BatchTasks:
 
     def bring_back(self, i: int, gradients: float) -> tuple[int, int]:
         """Partial gradients from the host into their slots; returns (handed over, in their slots)."""
-        rates = self.rates
-        parked = self.add("load", "load", "bring back", i, "host", rates.host_copy(gradients))
+        rates, free = self.rates, _free(self.restored, 1)
+        parked = self.add("load", "load", "bring back", i, "host", rates.host_copy(gradients), *free)
         size = gradients * gradient_bytes(rates.columns)
         copied = self.add("load", "copy in", "bring back", i, "bus_in", rates.copy_in(size), parked)
         seconds = rates.move_gradients(gradients)
-        return parked, self.add("load", "copy in", "restore", i, rates.device, seconds, copied)
+        self.restored.append(self.add("load", "copy in", "restore", i, rates.device, seconds, copied))
+        return parked, self.restored[-1]
 
     def compute(self, i: int, turn: TurnCounts, placed: int) -> None:
         machine = self.rates.machine
@@ -234,12 +250,11 @@ class BatchTasks:
             seconds = rates.adam(turn.final / parcels, on_device=False) + rates.fixed
             updated = self.add("update", "update", "host adam", i, "host", seconds, released)
             self.read.append(updated)
-        if turn.final_resident > 0:
-            seconds = rates.adam(turn.final_resident, on_device=True)
-            before = self.computes[i], last
-            stepped = self.add("update", "copy out", "device adam", i, rates.device, seconds, *before)
-            seconds = rates.copy_out(turn.final_resident * CULL_BYTES)
-            released = updated = self.add("send_back", "copy out", "copy out", i, "bus_out", seconds, stepped)
+        parcels = _parcels(turn.final_resident)
+        for _ in range(parcels):
+            last, released = self.device_adam(i, turn.final_resident / parcels)
+            updated = self.add("update", "update", "entries", i, "host", 0.0, released)
+            self.taken.append(updated)
         parcels = _parcels(turn.parked)
         for _ in range(parcels):
             last, released = self.collect(i, turn.parked / parcels)
@@ -252,13 +267,22 @@ class BatchTasks:
 
     def collect(self, i: int, rows: float) -> tuple[int, int]:
         """Gradients of `rows` rows to the host; returns (handed over, arrived)."""
-        rates, free = self.rates, self.read[-self.send_depth :][:1] if len(self.read) >= self.send_depth else []
+        rates, free = self.rates, _free(self.read, self.send_depth)
         handed = self.add("send_back", "send back", "hand over", i, "host", 0.0, self.handed[i], *free)
         seconds = rates.move_gradients(rows) + rates.fixed
         waits = handed, self.computes[i]
         collected = self.add("send_back", "copy out", "collect", i, rates.device, seconds, *waits)
         seconds = rates.copy_out(rows * gradient_bytes(rates.columns))
         return handed, self.add("send_back", "copy out", "copy out", i, "bus_out", seconds, collected)
+
+    def device_adam(self, i: int, rows: float) -> tuple[int, int]:
+        """Resident rows are updated, their cull entries come to the host; returns (handed over, arrived)."""
+        rates, free = self.rates, _free(self.taken, self.send_depth)
+        handed = self.add("send_back", "send back", "hand over", i, "host", 0.0, self.handed[i], *free)
+        seconds, waits = rates.adam(rows, on_device=True), (handed, self.computes[i])
+        stepped = self.add("update", "copy out", "device adam", i, rates.device, seconds, *waits)
+        seconds = rates.copy_out(rows * CULL_BYTES)
+        return handed, self.add("send_back", "copy out", "copy out", i, "bus_out", seconds, stepped)
 
     def plan(self, published: float, rows: float, first: int) -> int:
         """Cull entries of `published` rows are written, and the next batch is planned, which sees `rows` rows in all; not
