@@ -1,10 +1,15 @@
-"""Prints how long a rebuild takes: decide, carry out the growth, cull entries, bounds, what tiers need to know.
+"""Prints how long a rebuild of a running session takes, and what one took at an earlier commit.
 
 Rows are uniform in a flat field. Those that were drawn since the last rebuild lie in a square of it (what some views saw) or
-anywhere; a part of them grows, as many leave. The number of rows that change is fixed, or a share of all.
+anywhere; a part of them grows, as many leave. The number of rows that change is fixed, or a share of all. Every row had its
+last gradient at some step before, as in a run: rows have moments (of up to 8 M rows; beyond, zeros) and steps to catch up.
+
+Timed now: the rows are whole, decide, carry out the growth with entries and bounds, clear statistics, see whether the placement
+holds, what tiers need to know. Timed at 508a314, as its `rebuild` did it: write back, settle all rows, densify, sort anew where
+more than 5% are new, refresh all, the pass over the visible sets of all views, tiers and lanes anew; also without that pass.
 
     python scripts/bench_rebuild.py flat [--millions 1 4 16] [--changed 100000]
-    python scripts/bench_rebuild.py once [--millions 5] [--share 0.05] [--spread]   (--base DIR: also another checkout)
+    python scripts/bench_rebuild.py once [--millions 5] [--share 0.05] [--spread]   (--base DIR: also that checkout)
 """
 
 from __future__ import annotations
@@ -19,11 +24,14 @@ import subprocess
 import sys
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SEED = 0
+VIEWS = 100  # of the session; each sees a part of the field of side 20
+_MOMENTS_UP_TO = 8_000_000
 
 
 def entries_of(rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,6 +58,18 @@ def choose(geometry: np.ndarray, changed: int, spread: bool, rng: np.random.Gene
     return drawn, np.sort(rng.choice(drawn, min(changed, len(drawn)), replace=False))
 
 
+def run_on(store: Any, rows: np.ndarray | slice, rng: np.random.Generator) -> None:
+    """Rows as they are in the middle of a run that reaches step 50."""
+    store.stamp[rows] = rng.integers(1, 50, len(store.stamp[rows]), np.int32)
+
+
+def with_moments(store: Any) -> None:
+    """Rows in the first rows of the store get moments."""
+    if store.rows <= _MOMENTS_UP_TO:
+        for name, value in (("m_geometry", 1e-6), ("m_colour", 1e-6), ("v_geometry", 1e-6), ("v_colour", 1e-6)):
+            getattr(store, name)[: store.rows] = value
+
+
 def measure(rows: int, changed: int, spread: bool, repeats: int) -> list[float]:
     """Seconds of `repeats` rebuilds at so many rows, one after the other."""
     from clm.device.cpu import CpuDevice
@@ -57,67 +77,103 @@ def measure(rows: int, changed: int, spread: bool, repeats: int) -> list[float]:
     from clm.store.order import block_order
     from clm.store.store import Store
     from clm.strategy.default import Thresholds, clear_statistics, decide
+    from clm.stream.lanes import Lanes
     from clm.stream.tiers import Tiers
 
     store = Store.from_rows(*entries_of(rows), moments="f32")
     store.refresh(None)
     store.reorder(block_order(store.entries))
-    store.refresh(None)
+    with_moments(store)
     step = Adam(np.full((6, 100), 1e-4), Betas.for_batch(4)).at(50)
-    limits = Thresholds(screen_gradient=1.0, split_scale=0.0, prune_opacity=0.005, prune_scale=None)
+    limits = Thresholds(screen_gradient=1.0, split_scale=1e-9, prune_opacity=0.005, prune_scale=None)
     tiers, rng, seconds = Tiers(CpuDevice(), store, np.ones(store.pages, bool), 1000), np.random.default_rng(1), []
+    lanes = Lanes(tiers)
     for image in range(repeats):
         live = np.concatenate(list(store.live()))
+        run_on(store, live, rng)
+        store.refresh(step)
         drawn, change = (live[ids] for ids in choose(store.geometry[live], changed, spread, rng))
         half = change[::2], change[1::2]
         store.statistics[drawn, 0] = 1
         store.statistics[half[0], 1] = 2.0  # grow
         store.geometry[half[1], 10] = -50  # go
-        for page in np.unique(drawn // store.page_rows):
-            store.seen[page] = True
+        store.seen[np.unique(drawn // store.page_rows)] = True
         began = perf_counter()
+        lanes.publish_entries()
+        tiers.write_back()
         decision = decide(store, step, limits, 2**31, IMAGE_SEED, image)
         store.apply(decision.growth)
         clear_statistics(store)
+        assert tiers.rows_of_resident_pages <= store.rows
         tiers.update()
         seconds.append(perf_counter() - began)
         assert decision.split + decision.pruned == len(change)
+    lanes.close()
     return seconds
 
 
 def measure_base(rows: int, changed: int, spread: bool, repeats: int) -> list[float]:
-    """The same as it was before there were pages: settle, densify, sort, refresh, resident blocks. Run in that checkout; what
-    views see (a pass over all visible sets) is left out."""
+    """The same as it was before there were pages, and how much of each the pass over visible sets took. Run in that checkout."""
     from clm.gaussians.blocks import block_order
-    from clm.gaussians.densify import Thresholds, densify, resort
+    from clm.gaussians.densify import Thresholds, densify, resort, wants_resort
     from clm.gaussians.store import Store
+    from clm.plan.placement import resident_blocks
+    from clm.stream.cpu import CpuDevice
+    from clm.train.session import sightings
 
+    from clm.camera import Camera
     from clm.kernels import rows as row_kernels
     from clm.optim.adam import Adam, Betas
+    from clm.stream.lanes import Lanes
+    from clm.stream.tiers import Tiers
 
     store = Store.from_rows(*entries_of(rows), moments="f32")
     store.refresh(None)
     store.take(block_order(store.entries))
-    store.refresh(None)
+    with_moments(store)
     step = Adam(np.full((6, 100), 1e-4), Betas.for_batch(4)).at(50)
-    limits = Thresholds(screen_gradient=1.0, split_scale=0.0, prune_opacity=0.005, prune_scale=None)
-    rng, seconds = np.random.default_rng(1), []
+    limits = Thresholds(screen_gradient=1.0, split_scale=1e-9, prune_opacity=0.005, prune_scale=None)
+    rng, seconds, new, passes = np.random.default_rng(1), [], 0, []
+    cameras = []
+    for place in np.random.default_rng(2).random((VIEWS, 2)) * 100:
+        pose = np.diag([1.0, -1.0, -1.0, 1.0])
+        pose[:3, 3] = -pose[:3, :3] @ np.array([*place, 16.0])
+        cameras.append(Camera(640, 480, 500.0, 500.0, 320.0, 240.0, pose))
+    device = CpuDevice()
+    tiers = Tiers(device, store, np.ones(store.blocks, bool), 1000, 1000)
+    lanes = Lanes(tiers)
     for image in range(repeats):
+        run_on(store, slice(None), rng)
+        store.refresh(step)
         drawn, change = choose(store.geometry, changed, spread, rng)
         half = change[::2], change[1::2]
         store.statistics[drawn, 0] = 1
         store.statistics[half[0], 1] = 2.0
         store.geometry[half[1], 10] = -50
         began = perf_counter()
+        lanes.publish_entries()
+        tiers.write_back()
         row_kernels.settle(store, step, 0, store.rows)
         result = densify(store, limits, 2**31 - 1, [IMAGE_SEED, 3, image], lambda _store, _drop: True)
-        if result.cloned + 2 * result.split > 0.05 * store.rows:
+        new += result.cloned + 2 * result.split
+        if wants_resort(new, store.rows):
             store.refresh(step)
             resort(store)
+            new = 0
         store.refresh(step)
+        looked = perf_counter()
+        seen = sightings(store, cameras)
+        looked = perf_counter() - looked
+        blocks = resident_blocks(seen, store.rows)
+        lanes.close()
+        del lanes, tiers
+        tiers = Tiers(device, store, blocks, 1000, seen.largest_view)
+        lanes = Lanes(tiers)
         seconds.append(perf_counter() - began)
+        passes.append(looked)
         assert result.split + result.pruned == len(change)
-    return seconds
+    lanes.close()
+    return [*seconds, *passes]
 
 
 def told(seconds: list[float]) -> str:
@@ -154,7 +210,11 @@ def main() -> None:
         common = ["--millions", str(millions), "--changed", str(changed), "--repeats", str(asked.repeats), *spread]
         print(f"{millions:g} M rows, {changed:,} change: {told(child(['one', *common], ROOT))}", flush=True)
         if asked.base:
-            print(f"  at {asked.base.name}: {told(child(['one-base', *common], asked.base))}", flush=True)
+            times = child(["one-base", *common], asked.base)
+            whole, passes = times[: asked.repeats], times[asked.repeats :]
+            print(f"  at {asked.base.name}: {told(whole)}")
+            print(f"  without its pass over visible sets of {VIEWS} views: ", end="")
+            print(told([a - b for a, b in zip(whole, passes, strict=True)]), flush=True)
 
 
 if __name__ == "__main__":

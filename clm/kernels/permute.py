@@ -97,6 +97,7 @@ def _addresses(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_rows(arrays: Sequence[np.ndarray], *lists: np.ndarray) -> None:
+    shortest = min(map(len, arrays))
     for rows in lists:
-        if rows.min() < 0 or any(rows.max() >= len(array) for array in arrays):
+        if rows.min() < 0 or rows.max() >= shortest:
             raise IndexError("a row that does not exist")

@@ -12,7 +12,6 @@ import numpy as np
 
 _WORD = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_TWO_PI = 2.0 * np.pi
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
@@ -35,21 +34,11 @@ def first_keys(first: int, last: int) -> np.ndarray:
     return np.arange(first, last, dtype=np.uint64)
 
 
-def child_keys(parents: np.ndarray, image: int, child: int) -> np.ndarray:
-    """Keys of the `child`-th children that rows with keys `parents` [K] u64 have after training image `image`."""
-    return _hashed(parents, 1, image, child)
-
-
-def normals(keys: np.ndarray, seed: int, image: int) -> np.ndarray:
-    """Three standard normal numbers [K, 3] f64 for each of keys [K] u64 (Box and Muller 1958)."""
-    state = _hashed(keys, 2, seed, image)
-    first, second, third, fourth = (
-        (_mixed(state + np.uint64(k * _GOLDEN & _WORD)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        for k in range(1, 5)
-    )
-    near, far = np.sqrt(-2.0 * np.log1p(-first)), np.sqrt(-2.0 * np.log1p(-third))
-    angle = _TWO_PI * second
-    return np.stack([near * np.cos(angle), near * np.sin(angle), far * np.cos(_TWO_PI * fourth)], axis=1)
+def child_keys(parents: np.ndarray, image: int, child: int | np.ndarray) -> np.ndarray:
+    """Keys of the `child`-th children (a number, or one [K] u64 for each) that rows with keys `parents` [K] u64 have after
+    training image `image`."""
+    last = (np.atleast_1d(np.asarray(child, np.uint64)) + np.uint64(1)) * np.uint64(_GOLDEN)
+    return _mixed(_hashed(parents, 1, image) + last)
 
 
 def identity_floats(keys: np.ndarray) -> np.ndarray:

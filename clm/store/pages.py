@@ -1,7 +1,7 @@
 """Where rows go when pages change: compaction, free places, splits of full pages, merges of nearly empty ones. Pure.
 
-A page is room for `page_rows` rows, the first `fill` of which are live. Children go to free places of their parent's page;
-a page that overflows is cut in halves along the longest axis of its centres until each part fits. Rows that are much larger
+A page is room for `page_rows` rows, the first `fill` of which are live. Children go to the places of rows that left their
+parent's page, then behind its rows; rows at the end fill the places that are left, so that hardly any row moves. A page that overflows is cut in halves along the longest axis of its centres until each part fits. Rows that are much larger
 than the others of their page stay together, because one of them inflates a whole page's box. Nothing that is computed from
 rows depends on the page in which they lie.
 """
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clm.kernels.grow import plan_pages
 from clm.kernels.sort import space_keys
 
-_LARGE = 4.0  # times the median radius of its page: such a row would inflate the box of whatever page it is in
 _FULL = 0.75  # of a page, at most, that merged pages fill
 _NEARLY_EMPTY = 0.25  # of a page
 
@@ -59,76 +59,43 @@ def plan_growth(
     leave: np.ndarray,
     parents: np.ndarray,
     entries: np.ndarray,
-    child_entries: np.ndarray,
+    children: np.ndarray,
     page_rows: int,
     free: FreePages,
 ) -> Moves:
     """Rows `leave` [L] i32 go from pages [A] i32 (ascending, fill [A] i32), and a child of each row `parents` [C] i32 comes.
 
-    entries [N, 4] f32: of all rows; child_entries [C, 4]. leave and parents ascend."""
-    count = len(pages)
-    alive = np.arange(page_rows, dtype=np.int32) < fill[:, None]  # [A, P]
-    alive[np.searchsorted(pages, leave // page_rows), leave % page_rows] = False
-    stay = alive.sum(axis=1)
-    at, place = np.nonzero(alive)  # in order of pages, then of places
-    rows = (pages[at].astype(np.int64) * page_rows + place).astype(np.int32)
-    child_at = np.searchsorted(pages, parents // page_rows)
-    come = np.bincount(child_at, minlength=count)
-    fits = stay + come <= page_rows
-    # Where all fit, those that stay move up and children follow.
-    target = live_rows(pages, stay, page_rows)
-    follow = live_rows(pages, come, page_rows) + stay[child_at].astype(np.int32)
-    moved = fits[at] & (target != rows)
-    children = np.where(fits[child_at], follow, -1).astype(np.int32)
-    sources, targets, lengths = [rows[moved]], [target[moved]], [np.bincount(at[moved], minlength=count)]
-    new_pages, new_fill = [pages], [np.where(fits, stay + come, 0)]
-    first, first_child = np.cumsum(stay) - stay, np.cumsum(come) - come
-    for k in np.flatnonzero(~fits).tolist():
-        mine = rows[first[k] : first[k] + stay[k]]
-        theirs = slice(first_child[k], first_child[k] + come[k])
-        parts = _cut(np.concatenate([entries[mine], child_entries[theirs]]), page_rows)
-        homes = np.array([pages[k], *(free.take() for _ in parts[1:])], np.int32)
-        goal = np.empty(stay[k] + come[k], np.int32)
-        for part, home in zip(parts, homes, strict=True):
-            goal[part] = home * page_rows + np.arange(len(part))
-        children[theirs] = goal[stay[k] :]
-        # First those that leave the page, then those that move up in it: a place is read before it is overwritten.
-        goal = goal[: stay[k]]
-        out = goal // page_rows != pages[k]
-        up = ~out & (goal != mine)
-        sources += [mine[out], mine[up]]
-        targets += [goal[out], goal[up]]
-        lengths.append(np.array([out.sum() + up.sum()]))
-        new_fill[0][k] = len(parts[0])
-        new_pages.append(homes[1:])
-        new_fill.append(np.array([len(part) for part in parts[1:]]))
-    changed, filled = np.concatenate(new_pages), np.concatenate(new_fill)
-    order = np.argsort(changed)
-    return Moves(
-        np.concatenate(sources),
-        np.concatenate(targets),
-        np.cumsum(np.concatenate([[0], *lengths])).astype(np.int64),
-        children,
-        changed[order].astype(np.int32),
-        filled[order].astype(np.int32),
+    entries [N, 4] f32: of all rows; children [C, 12] f32: geometry. leave and parents ascend."""
+    edges = np.append(pages, pages[-1:] + 1).astype(np.int64) * page_rows
+    leave_at, come_at = (np.searchsorted(ids, edges) for ids in (leave, parents))
+    gone, come = np.diff(leave_at), np.diff(come_at)
+    total = fill - gone + come
+    over = np.flatnonzero(total > page_rows)
+    sizes = [part_sizes(n, page_rows) for n in total[over].tolist()]
+    parts = np.ones(len(pages), np.int64)
+    parts[over] = [len(those) for those in sizes]
+    home_at = np.append(0, np.cumsum(parts))
+    homes, filled = np.empty(home_at[-1], np.int32), np.empty(home_at[-1], np.int32)
+    homes[home_at[:-1]], filled[home_at[:-1]] = pages, total
+    for first, those in zip(home_at[over].tolist(), sizes, strict=True):
+        homes[first + 1 : first + len(those)] = [free.take() for _ in those[1:]]
+        filled[first : first + len(those)] = those
+    most_moves = np.maximum(gone - come, 0)
+    most_moves[over] = (fill - gone)[over]
+    placed = plan_pages(
+        fill, page_rows, (leave, leave_at), come_at, (homes, filled, home_at), most_moves, entries, children
     )
+    rows, source, target, runs = placed
+    order = np.argsort(homes)
+    return Moves(source, target, runs, rows, homes[order], filled[order])
 
 
-def _cut(entries: np.ndarray, page_rows: int) -> list[np.ndarray]:
-    """Positions of entries [n, 4] in parts of `page_rows` at most, each ascending; all but large rows near each other."""
-    large = entries[:, 3] > _LARGE * np.median(entries[:, 3])
-    parts, done = [np.arange(len(entries))], []
-    while parts:
-        part = parts.pop()
-        if len(part) <= page_rows:
-            done.append(part)
-            continue
-        centres = entries[part, :3]
-        axis = int(np.argmax(np.ptp(centres, axis=0)))
-        order = np.lexsort((centres[:, axis], large[part]))
-        half = (len(part) + 1) // 2
-        parts += [np.sort(part[order[half:]]), np.sort(part[order[:half]])]
-    return done
+def part_sizes(count: int, page_rows: int) -> list[int]:
+    """Rows in each part of a page of so many that is cut in halves until each part fits."""
+    if count <= page_rows:
+        return [count]
+    half = (count + 1) // 2
+    return part_sizes(half, page_rows) + part_sizes(count - half, page_rows)
 
 
 def plan_merges(fill: np.ndarray, bounds: np.ndarray, page_rows: int) -> Moves:

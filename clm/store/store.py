@@ -18,12 +18,13 @@ import numpy as np
 from clm.errors import ResourceError
 from clm.kernels import rows as row_kernels
 from clm.kernels.cull import block_bounds
+from clm.kernels.grow import put_rows
 from clm.kernels.memory import RowPages
-from clm.kernels.permute import move_rows, permute_rows, zero_rows
+from clm.kernels.permute import move_rows, permute_rows
 from clm.kernels.rows import AdamStep, StoreView
 from clm.store.growth import Growth
 from clm.store.identity import first_keys, identity_floats
-from clm.store.layout import CHUNK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS, IDENTITY, LOG_SCALES, MEANS, PAGE_ROWS
+from clm.store.layout import CHUNK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS, IDENTITY, PAGE_ROWS
 from clm.store.pages import FreePages, Moves, live_rows, plan_growth, plan_merges
 
 _PARAMETERS = {"geometry": GEOMETRY_COLUMNS, "colour": COLOUR_COLUMNS}
@@ -33,7 +34,7 @@ _MOMENTS = {
     "m_colour": COLOUR_COLUMNS,
     "v_colour": COLOUR_COLUMNS,
 }
-_GROUP_ROWS = 1 << 16  # of the pages that change at a time
+_GROUP_ROWS = 1 << 17  # of the pages that change at a time
 MOST_PLACES = 2**31 - 1  # ids are int32
 MOMENT_TYPES: dict[str, type] = {"f32": np.float32, "bf16": np.uint16}
 
@@ -184,8 +185,9 @@ class Store:
         for at in range(0, count, CHUNK_ROWS):
             piece, ids = slice(at, at + CHUNK_ROWS), slice(first + at, first + min(at + CHUNK_ROWS, count))
             theirs = first_keys(ids.start, ids.stop) if keys is None else keys[piece]
-            self._zero(np.arange(ids.start, ids.stop, dtype=np.int32))
-            self._fill_in(ids, geometry[piece], colour[piece], theirs)
+            rows = np.arange(ids.start, ids.stop, dtype=np.int32)
+            self._put(rows, *(np.ascontiguousarray(a[piece], np.float32) for a in (geometry, colour)), theirs)
+        self._note_written(pages)
 
     def reorder(self, order: np.ndarray) -> None:
         """Row i becomes what row order[i] [N] was. Every page but the last must be full.
@@ -211,26 +213,18 @@ class Store:
             ends = np.array([pages[0], pages[-1] + 1], np.int64) * size
             gone, come = (slice(*np.searchsorted(ids, ends)) for ids in (growth.leave, growth.parents))
             geometry, colour = growth.make(come)
-            theirs = np.column_stack([geometry[:, MEANS], np.exp(geometry[:, LOG_SCALES].max(axis=1, initial=-np.inf))])
-            moves = plan_growth(
-                pages,
-                self.fill[pages],
-                growth.leave[gone],
-                growth.parents[come],
-                self.entries,
-                theirs.astype(np.float32),
-                size,
-                free,
-            )
+            leave, parents = growth.leave[gone], growth.parents[come]
+            moves = plan_growth(pages, self.fill[pages], leave, parents, self.entries, geometry, size, free)
             self._carry_out(moves)
             self._put(moves.children, geometry, colour, growth.keys[come])
-            row_kernels.cull_entries(self, None, moves.children, self._arrays["entries"])
+            self._note_written(moves.pages)
             changed.append(moves.pages)
         pages = np.unique(np.concatenate(changed))
         self.refresh_bounds(pages)
         merges = plan_merges(self.fill, self.bounds, size)
         if len(merges.pages):
             self._carry_out(merges)
+            self._note_written(merges.pages)
             self.refresh_bounds(merges.pages)
             pages = np.union1d(pages, merges.pages)
         self._release(pages)
@@ -241,8 +235,8 @@ class Store:
             self.reserve((int(moves.pages[-1]) + 1) * self.page_rows)
         move_rows(list(self._arrays.values()), moves.source, moves.target, moves.runs)
         self._set_fill(moves.pages, moves.fill)
-        self._write(moves.target)
-        self.seen[moves.target[self.seen[moves.source // self.page_rows]] // self.page_rows] = True
+        source, target = moves.source // self.page_rows, moves.target // self.page_rows
+        self.seen[target[self.seen[source]]] = True
 
     def _set_fill(self, pages: np.ndarray, fill: np.ndarray) -> None:
         count = int(pages[-1]) + 1 if len(pages) else 0
@@ -263,24 +257,15 @@ class Store:
         self._held[pages] = np.maximum(self._held[pages], fill)
 
     def _put(self, ids: np.ndarray, geometry: np.ndarray, colour: np.ndarray, keys: np.ndarray) -> None:
-        """New rows at ids [K], which are live already: all else of them is zero."""
-        self._zero(ids)
-        self._fill_in(ids, geometry, colour, keys)
-
-    def _zero(self, ids: np.ndarray) -> None:
-        """All but the parameters of rows that come to places where others were: memory that is zero is not touched."""
-        used = ids[ids % self.page_rows < self._written[ids // self.page_rows]]
-        zero_rows([array for name, array in self._arrays.items() if name not in _PARAMETERS], used)
-        self._write(ids)
-
-    def _fill_in(self, at: slice | np.ndarray, geometry: np.ndarray, colour: np.ndarray, keys: np.ndarray) -> None:
-        self._arrays["geometry"][at], self._arrays["colour"][at] = geometry, colour
+        """New rows at ids [K], which are live already, and their entries: all else of them is zero. Memory that was never
+        written is not touched."""
+        arrays, identified = self._arrays, None
         if self.moments is not None:
-            self._arrays["keys"][at] = keys
-            self._arrays["geometry"][at, IDENTITY] = identity_floats(keys)
+            identified = np.ascontiguousarray(keys), arrays["keys"], arrays["statistics"], self._written
+        put_rows(self, ids, geometry, colour, arrays["entries"], self.page_rows, identified)
 
-    def _write(self, ids: np.ndarray) -> None:
-        np.maximum.at(self._written, ids // self.page_rows, ids % self.page_rows + 1)
+    def _note_written(self, pages: np.ndarray) -> None:
+        self._written[pages] = np.maximum(self._written[pages], self.fill[pages])
 
     def identify(self) -> None:
         """Write the bits of their keys that all rows carry in their geometry."""

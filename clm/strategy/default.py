@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from clm.kernels import rows as row_kernels
+from clm.kernels.grow import see_drawn, split
 from clm.kernels.rows import AdamStep
 from clm.store.growth import Growth, Rows
-from clm.store.identity import child_keys, normals
-from clm.store.layout import CHUNK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOG_SCALES, LOGIT_OPACITIES, QUATS, SH0
+from clm.store.identity import child_keys
+from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOGIT_OPACITIES
 from clm.store.store import Store
 
 SPLIT_SHRINK = 1.6  # children of a split are this much smaller (gsplat)
@@ -54,33 +55,9 @@ class Drawn:
     logit_opacity: np.ndarray
 
 
-def quats_to_rotations(quats: np.ndarray) -> np.ndarray:
-    """Rotation matrices [N, 3, 3] of quaternions wxyz [N, 4] of any norm."""
-    w, x, y, z = (quats / np.maximum(np.linalg.norm(quats, axis=1, keepdims=True), 1e-12)).T
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
-
-
 def drawn_rows(store: Store, step: AdamStep | None) -> Drawn:
     """The rows of seen pages that were drawn, caught up to `step - 1`; the store is not changed."""
-    pages, parts = np.flatnonzero(store.seen), []
-    at_once = max(1, CHUNK_ROWS // store.page_rows)
-    for first in range(0, len(pages), at_once):
-        ids = store.rows_of(pages[first : first + at_once])
-        statistics = store.statistics[ids]
-        drawn = statistics[:, 0] > 0
-        ids, statistics = ids[drawn], statistics[drawn]
-        geometry, colour = np.empty((len(ids), GEOMETRY_COLUMNS), np.float32), np.empty((len(ids), 3), np.float32)
-        row_kernels.fetch(store, step, ids, geometry, colour, SH0.stop)
-        scale = geometry[:, LOG_SCALES].max(axis=1, initial=-np.inf)
-        parts.append((ids, statistics[:, 1] / statistics[:, 0], scale, geometry[:, LOGIT_OPACITIES].copy()))
-    if not parts:
-        return Drawn(np.zeros(0, np.int32), *(np.zeros(0, np.float32) for _ in range(3)))
-    return Drawn(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return Drawn(*see_drawn(store, step, store.statistics, store.fill, store.page_rows, np.flatnonzero(store.seen)))
 
 
 def decide(
@@ -119,34 +96,30 @@ def _growth(
 ) -> Growth:
     """Rows `growing` [G] are split where they are `large` [G] and else cloned."""
     children = np.where(large, 2, 1)
-    parents, split = np.repeat(growing, children), np.repeat(large, children)
+    parents, splits = np.repeat(growing, children), np.repeat(large, children)
     first = np.cumsum(children) - children
     which = np.arange(len(parents)) - np.repeat(first, children)
-    keys = np.where(which == 0, *(child_keys(store.keys[parents], image, child) for child in (0, 1)))
+    keys = child_keys(store.keys[parents], image, which.astype(np.uint64))
+    room = Rows(np.empty((0, GEOMETRY_COLUMNS), np.float32), np.empty((0, COLOUR_COLUMNS), np.float32))
 
     def make(piece: slice) -> Rows:
+        nonlocal room
         rows = parents[piece]
-        geometry = np.empty((len(rows), GEOMETRY_COLUMNS), np.float32)
-        colour = np.empty((len(rows), COLOUR_COLUMNS), np.float32)
-        row_kernels.fetch(store, step, rows, geometry, colour, COLOUR_COLUMNS)
-        children = split[piece]
-        geometry[children] = split_rows(geometry[children], keys[piece][children], seed, image)
-        return geometry, colour
+        if len(rows) > len(room.geometry):  # kept: memory that is new each time is cleared by the system each time
+            room = Rows(*(np.empty((len(rows) * 5 // 4, array.shape[1]), np.float32) for array in room))
+        made = Rows(*(array[: len(rows)] for array in room))
+        row_kernels.fetch(store, step, rows, *made, COLOUR_COLUMNS)
+        split(made.geometry, keys[piece], splits[piece], seed, image, np.log(SPLIT_SHRINK))
+        return made
 
     return Growth(leave, parents, keys, make)
 
 
 def split_rows(geometry: np.ndarray, keys: np.ndarray, seed: int, image: int) -> np.ndarray:
     """Children [K, 12] with keys [K] of split rows whose geometry [K, 12] is given: 1.6 times smaller, centres drawn from the
-    row's own Gaussian. Each is a function of (its parent, its key, seed, image), written so that it does not matter which
-    others are computed beside it."""
+    row's own Gaussian. Each is a function of (its parent, its key, seed, image)."""
     children = geometry.copy()
-    offsets = normals(keys, seed, image) * np.exp(np.ascontiguousarray(children[:, LOG_SCALES], np.float64))
-    turn = quats_to_rotations(children[:, QUATS].astype(np.float64))
-    for axis in range(3):
-        moved = turn[:, axis, 0] * offsets[:, 0] + turn[:, axis, 1] * offsets[:, 1] + turn[:, axis, 2] * offsets[:, 2]
-        children[:, axis] = (children[:, axis] + moved).astype(np.float32)
-    children[:, LOG_SCALES] -= np.float32(np.log(SPLIT_SHRINK))
+    split(children, keys, np.ones(len(keys), bool), seed, image, np.log(SPLIT_SHRINK))
     return children
 
 
@@ -154,9 +127,8 @@ def clear_statistics(store: Store) -> None:
     """The drawn rows were looked at: their statistics begin anew."""
     pages = np.flatnonzero(store.seen)
     store.changed[pages] = True
-    at_once = max(1, CHUNK_ROWS // store.page_rows)
-    for first in range(0, len(pages), at_once):
-        store.statistics[store.rows_of(pages[first : first + at_once])] = 0
+    for first, fill in zip((pages * store.page_rows).tolist(), store.fill[pages].tolist(), strict=True):
+        store.statistics[first : first + fill] = 0
     store.seen[:] = False
 
 

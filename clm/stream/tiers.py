@@ -47,7 +47,9 @@ class Tiers:
         first = np.arange(len(fill), dtype=np.int64) * self.store.page_rows
         self._shift = np.cumsum(fill) - fill - first
         if self.resident_rows:
-            rows = self.store.rows_of(np.flatnonzero(resident_pages))
+            # Where memory is shared, rows are resident where they are: nobody needs a list as long as the store.
+            shared = self.device.shares_host_memory
+            rows = _NOTHING if shared else self.store.rows_of(np.flatnonzero(resident_pages))
             self.residents = self.device.residents(self.store, rows, self._at_once)
 
     def update(self) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from clm.store.identity import child_keys, first_keys, identity_floats, normals
+from clm.kernels.grow import normals
+from clm.store.identity import child_keys, first_keys, identity_floats
+from tests.store.slow_identity import slow_normals
 
 
 def test_keys_of_three_generations_are_unique() -> None:
@@ -31,3 +33,8 @@ def test_normals_are_normal_and_independent() -> None:
     assert np.abs(np.corrcoef(drawn.T) - np.eye(9)).max() < 0.015
     share = [(np.abs(drawn) < sigmas).mean() for sigmas in (1, 2, 3)]
     np.testing.assert_allclose(share, [0.6827, 0.9545, 0.9973], atol=0.002)
+
+
+def test_normals_are_those_of_their_definition() -> None:
+    keys = child_keys(first_keys(0, 5000), 7, 1)
+    np.testing.assert_allclose(normals(keys, 3, 200), slow_normals(keys, 3, 200), rtol=1e-12, atol=1e-14)

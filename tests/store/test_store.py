@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from clm import kernels
 from clm.camera import Camera
+from clm.kernels.grow import cut_order
 from clm.kernels.memory import RowPages
 from clm.kernels.permute import move_rows, permute_rows, zero_rows
 from clm.plan.budget import store_bytes, store_row_bytes
@@ -17,7 +18,7 @@ from clm.store.growth import Growth
 from clm.store.identity import child_keys, identity_floats
 from clm.store.layout import IDENTITY, LOG_SCALES, LOGIT_OPACITIES, MEANS
 from clm.store.order import block_order
-from clm.store.pages import _cut
+from clm.store.pages import part_sizes
 from clm.store.store import Store
 from tests.store.slow_order import slow_block_order
 
@@ -141,7 +142,9 @@ def test_children_stay_near_their_parents_and_pages_near_full() -> None:
 def test_rows_that_are_much_larger_than_others_stay_together_when_a_page_is_cut() -> None:
     entries = np.random.default_rng(0).uniform(size=(3000, 4)).astype(np.float32)
     entries[::300, 3] = 50
-    parts = _cut(entries, 2048)
+    sizes = part_sizes(3000, 2048)
+    parts = np.split(cut_order(entries, 2048), np.cumsum(sizes)[:-1])
+    assert sizes == [1500, 1500] and all((np.diff(part) > 0).all() for part in parts)
     assert sorted(np.concatenate(parts)) == list(range(3000)) and max(map(len, parts)) <= 2048
     assert sorted((entries[part, 3] > 40).sum() for part in parts) == [0, 10]
 

@@ -18,10 +18,10 @@ from clm.strategy.default import (
     Thresholds,
     clear_statistics,
     decide,
-    quats_to_rotations,
     reset_opacity,
     split_rows,
 )
+from tests.store.slow_identity import quats_to_rotations, slow_normals
 from tests.store.test_store import BOTH, by_key, random_store
 
 LIMITS = Thresholds(screen_gradient=2e-4, split_scale=0.05, prune_opacity=0.005, prune_scale=None)
@@ -146,6 +146,7 @@ def test_children_of_a_split_lie_in_their_parent_and_are_smaller() -> None:
     rotations = quats_to_rotations(store.geometry[:, 3:7])
     moved = children[:, MEANS] - store.geometry[:, MEANS]
     local = np.einsum("nji,nj->ni", rotations, moved) / np.exp(store.geometry[:, LOG_SCALES])
+    np.testing.assert_allclose(local, slow_normals(store.keys, 0, 100), atol=1e-3)
     assert abs(local.mean()) < 0.02 and abs(local.std() - 1) < 0.02
 
 

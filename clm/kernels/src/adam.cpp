@@ -26,7 +26,7 @@ inline void write_entry(const AdamStep* a, int stamp, const float* p, const T* m
         centre = std::sqrt(square);
         radius = std::exp(log_scale);
     } else {
-        radius = std::exp(std::max({p[kLogScales], p[kLogScales + 1], p[kLogScales + 2]}));
+        return plain_entry(p, entry);
     }
     for (int i = 0; i < 3; ++i) entry[i] = p[kMeans + i];
     entry[3] = (kExtent * radius + centre) * 1.0001f;  // 1.0001: float32 rounding of this bound itself

@@ -136,6 +136,13 @@ inline void expand_colours(const bf16* from, float* to, int columns) {
     for (; c < columns; ++c) to[c] = widen(from[c]);
 }
 
+// Bound on where a row is drawn that has no pending steps.
+inline void plain_entry(const float* p, float* entry) {
+    const float radius = std::exp(std::max({p[kLogScales], p[kLogScales + 1], p[kLogScales + 2]}));
+    for (int i = 0; i < 3; ++i) entry[i] = p[kMeans + i];
+    entry[3] = kExtent * radius * 1.0001f;  // 1.0001: float32 rounding of this bound itself
+}
+
 inline void prefetch_row(const StoreView& s, int64_t row, int columns) {
     __builtin_prefetch(s.geometry + row * kGeometry);
     for (int i = 0; i < columns; i += 16) __builtin_prefetch(s.colour + row * kColour + i);

@@ -1,0 +1,161 @@
+"""Typed face of the kernels of a rebuild (source: `src/grow.cpp`): drawn rows, children of splits, places, new rows.
+
+Results do not depend on threads."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+import numpy as np
+
+from clm.kernels import load, pointer
+from clm.kernels.numbers import COLOUR, GEOMETRY
+from clm.kernels.rows import AdamStep, StoreArrays, _step
+
+f32, i32, i64, u64 = np.float32, np.int32, np.int64, np.uint64
+_WORD = (1 << 64) - 1
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = load()
+    address, long, word, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_float
+    library.clm_count_drawn.argtypes = [address, address, long, address, long, address]
+    library.clm_see_drawn.argtypes = [*[address] * 4, long, address, long, *[address] * 5]
+    library.clm_normals.argtypes = [address, long, word, word, address]
+    library.clm_split.argtypes = [address, address, address, long, word, word, number]
+    library.clm_cut.argtypes = [address, long, long, address]
+    library.clm_plan_growth.argtypes = [address, long, long, *[address] * 13]
+    library.clm_put_rows.argtypes = [address, address, long, *[address] * 4, long, *[address] * 3]
+    for name in ("count_drawn", "see_drawn", "normals", "split", "cut", "plan_growth", "put_rows"):
+        getattr(library, f"clm_{name}").restype = None
+    return library
+
+
+def see_drawn(
+    store: StoreArrays, step: AdamStep | None, statistics: np.ndarray, fill: np.ndarray, page_rows: int, pages: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of pages [A] with statistics [N, 2] (views, summed screen gradient) of at least one view, page by page: ids [n] i32,
+    mean gradient, largest log-scale and logit of opacity [n] f32 as they are after `step - 1`. fill [pages] i32: of all."""
+    pages = np.ascontiguousarray(pages, i64)
+    counts = np.empty(len(pages), i64)
+    seen, live, those = pointer(statistics, f32, None, 2), pointer(fill, i32, None), pointer(pages, i64, None)
+    _library().clm_count_drawn(seen, live, page_rows, those, len(pages), pointer(counts, i64, None))
+    starts, total = np.cumsum(counts) - counts, int(counts.sum())
+    rows, gradient, log_scale, logit_opacity = np.empty(total, i32), *(np.empty(total, f32) for _ in range(3))
+    _library().clm_see_drawn(
+        ctypes.byref(store.view()),
+        _step(step),
+        seen,
+        live,
+        page_rows,
+        those,
+        len(pages),
+        pointer(starts, i64, None),
+        pointer(rows, i32, None),
+        *(pointer(column, f32, None) for column in (gradient, log_scale, logit_opacity)),
+    )
+    return rows, gradient, log_scale, logit_opacity
+
+
+def normals(keys: np.ndarray, seed: int, image: int) -> np.ndarray:
+    """Three standard normal numbers [K, 3] f64 for each of keys [K] u64."""
+    keys = np.ascontiguousarray(keys, u64)
+    numbers = np.empty((len(keys), 3))
+    _library().clm_normals(
+        pointer(keys, u64, None), len(keys), seed & _WORD, image & _WORD, pointer(numbers, np.float64, None, 3)
+    )
+    return numbers
+
+
+def split(geometry: np.ndarray, keys: np.ndarray, splits: np.ndarray, seed: int, image: int, shrink: float) -> None:
+    """Where splits [K] bool, geometry [K, 12] of a parent becomes that of its child with key keys [K] u64: moved by a draw from
+    the parent's Gaussian, log-scales less by `shrink`. In place."""
+    _library().clm_split(
+        pointer(geometry, f32, None, GEOMETRY),
+        pointer(keys, u64, len(geometry)),
+        pointer(splits, np.bool_, len(geometry)),
+        len(geometry),
+        seed & _WORD,
+        image & _WORD,
+        shrink,
+    )
+
+
+def cut_order(entries: np.ndarray, page_rows: int) -> np.ndarray:
+    """Positions [n] i32 of entries [n, 4], part after part of the sizes that `clm.store.pages.part_sizes` says."""
+    order = np.empty(len(entries), i32)
+    _library().clm_cut(pointer(entries, f32, None, 4), len(entries), page_rows, pointer(order, i32, None))
+    return order
+
+
+def plan_pages(
+    fill: np.ndarray,
+    page_rows: int,
+    leave: tuple[np.ndarray, np.ndarray],
+    come_at: np.ndarray,
+    homes: tuple[np.ndarray, np.ndarray, np.ndarray],
+    most_moves: np.ndarray,
+    entries: np.ndarray,
+    children: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Places of children [C] i32, and moves: source, target [M] i32, runs [A + 1] i64 that cut them by page.
+
+    Of A pages: fill [A] i32; leave: ids i32, where each page's begin [A + 1] i64; come_at [A + 1] i64: where each page's children
+    begin; homes: pages that its rows go to, rows in each afterwards (both i32), where each page's begin [A + 1] i64; most_moves
+    [A] i64. entries [N, 4] of all rows, children [C, 12] geometry."""
+    count = len(fill)
+    move_at = np.cumsum(most_moves) - most_moves
+    most = int(most_moves.sum())
+    child_rows, source, target = np.empty(len(children), i32), np.empty(most, i32), np.empty(most, i32)
+    moves = np.empty(count, i64)
+    _library().clm_plan_growth(
+        pointer(fill, i32, None),
+        count,
+        page_rows,
+        pointer(leave[0], i32, None),
+        pointer(leave[1], i64, count + 1),
+        pointer(come_at, i64, count + 1),
+        pointer(homes[0], i32, None),
+        pointer(homes[1], i32, len(homes[0])),
+        pointer(homes[2], i64, count + 1),
+        pointer(move_at, i64, count),
+        pointer(entries, f32, None, 4),
+        pointer(children, f32, None, GEOMETRY),
+        pointer(child_rows, i32, None),
+        pointer(source, i32, None),
+        pointer(target, i32, None),
+        pointer(moves, i64, count),
+    )
+    used = np.arange(most) < np.repeat(move_at + moves, most_moves)
+    return child_rows, source[used], target[used], np.append(0, np.cumsum(moves))
+
+
+def put_rows(
+    store: StoreArrays,
+    rows: np.ndarray,
+    geometry: np.ndarray,
+    colour: np.ndarray,
+    entries: np.ndarray,
+    page_rows: int,
+    identified: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None,
+) -> None:
+    """New rows [M] i32 of the store: geometry [M, 12], colour [M, 48]; their cull entries follow, in entries [N, 4].
+
+    identified: their keys [M] u64, the store's keys and statistics, and how many places of each page were ever written [pages]
+    i32; moments, stamps and statistics of those become zero, and are zero behind. None: the store has none of these."""
+    keys, store_keys, statistics, written = identified or (None,) * 4
+    _library().clm_put_rows(
+        ctypes.byref(store.view()),
+        pointer(rows, i32, None),
+        len(rows),
+        pointer(geometry, f32, len(rows), GEOMETRY),
+        pointer(colour, f32, len(rows), COLOUR),
+        pointer(keys, u64, len(rows)),
+        pointer(written, i32, None),
+        page_rows,
+        pointer(store_keys, u64, None),
+        pointer(statistics, f32, None, 2),
+        pointer(entries, f32, None, 4),
+    )

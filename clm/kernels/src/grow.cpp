@@ -1,0 +1,283 @@
+// A rebuild of the store, page by page: which rows were drawn, what became of split rows, where rows and children go.
+#include <cstring>
+#include <vector>
+
+#include "rows.h"
+
+using namespace clm;
+
+namespace {
+
+constexpr float kLarge = 4.f;  // times the median radius: such a row would inflate the box of whatever page it is in
+
+// A row's geometry as it is after step - 1; the store is not changed.
+void exact_geometry(const StoreView& s, const AdamStep* a, int64_t row, float* geometry) {
+    std::memcpy(geometry, s.geometry + row * kGeometry, sizeof(float) * kGeometry);
+    const int stamp = a != nullptr && s.m_geometry != nullptr ? s.stamp[row] : 0;
+    if (stamp == 0 || stamp == a->step - 1) return;
+    const PerColumn drift = drift_between(*a, stamp, a->step - 1);
+    with_moments(s, [&](auto type) {
+        move_along(drift, a->eps_drift[stamp], Moments<decltype(type)>(s, row), geometry, static_cast<float*>(nullptr), 0);
+    });
+}
+
+// ---- random numbers: clm/store/identity.py says what they are ----
+
+constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u;
+
+uint64_t mixed(uint64_t x) {
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+    return x ^ x >> 31;
+}
+
+void normals(uint64_t key, uint64_t seed, uint64_t image, double out[3]) {
+    uint64_t state = mixed(key + kGolden);
+    for (uint64_t number : {uint64_t(2), seed, image}) state = mixed(state + (number + 1) * kGolden);
+    double uniform[4];
+    for (uint64_t k = 0; k < 4; ++k) uniform[k] = double(mixed(state + (k + 1) * kGolden) >> 11) * 0x1p-53;
+    constexpr double two_pi = 6.283185307179586;
+    const double near = std::sqrt(-2.0 * std::log1p(-uniform[0])), far = std::sqrt(-2.0 * std::log1p(-uniform[2]));
+    out[0] = near * std::cos(two_pi * uniform[1]);
+    out[1] = near * std::sin(two_pi * uniform[1]);
+    out[2] = far * std::cos(two_pi * uniform[3]);
+}
+
+// A child of a row that is split, in the place of its parent: drawn from the parent's Gaussian, smaller by `shrink`.
+void split(float* g, uint64_t key, uint64_t seed, uint64_t image, float shrink) {
+    double offset[3], q[4], norm = 0;
+    normals(key, seed, image, offset);
+    for (int i = 0; i < 3; ++i) offset[i] *= std::exp(double(g[kLogScales + i]));
+    for (int i = 0; i < 4; ++i) norm += double(g[kQuats + i]) * double(g[kQuats + i]);
+    norm = std::max(std::sqrt(norm), 1e-12);
+    for (int i = 0; i < 4; ++i) q[i] = double(g[kQuats + i]) / norm;
+    const double w = q[0], x = q[1], y = q[2], z = q[3];
+    const double turn[3][3] = {{1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)},
+                               {2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)},
+                               {2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)}};
+    for (int i = 0; i < 3; ++i) {
+        const double moved = turn[i][0] * offset[0] + turn[i][1] * offset[1] + turn[i][2] * offset[2];
+        g[kMeans + i] = float(double(g[kMeans + i]) + moved);
+        g[kLogScales + i] -= shrink;
+    }
+}
+
+// ---- places ----
+
+// Floats as integers in their order; NaN beyond all others, or before them.
+uint32_t ordered(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// Cuts entries [n] into parts of page_rows at most, in halves: order [n] lists part after part, each ascending; all but large
+// rows near each other. Parts have the sizes that `clm.store.pages.part_sizes` says.
+void cut(const float* entries, int64_t n, int64_t page_rows, int32_t* order) {
+    struct Key {
+        uint64_t value;  // large, then the centre along an axis
+        int32_t index;
+        bool operator<(const Key& other) const { return value != other.value ? value < other.value : index < other.index; }
+    };
+    std::vector<uint32_t> radius(static_cast<size_t>(n));
+    for (int64_t i = 0; i < n; ++i) {
+        radius[size_t(i)] = ordered(entries[4 * i + 3]);
+        order[i] = int32_t(i);
+    }
+    if (n <= page_rows) return;
+    std::vector<uint32_t> sorted = radius;
+    std::nth_element(sorted.begin(), sorted.begin() + n / 2, sorted.end());
+    float median;
+    uint32_t bits = sorted[size_t(n / 2)];
+    bits = bits & 0x80000000u ? bits & 0x7FFFFFFFu : ~bits;
+    std::memcpy(&median, &bits, sizeof median);
+    const float limit = kLarge * median;
+    std::vector<Key> keys;
+    std::vector<std::pair<int64_t, int64_t>> parts{{0, n}};
+    while (!parts.empty()) {
+        const auto [begin, end] = parts.back();
+        parts.pop_back();
+        const int64_t count = end - begin, half = (count + 1) / 2;
+        if (count <= page_rows) continue;
+        int axis = 0;
+        float widest = -1.f;
+        for (int a = 0; a < 3; ++a) {
+            float low = INFINITY, high = -INFINITY;
+            for (int64_t i = begin; i < end; ++i) {
+                low = std::min(low, entries[4 * int64_t(order[i]) + a]);
+                high = std::max(high, entries[4 * int64_t(order[i]) + a]);
+            }
+            if (high - low > widest) widest = high - low, axis = a;
+        }
+        keys.resize(size_t(count));
+        for (int64_t i = 0; i < count; ++i) {
+            const int32_t row = order[begin + i];
+            const uint64_t large = entries[4 * int64_t(row) + 3] > limit;
+            keys[size_t(i)] = {large << 32 | ordered(entries[4 * int64_t(row) + axis]), row};
+        }
+        std::nth_element(keys.begin(), keys.begin() + half, keys.end());
+        for (int64_t i = 0; i < count; ++i) order[begin + i] = keys[size_t(i)].index;
+        std::sort(order + begin, order + begin + half);
+        std::sort(order + begin + half, order + end);
+        parts.push_back({begin + half, end});
+        parts.push_back({begin, begin + half});
+    }
+}
+
+struct Plan {
+    const float *entries, *children;
+    int64_t page_rows;
+    int32_t *child_rows, *source, *target;
+};
+
+// One page: rows `leave` [gone] go, children first .. first + come come; homes [parts]: pages, the first is this one, of which
+// sizes [parts] rows will be live. Writes moves from `at` on and returns behind the last.
+int64_t plan_page(const Plan& plan, const int32_t* leave, int64_t gone, int64_t fill, int64_t first, int64_t come,
+                  const int32_t* homes, const int32_t* sizes, int64_t parts, int64_t at) {
+    const int64_t base = int64_t(homes[0]) * plan.page_rows, size = sizes[0];
+    std::vector<uint8_t> held(size_t(std::max(fill, size)), 0);  // places whose rows stay in the page
+    std::memset(held.data(), 1, size_t(fill));
+    for (int64_t i = 0; i < gone; ++i) held[size_t(leave[i] - base)] = 0;
+    std::vector<int32_t> mine;  // children of this page that stay in it
+    if (parts == 1) {
+        for (int64_t c = 0; c < come; ++c) mine.push_back(int32_t(first + c));
+    } else {
+        std::vector<int32_t> stay;
+        for (int64_t place = 0; place < fill; ++place)
+            if (held[size_t(place)]) stay.push_back(int32_t(place));
+        const int64_t rows = int64_t(stay.size()), n = rows + come;
+        std::vector<float> entries(size_t(n) * 4);
+        std::vector<int32_t> order(static_cast<size_t>(n));
+        for (int64_t i = 0; i < rows; ++i) std::memcpy(&entries[size_t(i) * 4], plan.entries + (base + stay[size_t(i)]) * 4, 16);
+        for (int64_t c = 0; c < come; ++c) plain_entry(plan.children + (first + c) * kGeometry, &entries[size_t(rows + c) * 4]);
+        cut(entries.data(), n, plan.page_rows, order.data());
+        int64_t i = 0;
+        for (; i < size; ++i)
+            if (order[size_t(i)] >= rows) mine.push_back(int32_t(first + order[size_t(i)] - rows));
+        for (int64_t part = 1; part < parts; ++part)
+            for (int64_t place = 0; place < sizes[part]; ++place, ++i) {
+                const int32_t to = int32_t(int64_t(homes[part]) * plan.page_rows + place), from = order[size_t(i)];
+                if (from >= rows) {
+                    plan.child_rows[first + from - rows] = to;
+                } else {
+                    held[size_t(stay[size_t(from)])] = 0;
+                    plan.source[at] = int32_t(base + stay[size_t(from)]);
+                    plan.target[at++] = to;
+                }
+            }
+    }
+    // Children fill holes, and rows beyond the new end the holes that are left.
+    int64_t hole = 0, beyond = size;
+    auto next_hole = [&] {
+        while (held[size_t(hole)]) ++hole;
+        return int32_t(base + hole++);
+    };
+    for (int32_t child : mine) plan.child_rows[child] = next_hole();
+    for (; beyond < fill; ++beyond)
+        if (held[size_t(beyond)]) {
+            plan.source[at] = int32_t(base + beyond);
+            plan.target[at++] = next_hole();
+        }
+    return at;
+}
+
+}  // namespace
+
+// counts[k] = drawn rows of page pages[k]; statistics [N, 2], fill [pages] i32: of all.
+CLM_API void clm_count_drawn(const float* statistics, const int32_t* fill, int64_t page_rows, const int64_t* pages,
+                             int64_t count, int64_t* counts) {
+    clm::parallel(count, [&](int64_t k, int) {
+        int64_t drawn = 0;
+        for (int64_t row = pages[k] * page_rows, end = row + fill[pages[k]]; row < end; ++row) drawn += statistics[2 * row] > 0.f;
+        counts[k] = drawn;
+    });
+}
+
+// Drawn rows of pages, those of pages[k] from starts[k] on: ids, mean screen gradient, largest log-scale and logit of opacity
+// as they are after step - 1.
+CLM_API void clm_see_drawn(const StoreView* s, const AdamStep* a, const float* statistics, const int32_t* fill, int64_t page_rows,
+                           const int64_t* pages, int64_t count, const int64_t* starts, int32_t* rows, float* gradient,
+                           float* log_scale, float* logit_opacity) {
+    clm::parallel(count, [&](int64_t k, int) {
+        int64_t at = starts[k];
+        for (int64_t row = pages[k] * page_rows, end = row + fill[pages[k]]; row < end; ++row) {
+            if (!(statistics[2 * row] > 0.f)) continue;
+            float geometry[kGeometry], largest = -INFINITY;
+            exact_geometry(*s, a, row, geometry);
+            for (int i = 0; i < 3; ++i) {
+                const float scale = geometry[kLogScales + i];
+                if (scale > largest || scale != scale) largest = scale;
+            }
+            rows[at] = int32_t(row);
+            gradient[at] = statistics[2 * row + 1] / statistics[2 * row];
+            log_scale[at] = largest;
+            logit_opacity[at++] = geometry[kOpacity];
+        }
+    });
+}
+
+// Three standard normal numbers [count, 3] for each key.
+CLM_API void clm_normals(const uint64_t* keys, int64_t count, uint64_t seed, uint64_t image, double* out) {
+    over_rows(count, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) normals(keys[i], seed, image, out + 3 * i);
+    });
+}
+
+// Rows of geometry that copy a parent become its children where splits[i]; keys are theirs.
+CLM_API void clm_split(float* geometry, const uint64_t* keys, const uint8_t* splits, int64_t count, uint64_t seed,
+                       uint64_t image, float shrink) {
+    over_rows(count, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+            if (splits[i]) split(geometry + i * kGeometry, keys[i], seed, image, shrink);
+    });
+}
+
+// How entries [n] are cut (see above).
+CLM_API void clm_cut(const float* entries, int64_t n, int64_t page_rows, int32_t* order) { cut(entries, n, page_rows, order); }
+
+// Where rows go when pages [count] change. Of page k: rows leave[leave_at[k] .. leave_at[k + 1]) go, children [come_at[k] ..
+// come_at[k + 1]) come, homes and sizes [home_at[k] .. home_at[k + 1]) are its pages and their rows afterwards, moves are
+// written from move_at[k] on; moves[k]: how many. children [C, 12]: geometry; child_rows [C]: their places.
+CLM_API void clm_plan_growth(const int32_t* fill, int64_t count, int64_t page_rows, const int32_t* leave, const int64_t* leave_at,
+                             const int64_t* come_at, const int32_t* homes, const int32_t* sizes, const int64_t* home_at,
+                             const int64_t* move_at, const float* entries, const float* children, int32_t* child_rows,
+                             int32_t* source, int32_t* target, int64_t* moves) {
+    const Plan plan{entries, children, page_rows, child_rows, source, target};
+    clm::parallel(count, [&](int64_t k, int) {
+        moves[k] = plan_page(plan, leave + leave_at[k], leave_at[k + 1] - leave_at[k], fill[k], come_at[k],
+                             come_at[k + 1] - come_at[k], homes + home_at[k], sizes + home_at[k], home_at[k + 1] - home_at[k],
+                             move_at[k]) - move_at[k];
+    });
+}
+
+// New rows: geometry [count, 12] and colour [count, 48] at rows [count], with their cull entries; keys, statistics and written
+// are null in a store that only renders. All else becomes zero, where a page has held more rows than written[page] places: the
+// rest is zero.
+CLM_API void clm_put_rows(const StoreView* s, const int32_t* rows, int64_t count, const float* geometry, const float* colour,
+                          const uint64_t* keys, const int32_t* written, int64_t page_rows, uint64_t* store_keys,
+                          float* statistics, float* entries) {
+    over_rows(count, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t row = rows[i];
+            float* g = s->geometry + row * kGeometry;
+            std::memcpy(g, geometry + i * kGeometry, sizeof(float) * kGeometry);
+            std::memcpy(s->colour + row * kColour, colour + i * kColour, sizeof(float) * kColour);
+            plain_entry(g, entries + row * 4);
+            if (!store_keys) continue;
+            const uint32_t bits = uint32_t(keys[i]);
+            const uint32_t identity = (bits >> 30 & 1u) << 31 | ((bits >> 23 & 0x7Fu) + 64u) << 23 | (bits & 0x7FFFFFu);
+            std::memcpy(g + kIdentity, &identity, sizeof identity);
+            store_keys[row] = keys[i];
+            if (row % page_rows >= written[row / page_rows]) continue;
+            with_moments(*s, [&](auto type) {
+                const Moments<decltype(type)> at(*s, row);
+                std::memset(static_cast<void*>(at.m_geometry), 0, sizeof type * kGeometry);
+                std::memset(static_cast<void*>(at.v_geometry), 0, sizeof type * kGeometry);
+                std::memset(static_cast<void*>(at.m_colour), 0, sizeof type * kColour);
+                std::memset(static_cast<void*>(at.v_colour), 0, sizeof type * kColour);
+            });
+            s->stamp[row] = 0;
+            statistics[2 * row] = statistics[2 * row + 1] = 0.f;
+        }
+    });
+}
