@@ -117,13 +117,13 @@ def measure_base(rows: int, changed: int, spread: bool, repeats: int) -> list[fl
     from clm.gaussians.blocks import block_order
     from clm.gaussians.densify import Thresholds, densify, resort, wants_resort
     from clm.gaussians.store import Store
-    from clm.plan.placement import resident_blocks
     from clm.stream.cpu import CpuDevice
     from clm.train.session import sightings
 
     from clm.camera import Camera
     from clm.kernels import rows as row_kernels
     from clm.optim.adam import Adam, Betas
+    from clm.plan.placement import resident_blocks
     from clm.stream.lanes import Lanes
     from clm.stream.tiers import Tiers
 

@@ -9,9 +9,9 @@ from functools import cache
 
 import numpy as np
 
-from clm.kernels import load, pointer
+from clm.kernels import ids, load, pointer
 from clm.kernels.numbers import COLOUR, GEOMETRY
-from clm.kernels.rows import AdamStep, StoreArrays, _step
+from clm.kernels.rows import AdamStep, StoreArrays, step_address
 
 f32, i32, i64, u64 = np.float32, np.int32, np.int64, np.uint64
 _WORD = (1 << 64) - 1
@@ -34,7 +34,12 @@ def _library() -> ctypes.CDLL:
 
 
 def see_drawn(
-    store: StoreArrays, step: AdamStep | None, statistics: np.ndarray, fill: np.ndarray, page_rows: int, pages: np.ndarray
+    store: StoreArrays,
+    step: AdamStep | None,
+    statistics: np.ndarray,
+    fill: np.ndarray,
+    page_rows: int,
+    pages: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Rows of pages [A] with statistics [N, 2] (views, summed screen gradient) of at least one view, page by page: ids [n] i32,
     mean gradient, largest log-scale and logit of opacity [n] f32 as they are after `step - 1`. fill [pages] i32: of all."""
@@ -46,7 +51,7 @@ def see_drawn(
     rows, gradient, log_scale, logit_opacity = np.empty(total, i32), *(np.empty(total, f32) for _ in range(3))
     _library().clm_see_drawn(
         ctypes.byref(store.view()),
-        _step(step),
+        step_address(step),
         seen,
         live,
         page_rows,
@@ -148,7 +153,7 @@ def put_rows(
     keys, store_keys, statistics, written = identified or (None,) * 4
     _library().clm_put_rows(
         ctypes.byref(store.view()),
-        pointer(rows, i32, None),
+        ids(rows, len(entries)),
         len(rows),
         pointer(geometry, f32, len(rows), GEOMETRY),
         pointer(colour, f32, len(rows), COLOUR),

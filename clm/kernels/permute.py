@@ -1,4 +1,4 @@
-"""Typed face of the kernels that move rows (source: `src/permute.cpp`): into another order in place, one by one, to zero."""
+"""Typed face of the kernels that move rows (source: `src/permute.cpp`): into another order in place, one by one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ def _library() -> ctypes.CDLL:
     library.clm_permute.restype = None
     library.clm_move_rows.argtypes = [address, address, long, address, address, address, long]
     library.clm_move_rows.restype = None
-    library.clm_zero_rows.argtypes = [address, address, long, address, long]
-    library.clm_zero_rows.restype = None
     return library
 
 
@@ -72,21 +70,6 @@ def move_rows(arrays: Sequence[np.ndarray], source: np.ndarray, target: np.ndarr
         pointer(target, np.int32, None),
         pointer(runs, np.int64, None),
         len(runs) - 1,
-    )
-
-
-def zero_rows(arrays: Sequence[np.ndarray], rows: np.ndarray) -> None:
-    """Rows [M] i32 of every array [N, ...] become zero. IndexError for rows beyond N."""
-    if len(rows) == 0:
-        return
-    _check_rows(arrays, rows)
-    addresses, row_bytes = _addresses(arrays)
-    _library().clm_zero_rows(
-        pointer(addresses, np.uint64, None),
-        pointer(row_bytes, np.int64, None),
-        len(arrays),
-        pointer(rows, np.int32, None),
-        len(rows),
     )
 
 

@@ -111,7 +111,7 @@ class GradientRows(Protocol):
     def grad_colour(self) -> np.ndarray: ...
 
 
-def _step(step: AdamStep | None) -> ctypes.c_void_p:
+def step_address(step: AdamStep | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None) if step is None else ctypes.cast(ctypes.byref(step), ctypes.c_void_p)
 
 
@@ -173,7 +173,7 @@ def fetch(
     address, stride, colour_bytes = _bus_colours(colour, columns)
     _library().clm_fetch(
         ctypes.byref(store.view()),
-        _step(step),
+        step_address(step),
         _rows(store, rows),
         _slots(slots, len(rows), geometry, colour, *(() if gradients is None else _places(gradients))),
         len(rows),
@@ -188,7 +188,7 @@ def fetch(
 
 def settle(store: StoreArrays, step: AdamStep, rows: np.ndarray) -> None:
     """Write rows [M], each named once, back into the store as they are after `step - 1`; decayed bf16 moments are rounded anew."""
-    _library().clm_settle(ctypes.byref(store.view()), _step(step), _rows(store, rows), len(rows))
+    _library().clm_settle(ctypes.byref(store.view()), step_address(step), _rows(store, rows), len(rows))
 
 
 def adam(
@@ -210,7 +210,7 @@ def adam(
     grad_geometry, grad_colour, stride = _gradients(gradients, columns)
     _library().clm_adam(
         ctypes.byref(store.view()),
-        _step(step),
+        step_address(step),
         _rows(store, rows),
         _slots(slots, len(rows), *_places(gradients)),
         len(rows),
@@ -226,7 +226,7 @@ def adam(
 def cull_entries(store: StoreArrays, step: AdamStep | None, rows: np.ndarray, entries: np.ndarray) -> None:
     """entries[rows] = cull entries of stored rows [M]: centre and bounding radius, pending steps included."""
     view = ctypes.byref(store.view())
-    _library().clm_entries(view, _step(step), _rows(store, rows), len(rows), pointer(entries, f32, None, 4))
+    _library().clm_entries(view, step_address(step), _rows(store, rows), len(rows), pointer(entries, f32, None, 4))
 
 
 def put_entries(rows: np.ndarray, fresh: np.ndarray, entries: np.ndarray) -> None:

@@ -1,9 +1,10 @@
 """Where rows go when pages change: compaction, free places, splits of full pages, merges of nearly empty ones. Pure.
 
 A page is room for `page_rows` rows, the first `fill` of which are live. Children go to the places of rows that left their
-parent's page, then behind its rows; rows at the end fill the places that are left, so that hardly any row moves. A page that overflows is cut in halves along the longest axis of its centres until each part fits. Rows that are much larger
-than the others of their page stay together, because one of them inflates a whole page's box. Nothing that is computed from
-rows depends on the page in which they lie.
+parent's page, then behind its rows; rows at the end fill the places that are left, so that hardly any row moves. A page that
+overflows is cut in halves along the longest axis of its centres until each part fits. Rows that are much larger than the
+others of their page stay together, because one of them inflates a whole page's box. Nothing that is computed from rows
+depends on the page in which they lie.
 """
 
 from __future__ import annotations

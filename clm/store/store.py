@@ -186,7 +186,8 @@ class Store:
             piece, ids = slice(at, at + CHUNK_ROWS), slice(first + at, first + min(at + CHUNK_ROWS, count))
             theirs = first_keys(ids.start, ids.stop) if keys is None else keys[piece]
             rows = np.arange(ids.start, ids.stop, dtype=np.int32)
-            self._put(rows, *(np.ascontiguousarray(a[piece], np.float32) for a in (geometry, colour)), theirs)
+            mine, coloured = (np.ascontiguousarray(array[piece], np.float32) for array in (geometry, colour))
+            self._put(rows, mine, coloured, theirs)
         self._note_written(pages)
 
     def reorder(self, order: np.ndarray) -> None:

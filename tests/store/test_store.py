@@ -11,7 +11,7 @@ from clm import kernels
 from clm.camera import Camera
 from clm.kernels.grow import cut_order
 from clm.kernels.memory import RowPages
-from clm.kernels.permute import move_rows, permute_rows, zero_rows
+from clm.kernels.permute import move_rows, permute_rows
 from clm.plan.budget import store_bytes, store_row_bytes
 from clm.plan.visibility import block_bounds, visible_rows, visible_rows_slow
 from clm.store.growth import Growth
@@ -178,12 +178,8 @@ def test_rows_move_in_the_order_of_their_list_and_only_to_places_that_exist() ->
     array = np.arange(12, dtype=np.float32).reshape(6, 2)
     move_rows([array], np.array([1, 2, 5], np.int32), np.array([0, 1, 2], np.int32), np.array([0, 2, 3]))
     np.testing.assert_array_equal(array[:, 0], [2, 4, 10, 6, 8, 10])
-    zero_rows([array], np.array([3], np.int32))
-    np.testing.assert_array_equal(array[3], 0)
     with pytest.raises(IndexError, match="not exist"):
         move_rows([array], np.array([6], np.int32), np.array([0], np.int32), np.array([0, 1]))
-    with pytest.raises(IndexError, match="not exist"):
-        zero_rows([array], np.array([-1], np.int32))
     with pytest.raises(ValueError, match="runs"):
         move_rows([array], np.array([1], np.int32), np.array([0], np.int32), np.array([0, 2]))
 

@@ -100,13 +100,3 @@ CLM_API void clm_move_rows(char* const* arrays, const int64_t* row_bytes, int64_
         }
     });
 }
-
-// Rows [rows] of every array become zero.
-CLM_API void clm_zero_rows(char* const* arrays, const int64_t* row_bytes, int64_t count, const int32_t* rows, int64_t n) {
-    constexpr int64_t piece = 1024;
-    clm::parallel((n + piece - 1) / piece, [&](int64_t chunk, int) {
-        for (int64_t a = 0; a < count; ++a)
-            for (int64_t k = chunk * piece; k < n && k < (chunk + 1) * piece; ++k)
-                std::memset(arrays[a] + rows[k] * row_bytes[a], 0, size_t(row_bytes[a]));
-    });
-}
