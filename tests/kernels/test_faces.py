@@ -19,7 +19,7 @@ from clm.store.store import Store
 from clm.stream.parking import GradientBuffer
 
 FACES = Path(kernels.__file__).parent
-INTEGERS = {"int": ctypes.c_int, "int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64}
+INTEGERS = {"int": ctypes.c_int, "int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "uint64_t": ctypes.c_uint64}
 TYPES = {**INTEGERS, "float": ctypes.c_float, "double": ctypes.c_double, "void": None}
 
 
