@@ -291,7 +291,7 @@ def grown_store(seed: int, rows: int = 900, page_rows: int = 64) -> Store:
     parents = np.setdiff1d(np.arange(0, rows, 7, dtype=np.int32), leave)
     children = [rng.random((len(parents), width), np.float32) for width in (12, 48)]
     keys = rng.integers(2**40, 2**60, len(parents)).astype(np.uint64)
-    store.apply(Growth(leave, parents, keys, lambda piece: (children[0][piece], children[1][piece])))
+    store.apply(Growth.of(leave, parents, keys, *children))
     return store
 
 
@@ -353,10 +353,8 @@ def test_a_checkpoint_whose_segments_went_or_cannot_be_linked_is_written_whole(
 def test_rows_that_moved_between_pages_are_saved_where_they_are(tmp_path: Path) -> None:
     store = grown_store(3)
     first = resave(tmp_path, 4, store, None)
-    leave = store.rows_of(np.arange(4))
-    nobody = np.zeros(0, np.int32)
-    store.apply(
-        Growth(np.sort(leave), nobody, np.zeros(0, np.uint64), lambda piece: (np.zeros((0, 12)), np.zeros((0, 48))))
-    )
+    leave, nobody = store.rows_of(np.arange(4)), np.zeros(0, np.int32)
+    nothing = [np.zeros((0, width), np.float32) for width in (12, 48)]
+    store.apply(Growth.of(np.sort(leave), nobody, np.zeros(0, np.uint64), *nothing))
     second = resave(tmp_path, 8, store, first)
     assert same_rows(store, load(second)) and load(first).rows > store.rows
