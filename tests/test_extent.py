@@ -11,7 +11,7 @@ import pytest
 from clm.camera import Camera
 from clm.errors import ClmError
 from clm.extent import near_plane, scene_scale, usual_cameras, view_distance
-from clm.plan.visibility import block_bounds, drawn_bound, visible_rows
+from clm.plan.visibility import block_bounds, visible_rows
 from clm.render import CpuRasterizer
 from clm.scene import camera_from_json, cameras_json, load_scene
 from clm.scene.colmap import read_model
@@ -20,6 +20,7 @@ from clm.scene.scene import camera_centres
 from clm.store.init import focus_of
 from tests.conftest import scene_path
 from tests.demo_run import DEMO
+from tests.plan.slow_visibility import drawn_bound
 from tests.scene.synthetic import write_scene
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from clm.kernels import rows as row_kernels
 from clm.optim.adam import Adam, Betas
-from clm.optim.reference import dense_adam
 from clm.store.layout import GRAD_DRAWN, GRAD_SCREEN
 from clm.store.store import Store
 from clm.stream.parking import GradientBuffer
+from tests.optim.slow_adam import dense_adam
 from tests.optim.test_adam import BETAS, COLUMN_GROUP, random_store, schedule
 
 torch = pytest.importorskip("torch")

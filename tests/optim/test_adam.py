@@ -13,11 +13,11 @@ from clm import kernels
 from clm.config import load_config
 from clm.kernels import rows as row_kernels
 from clm.optim.adam import Adam, Betas
-from clm.optim.reference import closed_form_drift, dense_adam
 from clm.optim.schedules import Leg
 from clm.store.layout import GRAD_DRAWN, GROUPS, LOG_SCALES, MEANS
 from clm.store.store import Store
 from clm.stream.parking import GradientBuffer
+from tests.optim.slow_adam import closed_form_drift, dense_adam
 
 BETAS = Betas.for_batch(1)
 BOTH = pytest.mark.parametrize("moments", ["f32", "bf16"])

@@ -12,9 +12,9 @@ from clm import kernels
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep
 from clm.optim.adam import Adam, Betas
-from clm.optim.reference import bf16_values, nearest_bf16
 from clm.store.store import Store
 from clm.stream.parking import GradientBuffer
+from tests.optim.slow_adam import bf16_values, nearest_bf16
 from tests.optim.test_adam import random_store, schedule
 
 STEPS = 30

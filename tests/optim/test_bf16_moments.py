@@ -9,11 +9,11 @@ from clm import kernels
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep
 from clm.optim.adam import Adam, Betas
-from clm.optim.reference import bf16_values, round_to_bf16
 from clm.store.identity import first_keys, identity_floats
 from clm.store.layout import GRAD_DRAWN, IDENTITY
 from clm.store.store import Store
 from clm.stream.parking import GradientBuffer
+from tests.optim.slow_adam import bf16_values, round_to_bf16
 
 MOMENTS = ("m_geometry", "m_colour", "v_geometry", "v_colour")
 FIRST_COLUMN = {"geometry": 0, "colour": 12}

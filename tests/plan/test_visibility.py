@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 
 from clm import kernels
 from clm.camera import Camera
-from clm.plan.visibility import (
-    block_bounds,
-    camera_planes,
-    drawn_bound,
-    visible_rows,
-    visible_rows_slow,
-    visible_sets,
-)
+from clm.plan.visibility import block_bounds, camera_planes, visible_rows, visible_sets
 from tests.conftest import scene_path
+from tests.plan.slow_visibility import drawn_bound, visible_rows_slow
 
 NEAR, FAR = 0.01, 1e10
 

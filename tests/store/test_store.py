@@ -13,13 +13,14 @@ from clm.kernels.grow import cut_order
 from clm.kernels.memory import RowPages
 from clm.kernels.permute import move_rows, permute_rows
 from clm.plan.budget import store_bytes, store_row_bytes
-from clm.plan.visibility import block_bounds, visible_rows, visible_rows_slow
+from clm.plan.visibility import block_bounds, visible_rows
 from clm.store.growth import Growth
 from clm.store.identity import child_keys, identity_floats
 from clm.store.layout import IDENTITY, LOG_SCALES, LOGIT_OPACITIES, MEANS
 from clm.store.order import block_order
 from clm.store.pages import part_sizes
 from clm.store.store import Store
+from tests.plan.slow_visibility import visible_rows_slow
 from tests.store.slow_order import slow_block_order
 
 BOTH = pytest.mark.parametrize("moments", ["f32", "bf16"])

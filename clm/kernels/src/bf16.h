@@ -8,7 +8,7 @@
 // moments belong to: no state, hence the same bits for any thread count, placement and interruption. A hash of (identity, stamp)
 // gives the starts and the slope of arithmetic progressions over the columns: every number is uniform, any two of a row are
 // independent (so a sum over columns has the variance that independent numbers would give it), and one more column costs
-// two additions. Slow twin: clm/optim/reference.py.
+// two additions. Slow twin: tests/optim/slow_adam.py.
 #pragma once
 #include "simd.h"
 
@@ -106,7 +106,7 @@ CLM_INLINE void store_upper(bf16* a_at, bf16* b_at, typename words<V>::full a, t
 
 // Bits (U) of a float, or of a vector of them, so that the upper half is the nearest bf16, ties to even; the lower half is
 // to be dropped. Beyond the largest bf16 lies infinity; NaN is left out of the sum, which would carry into the exponent
-// or the sign. Slow twin: clm/optim/reference.py.
+// or the sign. Slow twin: tests/optim/slow_adam.py.
 template <class U, class V>
 CLM_INLINE U nearest_bf16(V value) {
     const U x = bits<U>(value), nearest = x + 0x7fffu + ((x >> 16) & 1u), quiet = x | 0x400000u;
