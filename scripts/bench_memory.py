@@ -13,7 +13,6 @@ import functools
 import gc
 import json
 import math
-import os
 import shutil
 import tempfile
 import threading
@@ -32,6 +31,7 @@ from clm.run import grow, loop
 from clm.run import open as opening
 from clm.run.evaluate import Evaluation
 from clm.run.grow import Growth
+from clm.run.host_memory import resident_bytes
 from clm.run.loop import train
 from clm.run.residence import Residence
 from clm.run.run_files import RunFiles
@@ -53,12 +53,6 @@ PHASES: dict[Any, tuple[str, ...]] = {  # what is watched, by whose it is
 }
 
 
-def rss() -> int:
-    """Resident bytes of this process now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 class Watch:
     """A thread that reads RSS; the phases that the main thread is in; peak and seconds of each."""
 
@@ -71,7 +65,7 @@ class Watch:
 
     def _watch(self) -> None:
         while not self.done.wait(0.002):
-            phase, now = " > ".join(self.stack), rss()
+            phase, now = " > ".join(self.stack), resident_bytes()
             self.peaks[phase] = max(self.peaks.get(phase, 0), now)
 
     def phase(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,7 +152,7 @@ def measure(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
             label = f"{owner.__name__}.{name}" if isinstance(owner, type) else name
             setattr(owner, name, watch.phase(label, getattr(owner, name)))
     scene = open_scene(field, config)
-    base = rss()
+    base = resident_bytes()
     watch.thread.start()
     began = time.perf_counter()
     train(scene, config, run, events.append)

@@ -23,7 +23,7 @@ from clm.forecast.measure import Sizes, measure_this
 from clm.forecast.simulate import Timeline, simulate
 from clm.formats.start import RANDOM_ROWS, initial_store
 from clm.kernels.rows import colour_columns
-from clm.plan.batch import EXACT_MARGIN, batch_views, plan_batch
+from clm.plan.batch import batch_views, plan_batch
 from clm.plan.budget import AUTO, arena_bytes, lanes_bytes, store_bytes, store_row_bytes
 from clm.plan.placement import (
     Placement,
@@ -34,6 +34,7 @@ from clm.plan.placement import (
 )
 from clm.plan.residency import Plan, largest_turn
 from clm.plan.sightings import Sightings, all_visible_sets, arena_needs, resident_blocks
+from clm.plan.visibility import NO_MARGIN
 from clm.render.temporaries import Temporaries
 from clm.scene import Scene
 from clm.store.store import Store
@@ -218,6 +219,6 @@ def _first_plans(scene: Scene, config: Config, store: Store, capacity: int) -> t
     while first < config.iterations and (len(plans) < 2 or turns < PLANNED_TURNS):
         count = min(config.batch_size, config.iterations - first)
         views = batch_views(scene.train, config.seed, first, count)
-        plans.append(plan_batch(store, cameras, views, capacity, EXACT_MARGIN, config.seed).plan)
+        plans.append(plan_batch(store, cameras, views, capacity, NO_MARGIN, config.seed).plan)
         turns, first = turns + len(plans[-1].turns), first + count
     return tuple(plans)

@@ -23,8 +23,8 @@ from clm.forecast.machine import Machine, adam_bytes, fetch_bytes, gradient_byte
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep, colour_columns
 from clm.optim.adam import Adam, Betas
-from clm.plan.batch import EXACT_MARGIN, plan_batch
-from clm.plan.visibility import visible_rows
+from clm.plan.batch import plan_batch
+from clm.plan.visibility import NO_MARGIN, visible_rows
 from clm.render import CpuRasterizer, Target, train_view
 from clm.store.layout import GRAD_DRAWN, LOGIT_OPACITIES
 from clm.store.store import Store
@@ -64,7 +64,7 @@ def measure_this(
     rows = seen[len(seen) // 2]
     step = Adam(np.full((6, 16), 1e-4), Betas.for_batch(batch_size))
     batch = list(range(min(batch_size, len(cameras))))
-    planning = _median(lambda: plan_batch(working, cameras, batch, working.rows, EXACT_MARGIN, seed=0))
+    planning = _median(lambda: plan_batch(working, cameras, batch, working.rows, NO_MARGIN, seed=0))
     planned = sum(len(visible_rows(working.entries, working.bounds, cameras[k])) for k in batch)
     return Machine(
         name=THIS,

@@ -88,17 +88,7 @@ def cull(
     if rows == 0 or count == 0:
         return [np.empty(0, np.int32) for _ in range(count)]
     planes = pointer(cameras, np.float32, None, CAMERA_FLOATS)
-    classes = np.empty((blocks, count), np.uint8)
-    library.clm_cull_blocks(
-        pointer(bounds, np.float32, blocks, 8),
-        blocks,
-        pointer(fill, np.int32, blocks),
-        planes,
-        count,
-        growth,
-        extra,
-        pointer(classes, np.uint8, None, None),
-    )
+    classes = _classes(bounds, blocks, fill, cameras, growth, extra)
     pairs = np.flatnonzero(classes)
     pair_class = classes.reshape(-1)[pairs]
     pair_block, pair_camera = ((part.astype(np.int32)) for part in np.divmod(pairs, count))
@@ -138,6 +128,24 @@ def cull(
     )
     sizes = np.bincount(pair_camera, weights=counts, minlength=count).astype(np.int64)
     return np.split(ids, np.cumsum(sizes)[:-1])
+
+
+def _classes(
+    bounds: np.ndarray, blocks: int, fill: np.ndarray | None, cameras: np.ndarray, growth: float, extra: float
+) -> np.ndarray:
+    """[blocks, cameras] u8: whether a camera sees nothing (0), a part, or all of a block."""
+    classes = np.empty((blocks, len(cameras)), np.uint8)
+    _library().clm_cull_blocks(
+        pointer(bounds, np.float32, blocks, 8),
+        blocks,
+        pointer(fill, np.int32, blocks),
+        pointer(cameras, np.float32, None, CAMERA_FLOATS),
+        len(cameras),
+        growth,
+        extra,
+        pointer(classes, np.uint8, None, None),
+    )
+    return classes
 
 
 def _offsets(pair_camera: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, int]:

@@ -14,11 +14,8 @@ import numpy as np
 from clm.camera import Camera
 from clm.plan.order import order_views
 from clm.plan.residency import Plan, make_plan
-from clm.plan.visibility import visible_sets
+from clm.plan.visibility import Margin, visible_sets
 from clm.store.store import Store
-
-Margin = tuple[float, float]  # (growth, extra): every bounding radius R becomes R * growth + extra
-EXACT_MARGIN: Margin = (1.0, 0.0)
 
 
 def batch_views(train: np.ndarray, seed: int, first: int, count: int) -> list[int]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from clm.plan.batch import EXACT_MARGIN, Margin, Planned, batch_views
+from clm.plan.batch import Planned, batch_views
 from clm.plan.residency import Plan
+from clm.plan.visibility import NO_MARGIN, Margin
 from clm.run.grow import Growth
 from clm.run.photos import Photos
 from clm.run.residence import Residence
@@ -28,15 +29,18 @@ from clm.stream.handover import HostLane, Outcome
 class NextBatch:
     """A batch that is about to run."""
 
-    plan: Plan
     first: int  # training image of its first view
     views: int
     planned: Planned
     exposed: float  # seconds that the run waited for its plan
 
+    @property
+    def plan(self) -> Plan:
+        return self.planned.plan
+
 
 class Batches:
-    """Iterated: the batches from where the run is to its end. Owns order, planning, and planning ahead, for which it has a
+    """The batches from where the run is to its end. Owns order, planning, and planning ahead, for which it has a
     thread."""
 
     def __init__(
@@ -55,8 +59,9 @@ class Batches:
         self._ahead: Outcome[Planned] | None = None
         self._ahead_first = -1
 
-    def __iter__(self) -> Iterator[NextBatch]:
-        while not self._schedule.over:
+    def until(self, stop: Callable[[], bool]) -> Iterator[NextBatch]:
+        """One after the other, each when the one before has run, until `stop()` says so or the run is over."""
+        while not self._schedule.over and not stop():
             yield self.next()
 
     def next(self) -> NextBatch:
@@ -64,7 +69,7 @@ class Batches:
         began, first = time.perf_counter(), self._schedule.image
         planned = self._take(first)
         views = self._schedule.views_of_batch(first)
-        return NextBatch(planned.plan, first, views, planned, time.perf_counter() - began)
+        return NextBatch(first, views, planned, time.perf_counter() - began)
 
     def plan_ahead(self, batch: NextBatch, after: Outcome[Any]) -> None:
         """Plan the batch after `batch`, which runs now, unless there is none or rows change places before it. Not before
@@ -72,7 +77,7 @@ class Batches:
         first = batch.first + batch.views
         if first < self._schedule.config.iterations and not self._growth.follows(batch.first, first):
             means, log_scales = self._schedule.next_reach()
-            self.request(first, (math.exp(log_scales), means), after)
+            self.request(first, Margin(math.exp(log_scales), means), after)
 
     def request(self, first: int, margin: Margin, after: Outcome[Any] | None = None) -> None:
         """Have the batch that begins at image `first` planned."""
@@ -108,7 +113,7 @@ class Batches:
             planned = ahead.result()
             if planned.plan.capacity <= self._residence.arena.slots:
                 return planned  # a larger one was made before the arena shrank
-        return self._plan(first, EXACT_MARGIN)
+        return self._plan(first, NO_MARGIN)
 
     def _plan(self, first: int, margin: Margin) -> Planned:
         seed, count = self._schedule.config.seed, self._schedule.views_of_batch(first)

@@ -19,9 +19,9 @@ from typing import Any
 
 from clm.errors import ClmError, ResourceError
 from clm.files import leftovers, remove_leftovers, storage_failure, sync_directory, temporary_name
-from clm.progress import Report, tally, unseen
+from clm.progress import Report, unseen
 from clm.run.arrays import Damaged, Listed
-from clm.run.segments import NotLinked, Pages, pages_to_write, read_index, row_bytes, write_pages
+from clm.run.segments import NotLinked, Pages, read_index, write_pages
 from clm.store.store import Store
 
 FORMAT = 3
@@ -74,14 +74,14 @@ def save_checkpoint(
 def _write(folder: Path, state: Mapping[str, Any], store: Store, before: Path | None, report: Report) -> None:
     """All files of a checkpoint, the manifest last; every one is synced."""
     name = f"saving step_{state['iteration']}"
-    earlier = None if before is None else pages_of(before, state.get("run"), store)
+    image = int(state["iteration"])
+    earlier = None if before is None else _pages_of(before, state.get("run"), store)
     try:
-        linked = None if before is None or earlier is None else (before, earlier)
-        pages = _write_pages(folder, state, store, linked, name, report)
+        pages = write_pages(folder, image, store, earlier, name, report)
     except NotLinked:
         for path in folder.iterdir():
             path.unlink()
-        pages = _write_pages(folder, state, store, None, name, report)
+        pages = write_pages(folder, image, store, None, name, report)
     header = {"rows": store.rows, "pages": store.pages, "page_rows": store.page_rows, "moments": store.moments}
     listed = {file: entry._asdict() for file, entry in pages.listed.items()}
     content = {**header, "segments": pages.names, **state}
@@ -90,30 +90,22 @@ def _write(folder: Path, state: Mapping[str, Any], store: Store, before: Path | 
     sync_directory(folder)
 
 
-def _write_pages(
-    folder: Path, state: Mapping[str, Any], store: Store, before: tuple[Path, Pages] | None, name: str, report: Report
-) -> Pages:
-    fresh = pages_to_write(store, before[1] if before else None)
-    passed = tally(name, int(store.fill[fresh].sum()) * row_bytes(store), "B", report)
-    return write_pages(folder, int(state["iteration"]), store, before, passed)
-
-
-def pages_of(path: Path, run: str | None, like: Store) -> Pages | None:
-    """The pages of a checkpoint of this run, to be linked; None where it is none, or not whole as far as its sizes say."""
+def _pages_of(path: Path, run: str | None, like: Store) -> tuple[Path, Pages] | None:
+    """A checkpoint of this run whose pages can be linked; None where it is none, or not whole as far as its sizes say."""
     if not _belongs(path, run):
         return None
     try:
-        state, listed = json.loads((path / STATE).read_text()), listed_files(path)
-        kind = state["format"], state["moments"], state["page_rows"]
-        return read_index(path, state, like, listed) if kind == (FORMAT, like.moments, like.page_rows) else None
-    except (Damaged, OSError, ValueError, KeyError, TypeError, RecursionError):
+        state, manifest = (json.loads((path / name).read_text()) for name in (STATE, MANIFEST))
+        if (state["format"], state["moments"], state["page_rows"]) != (FORMAT, like.moments, like.page_rows):
+            return None
+        return path, read_index(path, state, like, listed_files(manifest))
+    except (Damaged, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def listed_files(path: Path) -> dict[str, Listed]:
-    """What the manifest of a checkpoint lists. Raises Damaged, or ValueError where it is not JSON."""
-    manifest = json.loads((path / MANIFEST).read_text())
-    files = manifest.get("files") if isinstance(manifest, dict) else None
+def listed_files(manifest: dict[str, Any]) -> dict[str, Listed]:
+    """What a checkpoint's manifest lists. Raises Damaged."""
+    files = manifest.get("files")
     if not isinstance(files, dict) or STATE not in files:
         raise Damaged(f"{MANIFEST} lists no {STATE}")
     listed = {name: Listed.parse(value) for name, value in files.items()}

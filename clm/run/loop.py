@@ -32,9 +32,7 @@ def train(
     with open_run(scene, config, folder, emit, resume) as run:
         run.begin(saving)
         emit(_started(run))
-        while not run.schedule.over and not stop():
-            with run.saver.kept_when_refused():
-                batch = run.batches.next()  # cull, order, plan
+        for batch in run.batches.until(stop):  # cull, order, plan
             emit(train_batch(run, batch))
             run.saver.stop_for(run.views.why_to_stop())
             if run.growth.due:

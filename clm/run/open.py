@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from clm.formats.start import initial_store
 from clm.kernels.memory import return_freed_memory
 from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
-from clm.plan.batch import EXACT_MARGIN
+from clm.plan.visibility import NO_MARGIN
 from clm.render import Rasterizer
 from clm.run.accounts import Accounts
 from clm.run.batches import Batches
@@ -83,21 +84,15 @@ def open_run(
     instead of those that the scene and the configuration call for.
 
     Raises ClmError for a checkpoint that cannot be used, ResourceError when a budget is impossible."""
-    warn = lambda text: emit(Message(text, "warning"))  # noqa: E731
+    warn = _warner(emit)
     base = resident_bytes()  # before the first row
     kernels.set_threads(config.threads or os.cpu_count() or 1)
     return_freed_memory()
     device, rasterizer = machine or open_device(
         config.device, antialiased=config.antialias, absgrad=config.absgrad, say=lambda text: emit(Message(text))
     )
-    saved: Saved | None = None
-    if resume is not None:
-        resume, saved, store = load_saved(resume, emit)
-        scene = _scene_of(saved, scene, config, folder, warn)
-        schedule = Schedule.resumed(config, scene.scale, saved.progress, store, resume)
-    else:
-        store = store or initial_store(scene, config, warn, reporter(emit))
-        schedule = Schedule.first(config, scene.scale)
+    begun = _fresh(scene, config, store, emit) if resume is None else _gone_on(scene, config, folder, resume, emit)
+    scene, schedule, store, saved, resume = begun
     unseen = np.ones(store.places, bool) if resume is None else None
     with ExitStack() as stack:
         all_photos, image_cache = sum(view.nbytes for view in scene.views), parse_bytes(config.image_cache)
@@ -120,7 +115,7 @@ def open_run(
             saved.totals if saved else Totals(),
             Path(config.trace) if config.trace else None,
         )
-        views = Views(scene, photos, schedule, residence, rasterizer)
+        views = Views(scene, photos, schedule, residence)
         evaluation = Evaluation(scene, photos, schedule, residence, folder, emit)
         saver = Saver(folder / "checkpoints", schedule, residence, accounts, scene.scale, emit)
         if saved is not None:
@@ -133,12 +128,35 @@ def open_run(
         )  # fmt: skip
 
 
-def _scene_of(saved: Saved, scene: Scene, config: Config, folder: Path, warn: Callable[[str], None]) -> Scene:
-    """The scene as the run has it: with the views held out that it began with, and lengths as they were."""
+class _Begun(NamedTuple):
+    """What a run begins with, anew or from a checkpoint."""
+
+    scene: Scene
+    schedule: Schedule
+    store: Store
+    saved: Saved | None = None
+    checkpoint: Path | None = None  # the one that was whole
+
+
+def _fresh(scene: Scene, config: Config, store: Store | None, emit: Emit) -> _Begun:
+    warn = _warner(emit)
+    store = store or initial_store(scene, config, warn, reporter(emit))
+    return _Begun(scene, Schedule.first(config, scene.scale), store)
+
+
+def _gone_on(scene: Scene, config: Config, folder: Path, checkpoint: Path, emit: Emit) -> _Begun:
+    """The scene is as the run has it: with the views held out that it began with, and lengths as they were."""
+    checkpoint, saved, store = load_saved(checkpoint, emit)
     for text in config_changes(saved.config, config):
-        warn(text)
+        _warner(emit)(text)
     scene = with_split(scene, read_split(folder, saved.config))
-    return dataclasses.replace(scene, scale=saved.scene_scale)
+    scene = dataclasses.replace(scene, scale=saved.scene_scale)
+    schedule = Schedule.resumed(config, scene.scale, saved.progress, store, checkpoint)
+    return _Begun(scene, schedule, store, saved, checkpoint)
+
+
+def _warner(emit: Emit) -> Callable[[str], None]:
+    return lambda text: emit(Message(text, "warning"))
 
 
 def _first_lines(residence: Residence, batches: Batches, schedule: Schedule) -> list[str]:
@@ -146,9 +164,9 @@ def _first_lines(residence: Residence, batches: Batches, schedule: Schedule) -> 
     lines = [residence.budget.reason] * bool(residence.budget.reason)
     if schedule.over:
         return [*lines, residence.placement.reason]
-    batches.request(schedule.image, EXACT_MARGIN)
+    batches.request(schedule.image, NO_MARGIN)
     planned = batches.settled()
-    assert planned is not None and planned.plan is not None, "the arena was sized for these very views"
+    assert planned is not None, "it was asked for"
     columns = colour_columns(sh_degree_at(schedule.config, schedule.image))
     resident, bus = residence.tiers.resident_mask, schedule.config.colour_bus
     text = short_plan(residence.placement, planned.plan, resident, columns, *residence.budgets(), bus)

@@ -17,11 +17,12 @@ from clm.config import Config
 from clm.device.budget import DeviceBudget, find_device_budget
 from clm.device.interface import Arena, Device
 from clm.errors import ResourceError
-from clm.plan.batch import Margin, Planned, plan_batch
+from clm.plan.batch import Planned, plan_batch
 from clm.plan.budget import arena_bytes, in_core_bytes, lanes_bytes, staging_bytes, store_row_bytes
 from clm.plan.placement import LEAST_SLOTS, Placement, check_shared_memory, choose_placement, fewest_slots
 from clm.plan.residency import Plan, largest_turn, rest_of
 from clm.plan.sightings import Sightings, arena_needs, resident_blocks, sightings
+from clm.plan.visibility import Margin
 from clm.render import Rasterizer, Render
 from clm.run.events import Emit, Message, reporter
 from clm.run.host_memory import GROWTH_ROW_BYTES, HostMemory
@@ -101,10 +102,9 @@ class Residence:
     def arena(self) -> Arena:
         return self.tiers.arena
 
-    def budgets(self, offload: str | None = None) -> tuple[int, int]:
-        """Bytes of the device's budget and of the host's, now; where the device is the CPU, both end where the host's does.
-        offload: as if it were this one."""
-        host, offload = self._host_memory.total(), self._config.offload if offload is None else offload
+    def budgets(self) -> tuple[int, int]:
+        """Bytes of the device's budget and of the host's, now; where the device is the CPU, both end where the host's does."""
+        host, offload = self._host_memory.total(), self._config.offload
         rows, moments = self._store.rows, self._config.moments
         device = self.budget.beside(rows, moments, host, offload)
         if self.device.shares_host_memory:

@@ -105,7 +105,6 @@ def _read_arrays(path: Path, state: dict[str, Any], listed: dict[str, Listed], r
         read_array(path / f"{name}.npy", getattr(store, name), listed.get(f"{name}.npy"), passed)
     store.keys[:] = first_keys(0, rows)
     store.identify()
-    store.changed[:] = True
     return store
 
 
@@ -125,7 +124,7 @@ def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Listed]]:
     if manifest is not None:
         if manifest.get("format") != FORMAT:
             _refuse_other_formats(path, manifest.get("format"), _parse_quietly(path / STATE).get("format"))
-        listed = listed_files(path)
+        listed = listed_files(manifest)
     state = _parse(path / STATE, listed.get(STATE))
     if manifest is None:
         if state.get("format") in FORMATS[1:]:

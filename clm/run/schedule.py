@@ -9,7 +9,6 @@ import numpy as np
 
 from clm.config import Config, parse_background
 from clm.errors import ClmError
-from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep
 from clm.optim.schedules import Leg, crossed, sh_degree_at
 from clm.store.store import Store
@@ -52,9 +51,7 @@ class Schedule:
             )
         progress.leg = old.followed_by(Leg.of(config, scene_scale), done, progress.step)
         if progress.leg is not old:
-            for rows in store.live():
-                store.changed[:] = True
-                row_kernels.settle(store, old.adam().at(old.index(progress.step) + 1), rows)
+            store.settle(old.adam().at(old.index(progress.step) + 1))
             for run in store.runs():
                 stamps = store.stamp[run]
                 stamps[stamps > 0] = progress.leg.settled

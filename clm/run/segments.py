@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clm.progress import Report, tally
 from clm.run.arrays import Damaged, Listed, check_array, opened, read_array, write_array
 from clm.store.store import Store
 
@@ -52,7 +53,7 @@ def row_bytes(store: Store) -> int:
     return sum(array.itemsize * math.prod(array.shape[1:]) for array in arrays)
 
 
-def pages_to_write(store: Store, before: Pages | None) -> np.ndarray:
+def _pages_to_write(store: Store, before: Pages | None) -> np.ndarray:
     """[pages] bool: pages that no segment of `before` holds as they are now, or only one that is not worth its space."""
     fresh = store.changed.copy()
     if before is None:
@@ -69,12 +70,12 @@ def pages_to_write(store: Store, before: Pages | None) -> np.ndarray:
 
 
 def write_pages(
-    folder: Path, image: int, store: Store, before: tuple[Path, Pages] | None, passed: Callable[[int], None]
+    folder: Path, image: int, store: Store, before: tuple[Path, Pages] | None, what: str, report: Report
 ) -> Pages:
     """Write and sync the pages of a store into a new folder. before: an earlier checkpoint of the same store, since which
-    `store.changed` was kept. passed: told how many bytes were written. Raises NotLinked, with segments left behind."""
+    `store.changed` was kept. The bytes that are written are reported as `what`. Raises NotLinked, with segments left behind."""
     earlier = before[1] if before is not None else None
-    fresh, width = pages_to_write(store, earlier), row_bytes(store)
+    fresh, width = _pages_to_write(store, earlier), row_bytes(store)
     index = np.zeros((store.pages, 4), np.int64)
     index[:, _SEGMENT] = -1
     names, listed = [], {}
@@ -90,6 +91,7 @@ def write_pages(
         index[keep, _SEGMENT] = np.searchsorted(linked, known[keep, _SEGMENT])
     new = np.flatnonzero(fresh)
     if len(new):
+        passed = tally(what, int(store.fill[new].sum()) * width, "B", report)
         name = _free_name(image, names)
         fill = store.fill[new].astype(np.int64)
         crcs, listed[name] = _write_segment(folder / name, store, new, passed)

@@ -14,7 +14,7 @@ from typing import Any
 
 from clm.errors import ClmError, OutOfDeviceMemory
 from clm.plan.residency import Turn
-from clm.render import Rasterizer, Target, compare_and_differentiate
+from clm.render import Target, compare_and_differentiate
 from clm.run.batches import NextBatch
 from clm.run.photos import Photos
 from clm.run.residence import Residence
@@ -51,9 +51,8 @@ class Losses:
 class Views:
     """Renders the training views of a batch through the lanes of a residence."""
 
-    def __init__(self, scene: Scene, photos: Photos, schedule: Schedule, residence: Residence, rasterizer: Rasterizer):
-        self._scene, self._photos, self._schedule = scene, photos, schedule
-        self._residence, self._rasterizer = residence, rasterizer
+    def __init__(self, scene: Scene, photos: Photos, schedule: Schedule, residence: Residence):
+        self._scene, self._photos, self._schedule, self._residence = scene, photos, schedule, residence
         self._last = Losses()  # of the last batch
 
     def compute(self, batch: NextBatch) -> Losses:
@@ -92,7 +91,7 @@ class Views:
         if draw is None:
             return _nothing
         camera, degree = self._scene.views[turn.view].camera, self._schedule.sh_degree
-        return partial(render_turn, self._rasterizer, self._residence.arena, turn, camera, degree, draw)
+        return partial(render_turn, self._residence.rasterizer, self._residence.arena, turn, camera, degree, draw)
 
     def _draw(self, view: int, image: int) -> Draw | None:
         """What is done with the splats of a view once they are all there: rasterise, compare, and back down to them; it
@@ -101,7 +100,7 @@ class Views:
         if pair is None:
             return None
         target = Target(*pair, self._schedule.background(image), self._schedule.config.ssim_weight)
-        return partial(compare_and_differentiate, self._rasterizer, target)
+        return partial(compare_and_differentiate, self._residence.rasterizer, target)
 
     def why_to_stop(self) -> ClmError | None:
         """What a run cannot go on with after its last batch."""

@@ -281,6 +281,12 @@ class Store:
                 memory.release(first, last)
         self._held[pages] = self.fill[pages]
 
+    def settle(self, step: AdamStep) -> None:
+        """Write every row back as it is after `step - 1`."""
+        self.changed[:] = True
+        for ids in self.live():
+            row_kernels.settle(self, step, ids)
+
     # ---- what follows from the rows ----
 
     def refresh(self, step: AdamStep | None) -> None:

@@ -136,9 +136,7 @@ def reset_opacity(store: Store, step: AdamStep, ceiling: float) -> None:
     """Opacities above `ceiling` are set to it, and the opacity moments of every row start anew: the one operation that reaches
     every row. Rows are settled as of `step - 1`; cull entries and bounds must be refreshed afterwards."""
     limit = np.float32(np.log(ceiling / (1.0 - ceiling)))
-    store.changed[:] = True
-    for rows in store.live():
-        row_kernels.settle(store, step, rows)
+    store.settle(step)
     for run in store.runs():
         column = store.geometry[run, LOGIT_OPACITIES]
         np.minimum(column, limit, out=column)
