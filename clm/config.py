@@ -94,11 +94,18 @@ class Config:
     # Placement
     offload: str = _option(
         "auto",
-        "Where Gaussians and optimizer state live.",
-        choices=("auto", "none", "host"),
+        "Where Gaussians and optimizer state live: on the device, in host memory, on disk; auto: the first that has room.",
+        choices=("auto", "none", "host", "disk"),
         resume="free",
         planned=True,
         section="Placement",
+    )
+    scratch: str | None = _option(
+        None,
+        "Folder for the rows that host memory does not hold: on a fast local disk; default: RUN/scratch.",
+        metavar="DIR",
+        resume="free",
+        planned=True,
     )
     gpu_memory: str = _option(
         "auto",

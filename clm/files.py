@@ -43,11 +43,11 @@ def storage_failure(error: OSError, path: Path | str, needed: int | None = None)
         return None
     reason, fix = _REASONS[number]
     size = f" It needs {format_bytes(needed)}." if needed is not None else ""
-    free = f" {format_bytes(_free_bytes(Path(path)))} are free." if number == errno.ENOSPC else ""
+    free = f" {format_bytes(free_bytes(Path(path)))} are free." if number == errno.ENOSPC else ""
     return ResourceError(f"{reason}: {path} was not written.{size}{free}", fix)
 
 
-def _free_bytes(path: Path) -> int:
+def free_bytes(path: Path) -> int:
     """Bytes free where `path` is or would be; 0 where that cannot be found out."""
     for folder in (path, *path.parents):
         if folder.is_dir():

@@ -31,7 +31,7 @@ def test_an_unknown_key_is_an_error_with_the_nearest_match(tmp_path: Path) -> No
     [
         {"iterations": 0},
         {"sh_degree": 4},
-        {"offload": "disk"},
+        {"offload": "cloud"},
         {"moments": "f16"},
         {"colour_bus": "f16"},
         {"device": "tpu"},

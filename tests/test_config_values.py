@@ -154,7 +154,7 @@ def test_five_hundred_damaged_configurations_never_end_in_a_traceback(tmp_path: 
         ({"threads": 32768}, "threads"),
         ({"batch_size": 1_000_000}, "batch_size"),
         ({"iterations": 0}, "iterations"),
-        ({"offload": "disk"}, "offload"),
+        ({"offload": "cloud"}, "offload"),
         ({"downscale": "3"}, "downscale"),
     ],
 )

@@ -19,9 +19,13 @@ from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
 from clm.plan.budget import (
     CULL_BYTES,
+    LEAST_FRAMES,
     arena_bytes,
+    frame_bytes,
     in_core_bytes,
+    paged_bytes,
     resident_row_bytes,
+    scratch_bytes,
     staging_bytes,
     store_bytes,
     store_row_bytes,
@@ -79,20 +83,26 @@ def _scene_facts(forecast: Forecast) -> dict[str, Any]:
 
 
 def _required(forecast: Forecast) -> dict[str, int]:
-    """Bytes that the run needs where it is placed; for a refused one, the least that would do with the rows on the host."""
+    """Bytes that the run needs where it is placed; for a refused one, the least that would do with the rows on the host, or on
+    disk where that was asked for."""
     gaussians, placement, config = forecast.gaussians, forecast.placement, forecast.config
     store = store_bytes(gaussians, store_row_bytes(config.moments))
     on_cpu = forecast.machine is None or forecast.machine.on_cpu
     least = arena_bytes(fewest_slots(forecast.largest_view))
-    device = least if placement is None else placement.device_bytes
-    host = store if placement is None else placement.host_bytes
+    scratch = scratch_bytes(forecast.pages, config.moments) if config.offload == "disk" else 0
+    paged = paged_bytes(gaussians, forecast.pages) + LEAST_FRAMES * frame_bytes(moments=config.moments)
+    host = paged if scratch else store
+    device = least
+    if placement is not None:
+        device, host, scratch = placement.device_bytes, placement.host_bytes, placement.disk_bytes
     checkpoint = store - CULL_BYTES * gaussians  # cull entries are recomputed
     copies = config.keep_checkpoints + 1 if config.save_every != 0 else 1  # the new one is whole before an old one goes
     training = [forecast.scene.views[k] for k in forecast.scene.train]
     return {
         "device_bytes": device,
         "host_bytes": host,
-        "disk_bytes": copies * checkpoint + gaussians * PLY_ROW_BYTES,
+        "disk_bytes": copies * checkpoint + gaussians * PLY_ROW_BYTES + scratch,
+        "scratch_bytes": scratch,
         "photos_bytes": sum(view.nbytes for view in training),
         "staging_bytes": staging_bytes(forecast.largest_view, on_cpu),
         "beside_arena_bytes": forecast.beside_arena,
@@ -108,8 +118,10 @@ def warnings(forecast: Forecast) -> list[str]:
     if forecast.placement is None:
         return []
     if required["disk_bytes"] > budgets.disk.bytes:
-        said.append("The disk has too little room for the checkpoint and the PLY.")
-    if required["host_bytes"] + required["staging_bytes"] > budgets.host.bytes:
+        scratch = "the scratch file, " if required["scratch_bytes"] else ""
+        said.append(f"The disk has too little room for {scratch}the checkpoint and the PLY, if all are to lie on one.")
+    on_disk = forecast.placement.offload == "disk"  # frames leave room for staging
+    if not on_disk and required["host_bytes"] + required["staging_bytes"] > budgets.host.bytes:
         said.append("Staging does not fit into the host budget beside the store.")
     if forecast.machine is not None and forecast.machine.name == THIS and cuda_devices():
         said.append("The rates are those of the CPU: name a machine file with a GPU like the one here.")
@@ -225,6 +237,10 @@ def _needs(facts: dict[str, Any]) -> list[str]:
         short = "" if needed <= there else "  too little" if name in ("device", "host", "disk") else "  decoded again"
         numbers = f"{format_bytes(needed):>12} {format_bytes(there):>12}"
         lines.append(f"{name:12} {numbers}  ({available['sources'][name]}){short}")
+    if required["scratch_bytes"]:
+        lines.append(
+            f"{'scratch':12} {format_bytes(required['scratch_bytes']):>12}  of the disk, for the rows themselves"
+        )
     if required["staging_bytes"]:
         lines.append(f"{'staging':12} {format_bytes(required['staging_bytes']):>12}  besides, on the host")
     lines.append(f"{'':12} device bytes per Gaussian that is not loaded: 0")

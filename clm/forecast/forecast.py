@@ -8,26 +8,37 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from clm.config import Config
 from clm.device.budget import AVAILABLE_SHARE, DeviceBudget, available_memory
 from clm.errors import ResourceError
+from clm.files import free_bytes
 from clm.forecast.machine import Machine
 from clm.forecast.measure import Sizes, measure_this
 from clm.forecast.simulate import Timeline, simulate
 from clm.formats.start import RANDOM_ROWS, initial_store
 from clm.kernels.rows import colour_columns
 from clm.plan.batch import batch_views, plan_batch
-from clm.plan.budget import AUTO, arena_bytes, lanes_bytes, store_bytes, store_row_bytes
+from clm.plan.budget import (
+    AUTO,
+    GROWTH_ROW_BYTES,
+    arena_bytes,
+    grown_pages,
+    lanes_bytes,
+    scratch_bytes,
+    scratch_room,
+    staging_bytes,
+    store_bytes,
+    store_row_bytes,
+)
 from clm.plan.placement import (
     Placement,
-    check_shared_memory,
     choose_placement,
     fewest_slots,
     no_more,
@@ -35,13 +46,15 @@ from clm.plan.placement import (
 from clm.plan.residency import Plan, largest_turn
 from clm.plan.sightings import Sightings, all_visible_sets, arena_needs, resident_blocks
 from clm.plan.visibility import NO_MARGIN
-from clm.render.temporaries import Temporaries
+from clm.render.temporaries import HostWorkspace, Temporaries
 from clm.scene import Scene
+from clm.store.layout import PAGE_ROWS
 from clm.store.store import Store
 from clm.units import format_bytes, parse_bytes, size_flag
 
 SAMPLE_ROWS = 500_000  # more points than these are thinned out: plans of 500 k rows take milliseconds
 PLANNED_TURNS = 256  # real plans are made for about so many turns, each a view or a piece of one
+_PROGRAM_BYTES = 160 << 20  # interpreter and libraries of a CPU run, before its rows
 _MOST_PIECES = 16  # of a view that are planned as they are
 
 
@@ -69,6 +82,7 @@ class Forecast:
     scene: Scene
     config: Config
     gaussians: int
+    pages: int  # that they lie in
     scale: float  # Gaussians per row of the plans
     largest_view: int  # Gaussians
     beside_arena: int  # device bytes that its largest turn takes besides, where it is placed: temporaries, lanes
@@ -100,12 +114,14 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
     largest = math.ceil(seen.largest_view * scale)
     shared = machine is None or machine.on_cpu
     usual = math.ceil(seen.usual_union(config.batch_size) * scale)
-    known = (scene, config, gaussians, scale, largest)
+    pages = grown_pages(gaussians) if gaussians > len(scene.points) else -(-gaussians // PAGE_ROWS)
+    known = (scene, config, gaussians, pages, scale, largest)
     refused: ResourceError | None = None
+    beside_frames = _beside_frames(scene, config, gaussians, largest, budgets, shared)
     for in_bands in (False,) if shared else (False, True):  # as a run does: a few tile rows at a time, if need be
         beside: Callable[[int], int] = no_more if shared else partial(_beside_arena, scene, config, largest, in_bands)
         try:
-            placement = _place(config, gaussians, largest, usual, beside, budgets, shared)
+            placement = _place(config, gaussians, pages, largest, usual, beside, beside_frames, budgets, shared)
             break
         except ResourceError as error:
             refused = error
@@ -158,7 +174,9 @@ def find_budgets(config: Config, machine: Machine | None) -> Budgets:
         machine is not None and device.bytes > machine.device_memory
     ):  # a statement beyond the machine counts as all of it
         device = Budget(machine.device_memory, f"100% of what {machine.name} has")
-    disk = Budget(shutil.disk_usage(".").free, "free here") if machine is None else Budget(machine.disk, machine.name)
+    scratch = Path(config.scratch or ".")
+    here = "free here" if config.scratch is None else f"free at {config.scratch}"
+    disk = Budget(free_bytes(scratch.resolve()), here) if machine is None else Budget(machine.disk, machine.name)
     return Budgets(device, host, disk, Budget(parse_bytes(config.image_cache), "image_cache"))
 
 
@@ -170,20 +188,32 @@ def _beside_arena(scene: Scene, config: Config, largest: int, in_bands: bool, tu
     return bytes_of(largest, pixels, config.sh_degree, turn_rows) + lanes_bytes(turn_rows)
 
 
+def _beside_frames(scene: Scene, config: Config, gaussians: int, largest: int, budgets: Budgets, shared: bool) -> int:
+    """Bytes of the host that a run on disk has for neither rows nor frames: the program, photos, staging, rebuilds, and on
+    the CPU the rasteriser's workspace."""
+    pixels = max(view.camera.width * view.camera.height for view in scene.views)
+    photos = min(budgets.photos.bytes, sum(view.nbytes for view in scene.views), budgets.host.bytes // 4)
+    growth = GROWTH_ROW_BYTES * gaussians if config.densify_until else 0
+    workspace = HostWorkspace().bytes(largest, pixels) if shared else 0
+    return _PROGRAM_BYTES + photos + staging_bytes(largest, shared) + growth + workspace
+
+
 def _place(
     config: Config,
     gaussians: int,
+    pages: int,
     largest: int,
     usual: int,
     beside: Callable[[int], int],
+    beside_frames: int,
     budgets: Budgets,
     shared: bool,
 ) -> Placement:
     """As a run places its store; a refusal names every budget that is too small. shared: device memory is the host's."""
     needed, usual = arena_needs(gaussians, largest, usual, config.batch_size)
     device, host = budgets.device.bytes, budgets.host.bytes
-    if budgets.device.of_the_host:
-        check_shared_memory(gaussians, largest, host, config.moments)
+    of_the_host, disk_free = budgets.device.of_the_host, budgets.disk.bytes
+    if of_the_host:
         device = DeviceBudget(None).beside(gaussians, config.moments, host, config.offload)
     try:
         return choose_placement(
@@ -196,13 +226,18 @@ def _place(
             usual_union=usual,
             moments=config.moments,
             beside=beside,
+            pages=pages,
             shared_memory=shared,
+            host_holds_device=of_the_host,
+            beside_frames=beside_frames,
+            disk_free=disk_free,
         )
     except ResourceError:
         fewest = fewest_slots(largest)
         least = arena_bytes(fewest) + beside(largest_turn(largest, fewest))
         store = store_bytes(gaussians, store_row_bytes(config.moments))
-        if config.offload == "none" or least <= device or store <= host:
+        to_disk = config.offload == "auto" and scratch_bytes(pages, config.moments) <= scratch_room(disk_free)
+        if config.offload in ("none", "disk") or to_disk or least <= device or store <= host:
             raise
     raise ResourceError(
         f"{gaussians:,} Gaussians need {format_bytes(store)} of host memory, but have "

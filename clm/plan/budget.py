@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from clm.store.layout import CHUNK_ROWS
+import math
+
+from clm.store.layout import CHUNK_ROWS, PAGE_ROWS
 
 PARAMETER_BYTES = 240  # geometry 12 floats (one is identity), colour 48 floats
 MOMENT_BYTES = {"f32": 480, "bf16": 240}  # both Adam moments, laid out as the parameters
@@ -18,7 +20,14 @@ TURNS_UNDER_WAY = 4  # of one batch: routed, and not over
 DEVICE_ROWS = 1 << 15  # resident rows that one call of Adam or catching up takes at once
 DEVICE_ROW_WORK = 1792  # bytes of temporaries for each of them, at most
 
-OFFLOADS = ("auto", "none", "host")
+GROWTH_ROW_BYTES = 32  # of the host, per row of the store, for a moment: candidates, orders, new rows of a rebuild
+LEAST_FRAMES = 16  # pages of the disk tier that host memory holds at once, at least
+PAGE_TABLE_BYTES = 96  # of a page under the disk tier: bounds 32; fill three times; flags; frame, slot, checksum, uses
+SECTOR_BYTES = 4096  # what slots of the scratch file are multiples of, and their addresses
+GROWN_FILL = 0.6  # of a page, that rows fill once a scene has grown: 0.63 was measured after 100 rebuilds
+SCRATCH_SPARE, SCRATCH_SPARE_SHARE = 1 << 30, 0.05  # left free of a disk: the smaller of the two
+
+OFFLOADS = ("auto", "none", "host", "disk")
 AUTO = "auto"  # --gpu-memory, --host-memory: what is free
 
 
@@ -31,6 +40,46 @@ def resident_row_bytes(moments: str, shared_memory: bool = True) -> int:
     """Device bytes of a row that lives there: parameters, moments, stamp, densification statistics. Its cull entry and
     its key never leave the host; a device with memory of its own keeps moments in f32."""
     return store_row_bytes(moments if shared_memory else "f32") - CULL_BYTES - KEY_BYTES
+
+
+def page_row_bytes(moments: str) -> int:
+    """Bytes of one row in a page of the disk tier: all of it but its cull entry, which stays in host memory."""
+    return store_row_bytes(moments) - CULL_BYTES
+
+
+def frame_bytes(page_rows: int = PAGE_ROWS, moments: str = "f32") -> int:
+    """Bytes of host memory that hold one page of the disk tier."""
+    return page_rows * page_row_bytes(moments)
+
+
+def page_file_bytes(page_rows: int = PAGE_ROWS, moments: str = "f32") -> int:
+    """Bytes of a page's slot in the scratch file: its rows array by array, in whole sectors."""
+    return -(-frame_bytes(page_rows, moments) // SECTOR_BYTES) * SECTOR_BYTES
+
+
+def scratch_bytes(pages: int, moments: str = "f32", page_rows: int = PAGE_ROWS) -> int:
+    """Bytes of the scratch file of so many pages."""
+    return pages * page_file_bytes(page_rows, moments)
+
+
+def paged_bytes(rows: int, pages: int) -> int:
+    """Bytes of host memory for rows whose pages are on disk, besides the frames: cull entries, and tables of the pages."""
+    return rows * CULL_BYTES + pages * PAGE_TABLE_BYTES
+
+
+def grown_pages(rows: int, page_rows: int = PAGE_ROWS) -> int:
+    """Pages of a scene that grew to so many rows."""
+    return math.ceil(rows / (GROWN_FILL * page_rows))
+
+
+def scratch_room(free: int) -> int:
+    """Bytes of a disk with so many free that the scratch file may take."""
+    return max(0, free - min(SCRATCH_SPARE, int(SCRATCH_SPARE_SHARE * free)))
+
+
+def scratch_free(room: int) -> int:
+    """Bytes that must be free for a scratch file of so many: `scratch_room(scratch_free(n)) >= n`."""
+    return min(room + SCRATCH_SPARE, math.ceil(room / (1.0 - SCRATCH_SPARE_SHARE)) + 1)
 
 
 STORE_ROW_BYTES = store_row_bytes("f32")

@@ -1,4 +1,5 @@
-"""Where rows live: everything on the device, or the store on the host with the blocks that most views see on the device.
+"""Where rows live: everything on the device; the store on the host, with the blocks that most views see on the device; or
+the store on disk, with the pages that are needed next on the host.
 
 Nothing here allocates: a scene that cannot fit is refused before step 0, with what it needs, what there is, and the ways
 out that really help.
@@ -8,34 +9,55 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clm.errors import ClmError, ResourceError
 from clm.plan.budget import (
-    MOMENT_BYTES,
+    CULL_BYTES,
+    GROWN_FILL,
+    GROWTH_ROW_BYTES,
+    LEAST_FRAMES,
     OFFLOADS,
+    PAGE_TABLE_BYTES,
     arena_bytes,
+    frame_bytes,
     in_core_bytes,
+    page_file_bytes,
+    paged_bytes,
     resident_row_bytes,
+    scratch_bytes,
+    scratch_free,
+    scratch_room,
     slots_for,
     store_bytes,
     store_row_bytes,
 )
+from clm.plan.refusals import (
+    device_too_small,
+    scratch_way,
+    too_large_for_disk,
+    too_large_for_frames,
+    too_large_for_host,
+    too_large_in_core,
+)
 from clm.plan.residency import largest_turn
 from clm.store.layout import PAGE_ROWS
-from clm.units import format_bytes, format_rows, size_flag
+from clm.units import format_bytes
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where rows live. `none`: all of them on the device; `host`: on the host, but for `resident_rows` in whole blocks."""
+    """Where rows live. `none`: all of them on the device; `host`: on the host; `disk`: in pages of a scratch file, of which
+    the host holds `frames`. Of the last two, `resident_rows` are on the device instead."""
 
-    offload: str  # "none" or "host"
+    offload: str  # "none", "host" or "disk"
     arena_slots: int
     resident_rows: int  # at most; whole blocks, those that most views see first
     reason: str  # one sentence for the user
     device_bytes: int
     host_bytes: int
+    frames: int  # pages that host memory holds: all of them, but for "disk"
+    disk_bytes: int  # of the scratch file
 
 
 LEAST_SLOTS = 1024  # of an arena: half of them hold a piece of a view, the other half the next one
@@ -63,68 +85,182 @@ def choose_placement(
     moments: str = "f32",
     beside: Callable[[int], int] = no_more,
     page_rows: int = PAGE_ROWS,
+    pages: int | None = None,
     shared_memory: bool = True,
+    host_holds_device: bool = False,
     host_beside: int = 0,
+    beside_frames: int = 0,
+    disk_free: int = 0,
 ) -> Placement:
-    """Where rows live, how many slots the arena gets, and why.
+    """Where rows live, how many slots the arena gets, how many pages the host holds, and why.
 
     rows: Gaussians to plan for; arena_rows_needed: slots that any batch can use; largest_view: rows of the largest visible
     set; usual_union: rows of most batches' union; budgets in bytes; beside(n): bytes of the device beside arena and resident
-    rows where a turn has up to n rows, growing with n. `auto` takes `none` if all rows and an arena for the largest view fit
-    into the device budget, `host` otherwise. The arena gets what the budget leaves, at most what a batch can use; where that
-    is less than the largest view, such views go in pieces. Under `auto` the two compete: the arena gets no more than the
-    usual union, and the rest goes to resident rows. `none` and `host` insist on all and on none.
-    shared_memory: device memory is the host's (the CPU), so resident rows are not kept a second time on the host.
-    host_beside: bytes of the host's budget that are not for rows, nor for what the device counts.
+    rows where a turn has up to n rows, growing with n; pages: that the rows lie in (None: full ones).
+
+    `auto` takes `none` if all rows and an arena for the largest view fit into the device budget, else `host` if they fit into
+    the host's, else `disk`. The arena gets what the budget leaves, at most what a batch can use; where that is less than the
+    largest view, such views go in pieces. Under `auto` and `disk` arena and resident rows compete: the arena gets no more
+    than the usual union, and the rest goes to resident rows. `none` and `host` insist on all and on none.
+    shared_memory: device memory is the host's (the CPU), so resident rows are not kept a second time on the host, and with
+    `disk` there are none: the arena gets a quarter of what there is, or up to half of it for the largest view, frames the rest.
+    host_holds_device: the host's budget is to hold all that the device has, too.
+    host_beside: bytes of the host's budget that are not for rows, nor for what the device counts; beside_frames: more of them,
+    where frames take all that is left. disk_free: bytes free where the scratch file would be; 0: nowhere.
 
     Raises ResourceError (needed, available, ways out) when nothing fits, not even with views in pieces; ClmError for an
     unknown `offload`.
     """
     if offload not in OFFLOADS:
         raise ClmError(f"Unknown --offload {offload!r}.", f"Choose one of {', '.join(OFFLOADS)}.")
-    row_bytes, fewest = resident_row_bytes(moments, shared_memory), fewest_slots(largest_view)
-    wanted = max(arena_rows_needed, largest_view)
-    smallest = arena_bytes(fewest) + beside(largest_turn(largest_view, fewest))
-    whole_views = in_core_bytes(rows, largest_view, row_bytes) + beside(largest_view)
-    fits = whole_views <= device_budget
-    if offload == "none" and rows * row_bytes + smallest > device_budget:
-        raise _too_large_in_core(rows, row_bytes, smallest, device_budget)
-    if smallest > device_budget:
-        raise device_too_small(largest_view, smallest, device_budget)
+    case = _Case(
+        rows, -(-rows // page_rows) if pages is None else pages, page_rows, max(arena_rows_needed, largest_view),
+        largest_view, arena_rows_needed if usual_union is None else usual_union, moments, device_budget, host_budget,
+        beside, shared_memory, host_holds_device, host_beside, beside_frames, disk_free,
+    )  # fmt: skip
+    if offload == "disk":
+        return _on_disk(case, "it was asked for")
+    on_host, smallest = store_bytes(rows, store_row_bytes(moments)) + host_beside, case.smallest
+    whole_views = in_core_bytes(rows, largest_view, case.row_bytes) + beside(largest_view)
+    if host_holds_device and on_host + smallest > host_budget:
+        needed, in_core, not_rows = on_host + smallest, None, host_beside + smallest
+    else:
+        placement = _in_memory(case, offload, whole_views)
+        if placement.host_bytes <= host_budget:
+            return placement
+        # A device with memory of its own leaves a copy of every row on the host.
+        instead = shared_memory and offload != "host" and placement.offload != "none"
+        in_core = whole_views if instead else None
+        needed, not_rows = placement.host_bytes, host_beside
+    if offload == "auto" and case.file_bytes <= scratch_room(disk_free):
+        state, there = format_bytes(needed), format_bytes(host_budget)
+        return _on_disk(case, f"{state} of state exceeds the {there} budget of host memory")
+    raise too_large_for_host(rows, needed, in_core, host_budget, not_rows, _disk_way(case, offload))
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is to be placed, and what there is: the arguments of `choose_placement`."""
+
+    rows: int
+    pages: int
+    page_rows: int
+    wanted: int  # slots of the largest arena that is of use
+    largest_view: int
+    usual_union: int
+    moments: str
+    device_budget: int
+    host_budget: int
+    beside: Callable[[int], int]
+    shared_memory: bool
+    host_holds_device: bool
+    host_beside: int
+    beside_frames: int
+    disk_free: int
+
+    @property
+    def row_bytes(self) -> int:
+        return resident_row_bytes(self.moments, self.shared_memory)
+
+    @property
+    def smallest(self) -> int:
+        """Bytes of the smallest arena and of what goes with it."""
+        return self.arena(fewest_slots(self.largest_view))
+
+    @property
+    def file_bytes(self) -> int:
+        return scratch_bytes(self.pages, self.moments, self.page_rows)
+
+    def arena(self, slots: int) -> int:
+        """Bytes of an arena and of what goes with it."""
+        return arena_bytes(slots) + self.beside(largest_turn(self.largest_view, slots))
+
+    def slots(self, budget: int) -> int:
+        """Slots of the largest arena, up to those wanted, that fits with what it needs beside it."""
+        whole = slots_for(budget - self.beside(self.largest_view))
+        if whole >= self.largest_view:
+            return min(self.wanted, whole)
+        return max(0, bisect_right(range(self.largest_view), budget, key=self.arena) - 1)
+
+    def beside_residents(self, budget: int) -> tuple[int, int]:
+        """Slots of the arena, and resident rows in whole blocks, that share a budget."""
+        slots = min(self.slots(budget), max(self.largest_view, self.usual_union))
+        return slots, (budget - self.arena(slots)) // self.row_bytes // self.page_rows * self.page_rows
+
+
+def _in_memory(case: _Case, offload: str, whole_views: int) -> Placement:
+    """Rows on device and host, whatever the host's budget is. whole_views: device bytes of all rows and the largest view."""
+    rows, budget = case.rows, case.device_budget
+    fits = whole_views <= budget
+    if offload == "none" and rows * case.row_bytes + case.smallest > budget:
+        raise too_large_in_core(rows, case.row_bytes, case.smallest, budget)
+    if case.smallest > budget:
+        raise device_too_small(case.largest_view, case.smallest, budget)
     everything = offload == "none" or (offload == "auto" and fits)
     resident = rows if everything else 0
-    slots = _most_slots(device_budget - resident * row_bytes, wanted, largest_view, beside)
+    slots = case.slots(budget - resident * case.row_bytes)
     if offload == "auto" and not fits:
-        slots = min(slots, max(largest_view, arena_rows_needed if usual_union is None else usual_union))
-        left = device_budget - arena_bytes(slots) - beside(largest_turn(largest_view, slots))
-        resident = left // row_bytes // page_rows * page_rows
-    host = store_bytes(rows, store_row_bytes(moments)) - (resident * row_bytes if shared_memory else 0) + host_beside
-    if host > host_budget:
-        in_core = None if offload == "host" or everything else whole_views
-        raise _too_large_for_host(rows, host, in_core, host_budget, host_beside)
-    device = in_core_bytes(resident, slots, row_bytes) + beside(largest_turn(largest_view, slots))
-    reason = _reason(offload, everything, whole_views, device, device_budget, resident / max(rows, 1))
-    return Placement("none" if everything else "host", slots, resident, reason, device, host)
+        slots, resident = case.beside_residents(budget)
+    host = store_bytes(rows, store_row_bytes(case.moments)) + case.host_beside
+    host -= resident * case.row_bytes if case.shared_memory else 0
+    device = resident * case.row_bytes + case.arena(slots)
+    reason = _reason(offload, everything, whole_views, device, budget, resident / max(rows, 1))
+    return Placement("none" if everything else "host", slots, resident, reason, device, host, case.pages, 0)
 
 
-def _most_slots(available: int, wanted: int, largest_view: int, beside: Callable[[int], int]) -> int:
-    """Slots of the largest arena, up to `wanted`, that fits with what it needs beside it."""
-    whole = slots_for(available - beside(largest_view))
-    if whole >= largest_view:
-        return min(wanted, whole)
-    below = range(largest_view)
-    return max(
-        0, bisect_right(below, available, key=lambda n: arena_bytes(n) + beside(largest_turn(largest_view, n))) - 1
+def _on_disk(case: _Case, because: str) -> Placement:
+    """Pages on disk, those that fit in frames of the host. because: why, for the user."""
+    frame, fewest = frame_bytes(case.page_rows, case.moments), min(case.pages, LEAST_FRAMES)
+    kept = paged_bytes(case.rows, case.pages) + case.host_beside + case.beside_frames
+    least = kept + fewest * frame + (case.smallest if case.shared_memory else 0)
+    if least > case.host_budget:
+        disk_too_small = case.file_bytes > scratch_room(case.disk_free)
+        with_disk = scratch_way(case.file_bytes) if disk_too_small else ""
+        raise too_large_for_frames(case.rows, case.pages, least, case.host_budget, with_disk)
+    device = case.device_budget
+    if case.shared_memory:
+        left = case.host_budget - kept - fewest * frame
+        whole_view = case.arena(case.largest_view)
+        device = min(device, max(case.smallest, left // 4, min(whole_view, left // 2)))
+    if case.smallest > device:
+        raise device_too_small(case.largest_view, case.smallest, device)
+    if case.file_bytes > scratch_room(case.disk_free):
+        in_memory = store_bytes(case.rows, store_row_bytes(case.moments)) + case.host_beside + case.smallest
+        raise too_large_for_disk(case.rows, case.file_bytes, case.disk_free, in_memory)
+    slots, resident = case.beside_residents(device)
+    resident = 0 if case.shared_memory else min(case.rows, resident)
+    arena = case.arena(slots)
+    frames = min(case.pages, (case.host_budget - kept - (arena if case.shared_memory else 0)) // frame)
+    reason = (
+        f"offload: disk, because {because}; {100 * frames / max(1, case.pages):.0f}% of the pages fit there at a time"
     )
+    reason += _residents(resident / max(case.rows, 1))
+    host, device = kept + frames * frame, resident * case.row_bytes + arena
+    return Placement("disk", slots, resident, reason, device, host, frames, case.file_bytes)
 
 
-def check_shared_memory(rows: int, largest_view: int, host_budget: int, moments: str, beside: int = 0) -> None:
-    """Where the device is the CPU: ResourceError if the rows, the smallest arena and `beside` bytes exceed the host's
-    budget."""
-    beside += arena_bytes(fewest_slots(largest_view))
-    needed = store_bytes(rows, store_row_bytes(moments)) + beside
-    if needed > host_budget:
-        raise _too_large_for_host(rows, needed, None, host_budget, beside)
+def _disk_way(case: _Case, offload: str) -> str:
+    """What makes the disk tier a way out of a full host; nothing where none does."""
+    try:
+        _on_disk(replace(case, disk_free=scratch_free(case.file_bytes)), "")
+    except ResourceError:
+        return ""
+    if case.file_bytes > scratch_room(case.disk_free):
+        way = scratch_way(case.file_bytes)
+        return way if offload == "auto" else f"`--offload disk` with {way}"
+    return "`--offload disk`"
+
+
+def most_rows_on_disk(host_left: int, disk_free: int, *, moments: str, page_rows: int = PAGE_ROWS) -> int:
+    """How many rows a scene on disk can grow to: what host memory keeps of each beside the fewest frames, a rebuild's own
+    included, and its place in a page of the scratch file.
+
+    host_left: bytes of the host for rows; disk_free: bytes free for the scratch file, with those that it has already."""
+    frames = LEAST_FRAMES * frame_bytes(page_rows, moments)
+    in_pages = GROWN_FILL * page_rows  # rows of a page
+    on_host = (host_left - frames - PAGE_TABLE_BYTES) / (CULL_BYTES + GROWTH_ROW_BYTES + PAGE_TABLE_BYTES / in_pages)
+    on_disk = scratch_room(disk_free) // page_file_bytes(page_rows, moments) * in_pages
+    return max(0, int(min(on_host, on_disk)))
 
 
 def _reason(offload: str, everything: bool, least: int, device: int, budget: int, share: float) -> str:
@@ -134,50 +270,8 @@ def _reason(offload: str, everything: bool, least: int, device: int, budget: int
     if offload == "host":
         return "offload: host, because it was asked for"
     reason = f"offload: host, because {format_bytes(least)} of state exceeds the {format_bytes(budget)} budget"
-    return reason + (f"; the {100 * share:.0f}% of Gaussians that most views see stay on the device" if share else "")
+    return reason + _residents(share)
 
 
-def _too_large_in_core(rows: int, row_bytes: int, smallest: int, device_budget: int) -> ResourceError:
-    """smallest: bytes of the smallest arena and what goes with it."""
-    needed, room = rows * row_bytes + smallest, device_budget - smallest
-    ways = "`--offload host`, " if room >= 0 else ""
-    fewer = f" or `--max-gaussians {format_rows(room // row_bytes)}`" if room >= row_bytes else ""
-    return ResourceError(
-        f"{rows:,} Gaussians without offloading need {format_bytes(needed)} on the device, "
-        f"but its budget is {format_bytes(device_budget)}.",
-        f"Use {ways}`--gpu-memory {size_flag(needed)}`{fewer}.",
-    )
-
-
-def device_too_small(largest_view: int, needed: int, device_budget: int) -> ResourceError:
-    """No arena fits. largest_view: rows that a view may have."""
-    return ResourceError(
-        f"The largest view sees {largest_view:,} Gaussians. Even in pieces it needs {format_bytes(needed)} on the device, "
-        f"but its budget is {format_bytes(device_budget)}.",
-        f"Use `--gpu-memory {size_flag(needed)}`.",
-    )
-
-
-def _too_large_for_host(
-    rows: int, needed: int, in_core: int | None, host_budget: int, beside: int = 0
-) -> ResourceError:
-    """beside: of the bytes needed, those that are not the store's."""
-    smallest = min(map(store_row_bytes, MOMENT_BYTES))
-    in_core_way = "" if in_core is None else f", `--gpu-memory {size_flag(in_core)}`"
-    bf16_way = ", `--moments bf16`" if store_bytes(rows, smallest) + beside <= host_budget < needed else ""
-    room = _seen_less(host_budget - beside) if beside else host_budget
-    fewer = f" or `--max-gaussians {format_rows(_scaled(rows, needed - beside, room))}`" if room > 0 else ""
-    return ResourceError(
-        f"{rows:,} Gaussians need {format_bytes(needed)} of host memory, but have {format_bytes(host_budget)}.",
-        f"Use `--host-memory {size_flag(needed)}`{in_core_way}{bf16_way}{fewer}.",
-    )
-
-
-def _scaled(rows: int, needed: int, available: int) -> int:
-    """Rows that fit when the need grows in proportion to rows; one at least."""
-    return max(1, rows * available // needed) if needed else rows
-
-
-def _seen_less(available: int) -> int:
-    """Bytes to scale by where a view decides: fewer rows are larger, and views see a larger share of them."""
-    return available * 9 // 10
+def _residents(share: float) -> str:
+    return f"; the {100 * share:.0f}% of Gaussians that most views see stay on the device" if share else ""

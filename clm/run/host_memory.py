@@ -16,7 +16,6 @@ from clm.plan.budget import AUTO, PARAMETER_BYTES
 from clm.store.layout import CHUNK_ROWS
 from clm.units import format_bytes, parse_bytes, size_flag
 
-GROWTH_ROW_BYTES = 32  # a rebuild's own for a moment, per row of the store: candidates, orders, new rows in pieces
 WRITING_BYTES = (
     CHUNK_ROWS * 2 * PARAMETER_BYTES
 )  # a piece of the rows on its way into a PLY, as rows and as in the file

@@ -100,7 +100,10 @@ def open_run(
         cache = stack.enter_context(closing(cache or ImageCache(scene, memory.photos)))
         photos = Photos(scene, cache, config.strict, warn)
         cameras = [view.camera for view in scene.views]
-        residence = Residence(store, device, rasterizer, cameras, config, schedule, emit, memory, unseen, scene.train)
+        scratch = Path(config.scratch) if config.scratch else folder / "scratch"
+        residence = Residence(
+            store, device, rasterizer, cameras, config, schedule, emit, memory, scratch, unseen, scene.train
+        )
         if unseen is not None and unseen.any():
             count = f"{int(unseen.sum()):,} of {store.rows:,} Gaussians"
             warn(f"{count} are seen by no training view: they stay as they are")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -17,15 +18,23 @@ from clm.config import Config
 from clm.device.budget import DeviceBudget, find_device_budget
 from clm.device.interface import Arena, Device
 from clm.errors import ResourceError
+from clm.files import free_bytes
 from clm.plan.batch import Planned, plan_batch
-from clm.plan.budget import arena_bytes, in_core_bytes, lanes_bytes, staging_bytes, store_row_bytes
-from clm.plan.placement import LEAST_SLOTS, Placement, check_shared_memory, choose_placement, fewest_slots
+from clm.plan.budget import (
+    GROWTH_ROW_BYTES,
+    arena_bytes,
+    in_core_bytes,
+    lanes_bytes,
+    staging_bytes,
+    store_row_bytes,
+)
+from clm.plan.placement import LEAST_SLOTS, Placement, choose_placement, most_rows_on_disk
 from clm.plan.residency import Plan, largest_turn, rest_of
 from clm.plan.sightings import Sightings, arena_needs, resident_blocks, sightings
 from clm.plan.visibility import Margin
 from clm.render import Rasterizer, Render
 from clm.run.events import Emit, Message, reporter
-from clm.run.host_memory import GROWTH_ROW_BYTES, HostMemory
+from clm.run.host_memory import HostMemory
 from clm.run.schedule import Schedule
 from clm.store.growth import Growth
 from clm.store.store import Store
@@ -66,14 +75,15 @@ class Residence:
         schedule: Schedule,
         emit: Emit,
         host_memory: HostMemory,
+        scratch: Path,
         unseen_rows: np.ndarray | None = None,
         watching: np.ndarray | None = None,
     ):
-        """unseen_rows [N] bool: false afterwards for the rows that a view in `watching` [V] may see. Raises ResourceError
-        where nothing fits."""
+        """scratch: folder of the disk tier. unseen_rows [N] bool: false afterwards for the rows that a view in `watching` [V] may
+        see. Raises ResourceError where nothing fits."""
         self.device, self.rasterizer, self.cameras = device, rasterizer, cameras
         self._store, self._config, self._schedule, self._emit = store, config, schedule, emit
-        self._host_memory = host_memory
+        self._host_memory, self._scratch = host_memory, scratch
         self.budget: DeviceBudget = find_device_budget(config.gpu_memory, device, self._warn)
         self._pixels = max(camera.width * camera.height for camera in cameras)
         self._in_bands = False  # whether views are rasterised a few tile rows at a time, for lack of memory
@@ -113,14 +123,24 @@ class Residence:
         return device, host
 
     def row_limit(self) -> int:
-        """How many rows the host's budget admits, growth included; at least those that there are."""
+        """How many rows the budgets of host and disk admit, growth included; at least those that there are."""
         _, host = self.budgets()
         beside = self._host_beside()
         if self.device.shares_host_memory:
             turn = largest_turn(self._seen.largest_view, self.arena.slots)
             beside += self.arena.bytes + self._temporaries(self._seen.largest_view, turn)
-        on_host = (host - beside) // (store_row_bytes(self._config.moments) + GROWTH_ROW_BYTES)
-        return max(on_host, self._store.rows)
+        moments, page_rows = self._config.moments, self._store.page_rows
+        on_host = (host - beside) // (store_row_bytes(moments) + GROWTH_ROW_BYTES)
+        on_disk = most_rows_on_disk(host - beside, self._disk_free(), moments=moments, page_rows=page_rows)
+        if self._config.offload == "disk":
+            return max(on_disk, self._store.rows)
+        return max(on_host, on_disk, self._store.rows)
+
+    def _disk_free(self) -> int:
+        """Bytes that the disk tier may take and has taken; 0 where it is not asked for."""
+        if self._config.offload != "disk":  # DISK TIER: `auto` may choose it, too, once the store has frames
+            return 0
+        return free_bytes(self._scratch)
 
     def _host_beside(self) -> int:
         """Bytes of the host that are for neither rows nor device: the program, photos, staging, the rasteriser's workspace."""
@@ -278,9 +298,6 @@ class Residence:
         needed, usual = arena_needs(store.rows, seen.largest_view, usual, config.batch_size, store.page_rows)
         (device, host), host_beside = self.budgets(), self._host_beside()
         beside = partial(self._temporaries, seen.largest_view)
-        if self.device.shares_host_memory:
-            fewest = beside(largest_turn(seen.largest_view, fewest_slots(seen.largest_view)))
-            check_shared_memory(store.rows, seen.largest_view, host, config.moments, fewest + host_beside)
         placement = choose_placement(
             store.rows,
             needed,
@@ -292,9 +309,15 @@ class Residence:
             beside=beside,
             moments=config.moments,
             page_rows=store.page_rows,
+            pages=store.pages,
             shared_memory=self.device.shares_host_memory,
+            host_holds_device=self.device.shares_host_memory,
             host_beside=host_beside,
+            beside_frames=GROWTH_ROW_BYTES * store.rows if config.densify_until else 0,
+            disk_free=self._disk_free(),
         )
+        if placement.offload == "disk":  # DISK TIER: goes once the store has frames
+            raise ResourceError("The disk tier is planned, but not yet trained with.", "Use `--offload host`.")
         self._placed_rows, self._short_of_slots = store.rows, False
         self._more_slots = placement.arena_slots >= needed  # else it got what the budget has
         return placement

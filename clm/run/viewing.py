@@ -11,7 +11,8 @@ from clm.device.budget import available_memory, find_device_budget
 from clm.device.choose import open_device
 from clm.formats.model import ModelFile
 from clm.plan.budget import SLOT_BYTES
-from clm.plan.placement import device_too_small, fewest_slots
+from clm.plan.placement import fewest_slots
+from clm.plan.refusals import device_too_small
 from clm.render import Render
 from clm.run.events import Emit, Message, reporter
 from clm.store.store import Store

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
-from clm.plan.budget import arena_bytes, in_core_bytes, resident_row_bytes, slots_for, store_bytes, store_row_bytes
+from clm.plan.budget import (
+    arena_bytes,
+    frame_bytes,
+    in_core_bytes,
+    page_file_bytes,
+    resident_row_bytes,
+    scratch_free,
+    scratch_room,
+    slots_for,
+    store_bytes,
+    store_row_bytes,
+)
+from clm.store.store import Store
 
 
 def test_bytes_are_those_of_the_arrays() -> None:
@@ -27,3 +41,21 @@ def test_bytes_are_those_of_the_arrays() -> None:
     assert in_core_bytes(rows, 4) == rows * resident_row_bytes("f32") + arena_bytes(4)
     assert resident_row_bytes("bf16", shared_memory=False) == resident_row_bytes("f32") > resident_row_bytes("bf16")
     assert slots_for(arena_bytes(7)) == 7 and slots_for(arena_bytes(7) - 1) == 6 and slots_for(0) == 0
+
+
+def test_a_page_on_disk_has_all_arrays_of_its_rows_but_cull_entries_in_whole_sectors() -> None:
+    for moments in ("f32", "bf16"):
+        store = Store(2048, moments=moments)
+        store.append(np.zeros((2048, 12), np.float32), np.zeros((2048, 48), np.float32))
+        rows = sum(getattr(store, name).nbytes for name in store.names)
+        assert frame_bytes(2048, moments) == rows
+        assert page_file_bytes(2048, moments) == -(-rows // 4096) * 4096
+    assert page_file_bytes(1) == 4096
+
+
+@given(st.integers(0, 1 << 45))
+def test_what_must_be_free_for_a_scratch_file_leaves_room_for_it_and_is_the_least_that_does(size: int) -> None:
+    free = scratch_free(size)
+    assert scratch_room(free) >= size
+    assert scratch_room(free - 2) <= size
+    assert 0 <= free - scratch_room(free) <= 1 << 30

@@ -156,7 +156,7 @@ def test_bf16_moments_are_a_way_out_of_a_full_host_only_where_they_fit() -> None
 
 def test_an_explicit_choice_is_honoured_and_an_unknown_one_refused() -> None:
     assert choose_placement(1000, 300, 100, 10**9, 10**9, "host").offload == "host"
-    with pytest.raises(ClmError, match="auto, none, host"):
+    with pytest.raises(ClmError, match="auto, none, host, disk"):
         choose_placement(1000, 300, 100, 10**9, 10**9, "cloud")
 
 
