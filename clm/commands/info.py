@@ -132,6 +132,12 @@ def _run_in_words(facts: dict[str, Any]) -> tuple[str, list[str]]:
         lines[0] += f" in {clock(report['seconds'])} on {report['device']}, {report['images_per_second']:.1f} images/s"
         peak, in_core = format_bytes(report["peak"]["device_bytes"]), format_bytes(report["in_core_bytes"])
         lines.append(f"offload {report['offload']}: device peak {peak}; everything on the device: {in_core}")
+        if disk := report.get("disk"):
+            read, written = format_bytes(disk["bytes_read"]), format_bytes(disk["bytes_written"])
+            lines.append(
+                f"disk: {format_bytes(report['peak']['disk_bytes'])}, {read} read, {written} written, {disk['hit_rate']:.0%} of "
+                f"the pages in memory, {disk['hidden_fraction']:.0%} hidden"
+            )
     lines += _quality_in_words(facts.get("metrics"))
     ply = facts["ply"]
     if ply is not None:

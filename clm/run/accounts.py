@@ -11,6 +11,7 @@ from pathlib import Path
 from clm.kernels.rows import colour_columns
 from clm.plan.residency import Traffic
 from clm.run.batches import NextBatch
+from clm.run.disk_account import DiskMeter, DiskTotals
 from clm.run.events import BatchDone
 from clm.run.photos import Photos
 from clm.run.residence import Residence
@@ -32,6 +33,7 @@ class BatchAccount:
     seconds: LaneSeconds = field(default_factory=LaneSeconds)
     spans: list[Span] = field(default_factory=list)
     elapsed: float = 0.0
+    disk: DiskTotals | None = None  # what the disk tier did since the batch before
 
     @contextmanager
     def waiting_for_plan(self) -> Iterator[None]:
@@ -45,7 +47,7 @@ class BatchAccount:
         assert self.moved is not None
         return BatchDone(
             schedule.step, schedule.image, loss, self.rows, self.elapsed, self.moved.loaded,
-            self.totals.device_bytes, self.seconds.hidden_fraction,
+            self.totals.device_bytes, self.seconds.hidden_fraction, self.disk.hit_rate if self.disk else None,
         )  # fmt: skip
 
 
@@ -58,7 +60,7 @@ class Accounts:
         self.totals = totals
         self.trace = Trace(trace) if trace else None
         self._schedule, self._residence, self._photos = schedule, residence, photos
-        self._counted = time.perf_counter()
+        self._counted, self._disk = time.perf_counter(), DiskMeter()
 
     def begin(self) -> None:
         """Training begins now."""
@@ -101,5 +103,7 @@ class Accounts:
         totals.lanes.add(account.seconds)
         totals.batch_seconds += account.elapsed
         totals.images += account.batch.views
+        account.disk = self._disk.since(getattr(residence.tiers.store, "disk", None))
+        totals.add_disk(account.disk)
         device, host, in_core = residence.held_bytes()
         totals.see_peak(device, host + self._photos.bytes, in_core, residence.see_held())

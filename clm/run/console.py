@@ -170,6 +170,8 @@ class Console:
             "device": format_bytes(event.device_bytes),
             "hidden": f"{100 * event.hidden_fraction:.0f}%",
         }
+        if event.disk_hit_rate is not None:
+            facts["disk hits"] = f"{100 * event.disk_hit_rate:.0f}%"
         if self._bar is not None:
             self._bar.set_postfix(facts, refresh=False)
             self._bar.update(event.iteration - self._bar.n)

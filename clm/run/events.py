@@ -42,7 +42,8 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class BatchDone(Event):
-    """One optimizer step. Seconds are of this batch; rows count Gaussians crossing to the device."""
+    """One optimizer step. Seconds are of this batch; rows count Gaussians crossing to the device. disk_hit_rate: share of the
+    pages asked for since the step before that were in host memory; None: no row is on disk."""
 
     step: int
     iteration: int
@@ -52,6 +53,7 @@ class BatchDone(Event):
     rows_loaded: int
     device_bytes: int
     hidden_fraction: float
+    disk_hit_rate: float | None = None
 
 
 @dataclass(frozen=True)

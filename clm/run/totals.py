@@ -9,6 +9,7 @@ from typing import Any
 
 from clm.forecast.machine import gradient_bytes, row_bytes
 from clm.plan.residency import Traffic
+from clm.run.disk_account import DiskTotals
 from clm.stream.spans import LaneSeconds
 
 
@@ -33,6 +34,13 @@ class Totals:
     rebuild_seconds: float = 0.0
     rows_changed: int = 0  # by rebuilds: rows that left or came, or all of them
     lanes: LaneSeconds = field(default_factory=LaneSeconds)
+    disk: DiskTotals | None = None  # None: no row was ever on disk
+
+    def add_disk(self, done: DiskTotals | None) -> None:
+        """Count what the disk tier did; None: there is none now."""
+        if done is not None:
+            self.disk = self.disk or DiskTotals()
+            self.disk.add(done)
 
     def add_traffic(self, traffic: Traffic, columns: int, colour_bus: str) -> None:
         """Count what one batch moved over the bus; bytes are of the active colour columns. colour_bus: f32 or bf16."""
@@ -82,7 +90,7 @@ def report(totals: Totals, iteration: int, num_gaussians: int, device: str, offl
             "device_bytes": totals.device_bytes,
             "device_reserved_bytes": totals.device_reserved_bytes,
             "host_bytes": totals.host_bytes,
-            "disk_bytes": 0,
+            "disk_bytes": totals.disk.disk_bytes if totals.disk else 0,
             "rss_bytes": peak_rss_bytes(),
         },
         "traffic": {
@@ -108,5 +116,6 @@ def report(totals: Totals, iteration: int, num_gaussians: int, device: str, offl
             "seconds": totals.rebuild_seconds,
             "rows_changed": totals.rows_changed,
         },
+        **({"disk": totals.disk.report()} if totals.disk else {}),
         "in_core_bytes": totals.in_core_bytes,
     }
