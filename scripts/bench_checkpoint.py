@@ -36,9 +36,10 @@ def some_store(rows: int) -> Store:
     for first in range(0, rows, 1 << 18):
         count = min(1 << 18, rows - first)
         store.append(rng.random((count, 12), np.float32), rng.random((count, 48), np.float32))
-    for run in store.runs():
-        store.m_colour[run] = store.v_colour[run] = store.colour[run]
-        store.m_geometry[run] = store.v_geometry[run] = store.geometry[run]
+    for ids, held in store.sweep_rows(changing=True):
+        at = held.at(ids)
+        held.m_colour[at] = held.v_colour[at] = held.colour[at]
+        held.m_geometry[at] = held.v_geometry[at] = held.geometry[at]
     return store
 
 

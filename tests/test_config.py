@@ -9,7 +9,7 @@ import pytest
 from clm.config import Config, fields, from_dict, load_config, parse_background, to_dict
 from clm.errors import ClmError
 from clm.plan.budget import AUTO, COLOUR_BUS_BYTES, MOMENT_BYTES, OFFLOADS
-from clm.store.store import MOMENT_TYPES
+from clm.store.arrays import MOMENT_TYPES
 
 
 def test_flags_win_over_file_and_file_over_defaults(tmp_path: Path) -> None:

@@ -21,13 +21,13 @@ _WORD = (1 << 64) - 1
 def _library() -> ctypes.CDLL:
     library = load()
     address, long, word, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_float
-    library.clm_count_drawn.argtypes = [address, address, long, address, long, address]
-    library.clm_see_drawn.argtypes = [*[address] * 4, long, address, long, *[address] * 5]
+    library.clm_count_drawn.argtypes = [address, address, long, address, address, long, address]
+    library.clm_see_drawn.argtypes = [*[address] * 5, long, address, address, long, *[address] * 6]
     library.clm_normals.argtypes = [address, long, word, word, address]
     library.clm_split.argtypes = [address, address, address, long, word, word, number]
     library.clm_cut.argtypes = [address, long, long, address]
     library.clm_plan_growth.argtypes = [address, long, long, *[address] * 13]
-    library.clm_put_rows.argtypes = [address, address, long, *[address] * 4, long, *[address] * 3]
+    library.clm_put_rows.argtypes = [address, address, address, long, *[address] * 4, long, *[address] * 3]
     for name in ("count_drawn", "see_drawn", "normals", "split", "cut", "plan_growth", "put_rows"):
         getattr(library, f"clm_{name}").restype = None
     return library
@@ -37,31 +37,38 @@ def see_drawn(
     store: StoreArrays,
     step: AdamStep | None,
     statistics: np.ndarray,
+    store_keys: np.ndarray,
     fill: np.ndarray,
     page_rows: int,
     pages: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of pages [A] with statistics [N, 2] (views, summed screen gradient) of at least one view, page by page: ids [n] i32,
-    mean gradient, largest log-scale and logit of opacity [n] f32 as they are after `step - 1`. fill [pages] i32: of all."""
-    pages = np.ascontiguousarray(pages, i64)
-    counts = np.empty(len(pages), i64)
+    frames: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of pages [A], which lie in frames [A] i64 of the store's arrays, with statistics [N, 2] (views, summed screen
+    gradient) of at least one view, page by page: ids [n] i32, mean gradient, largest log-scale and logit of opacity [n] f32 as
+    they are after `step - 1`, and keys [n] u64. fill [pages] i32: of all."""
+    pages, counts = np.ascontiguousarray(pages, i64), np.empty(len(pages), i64)
     seen, live, those = pointer(statistics, f32, None, 2), pointer(fill, i32, None), pointer(pages, i64, None)
-    _library().clm_count_drawn(seen, live, page_rows, those, len(pages), pointer(counts, i64, None))
+    there = pointer(frames, i64, len(pages))
+    _library().clm_count_drawn(seen, live, page_rows, those, there, len(pages), pointer(counts, i64, None))
     starts, total = np.cumsum(counts) - counts, int(counts.sum())
     rows, gradient, log_scale, logit_opacity = np.empty(total, i32), *(np.empty(total, f32) for _ in range(3))
+    keys = np.empty(total, u64)
     _library().clm_see_drawn(
         ctypes.byref(store.view()),
         step_address(step),
         seen,
+        pointer(store_keys, u64, len(statistics)),
         live,
         page_rows,
         those,
+        there,
         len(pages),
         pointer(starts, i64, None),
         pointer(rows, i32, None),
         *(pointer(column, f32, None) for column in (gradient, log_scale, logit_opacity)),
+        pointer(keys, u64, None),
     )
-    return rows, gradient, log_scale, logit_opacity
+    return rows, gradient, log_scale, logit_opacity, keys
 
 
 def normals(keys: np.ndarray, seed: int, image: int) -> np.ndarray:
@@ -140,13 +147,15 @@ def plan_pages(
 def put_rows(
     store: StoreArrays,
     rows: np.ndarray,
+    places: np.ndarray,
     geometry: np.ndarray,
     colour: np.ndarray,
     entries: np.ndarray,
     page_rows: int,
     identified: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None,
 ) -> None:
-    """New rows [M] i32 of the store: geometry [M, 12], colour [M, 48]; their cull entries follow, in entries [N, 4].
+    """New rows [M] i32, at places [M] i32 of the store's arrays: geometry [M, 12], colour [M, 48]; their cull entries follow, in
+    entries [N, 4].
 
     identified: their keys [M] u64, the store's keys and statistics, and how many places of each page were ever written [pages]
     i32; moments, stamps and statistics of those become zero, and are zero behind. None: the store has none of these."""
@@ -154,6 +163,7 @@ def put_rows(
     _library().clm_put_rows(
         ctypes.byref(store.view()),
         ids(rows, len(entries)),
+        ids(places, len(store.geometry), "places"),
         len(rows),
         pointer(geometry, f32, len(rows), GEOMETRY),
         pointer(colour, f32, len(rows), COLOUR),

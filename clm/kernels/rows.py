@@ -224,9 +224,9 @@ def adam(
 
 
 def cull_entries(store: StoreArrays, step: AdamStep | None, rows: np.ndarray, entries: np.ndarray) -> None:
-    """entries[rows] = cull entries of stored rows [M]: centre and bounding radius, pending steps included."""
+    """entries [M, 4] = cull entries of stored rows [M]: centre and bounding radius, pending steps included."""
     view = ctypes.byref(store.view())
-    _library().clm_entries(view, step_address(step), _rows(store, rows), len(rows), pointer(entries, f32, None, 4))
+    _library().clm_entries(view, step_address(step), _rows(store, rows), len(rows), pointer(entries, f32, len(rows), 4))
 
 
 def put_entries(rows: np.ndarray, fresh: np.ndarray, entries: np.ndarray) -> None:

@@ -16,9 +16,11 @@ from clm.progress import Report, tally, unseen
 from clm.run.arrays import Damaged, Listed, check_array, read_array, read_listed
 from clm.run.checkpoint import FORMAT, FORMATS, MANIFEST, STATE, listed_files, newest_first
 from clm.run.segments import INDEX, read_index, read_pages, row_bytes
+from clm.store.arrays import MOMENT_TYPES
 from clm.store.identity import first_keys
 from clm.store.layout import PAGE_ROWS
-from clm.store.store import MOMENT_TYPES, MOST_PLACES, Store
+from clm.store.paged import MOST_PLACES
+from clm.store.store import Store
 
 _LONGEST_STATE = 1 << 26  # bytes
 
@@ -193,7 +195,7 @@ def _check_names(path: Path, wanted: set[str], listed: dict[str, Listed]) -> Non
 
 def _check_stamps(store: Store, last: int) -> None:
     """A stamp beyond the step reached would make the kernels read outside their tables."""
-    for run in store.runs():
-        stamps = store.stamp[run]
+    for ids, held in store.sweep_rows():
+        stamps = held.stamp[held.at(ids)]
         if not 0 <= int(stamps.min()) <= int(stamps.max()) <= last:
             raise Damaged("it holds stamps of steps that were never made")

@@ -52,9 +52,9 @@ class Schedule:
         progress.leg = old.followed_by(Leg.of(config, scene_scale), done, progress.step)
         if progress.leg is not old:
             store.settle(old.adam().at(old.index(progress.step) + 1))
-            for run in store.runs():
-                stamps = store.stamp[run]
-                stamps[stamps > 0] = progress.leg.settled
+            for ids, held in store.sweep_rows(changing=True):
+                at = held.at(ids)
+                held.stamp[at[held.stamp[at] > 0]] = progress.leg.settled
         return Schedule(config, progress)
 
     @property

@@ -9,7 +9,6 @@ linked any more: what is left of it is written anew.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import zlib
@@ -21,6 +20,7 @@ import numpy as np
 
 from clm.progress import Report, tally
 from clm.run.arrays import Damaged, Listed, check_array, opened, read_array, write_array
+from clm.store.arrays import RowArrays, row_bytes_of
 from clm.store.store import Store
 
 INDEX = "index.npy"
@@ -49,8 +49,7 @@ class Pages(NamedTuple):
 
 def row_bytes(store: Store) -> int:
     """Bytes of a row in a segment."""
-    arrays = (getattr(store, name) for name in store.names)
-    return sum(array.itemsize * math.prod(array.shape[1:]) for array in arrays)
+    return row_bytes_of(store.moments)
 
 
 def _pages_to_write(store: Store, before: Pages | None) -> np.ndarray:
@@ -120,26 +119,26 @@ def _write_segment(
     """Write and sync the live rows of pages [A]; the checksums of their bytes, and the file's entry in the manifest."""
     crcs, size, whole = [], 0, 0
     with open(path, "wb") as file:
-        for page in pages.tolist():
-            crc = written = 0
-            for part in _parts(store, page):
-                file.write(part)
-                crc, whole = zlib.crc32(part, crc), zlib.crc32(part, whole)
-                written += len(part)
-            crcs.append(crc)
-            size += written
-            passed(written)
+        for group, held in store.sweep(pages):
+            for page, frame in zip(group.tolist(), held.frames_of(group).tolist(), strict=True):
+                crc = written = 0
+                for part in _parts(held, frame, int(store.fill[page])):
+                    file.write(part)
+                    crc, whole = zlib.crc32(part, crc), zlib.crc32(part, whole)
+                    written += len(part)
+                crcs.append(crc)
+                size += written
+                passed(written)
         file.flush()
         os.fsync(file.fileno())
     return crcs, Listed(size, whole)
 
 
-def _parts(store: Store, page: int) -> Iterator[memoryview]:
-    """The bytes of a page's live rows, array by array, without a copy."""
-    first = page * store.page_rows
-    rows = slice(first, first + int(store.fill[page]))
-    for name in store.names:
-        yield getattr(store, name)[rows].reshape(-1).view(np.uint8).data
+def _parts(held: RowArrays, frame: int, rows: int) -> Iterator[memoryview]:
+    """The bytes of so many rows of a frame, array by array, without a copy."""
+    first = frame * held.page_rows
+    for array in held.arrays:
+        yield array[first : first + rows].reshape(-1).view(np.uint8).data
 
 
 def read_index(folder: Path, state: dict[str, Any], like: Store, listed: dict[str, Listed]) -> Pages:
@@ -179,11 +178,13 @@ def read_pages(folder: Path, pages: Pages, store: Store, passed: Callable[[int],
             for page in mine.tolist():
                 file.seek(int(pages.where[page, _OFFSET]))
                 crc = read = 0
-                for part in _parts(store, page):
-                    if file.readinto(part) != len(part):
-                        raise Damaged(f"{name} ends too early")
-                    crc = zlib.crc32(part, crc)
-                    read += len(part)
+                one = np.array([page], np.int32)
+                with store.arrays.hold(one, True):
+                    for part in _parts(store.arrays, int(store.arrays.frames_of(one)[0]), int(store.fill[page])):
+                        if file.readinto(part) != len(part):
+                            raise Damaged(f"{name} ends too early")
+                        crc = zlib.crc32(part, crc)
+                        read += len(part)
                 if crc != pages.where[page, _CRC]:
                     raise Damaged(f"{name} does not match its checksums")
                 passed(read)

@@ -9,8 +9,9 @@ depends on the page in which they lie.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -33,6 +34,17 @@ class Moves:
     pages: np.ndarray
     fill: np.ndarray
 
+    def by_run(self, page_rows: int) -> Iterator[Moves]:
+        """Moves without children between two pages at a time: each run is one page that goes to the end of another."""
+        nothing = np.zeros(0, np.int32)
+        for first, last in pairwise(self.runs.tolist()):
+            source, target = self.source[first:last], self.target[first:last]
+            home, left = int(target[0]) // page_rows, int(source[0]) // page_rows
+            order = np.argsort([home, left])
+            pages = np.array([home, left], np.int32)[order]
+            fill = np.array([int(target[-1]) + 1 - home * page_rows, 0], np.int32)[order]
+            yield Moves(source, target, np.array([0, last - first], np.int64), nothing, pages, fill)
+
 
 class FreePages:
     """Hands out empty pages: those that became free, the first one first, then new ones at the end."""
@@ -52,6 +64,12 @@ def live_rows(pages: np.ndarray, fill: np.ndarray, page_rows: int) -> np.ndarray
     fill = fill.astype(np.int64)
     first = np.repeat(pages.astype(np.int64) * page_rows - (np.cumsum(fill) - fill), fill)
     return (first + np.arange(len(first))).astype(np.int32)
+
+
+def pages_of(rows: np.ndarray, page_rows: int) -> np.ndarray:
+    """Pages [A] i32 (ascending) of rows [n] (ascending ids)."""
+    pages = rows // page_rows
+    return np.asarray(pages[np.flatnonzero(np.diff(pages, prepend=-1))], np.int32)
 
 
 def plan_growth(

@@ -15,6 +15,7 @@ import numpy as np
 from clm.kernels import rows as row_kernels
 from clm.kernels.grow import see_drawn, split
 from clm.kernels.rows import AdamStep
+from clm.store.arrays import RowArrays
 from clm.store.growth import Growth, Rows
 from clm.store.identity import child_keys
 from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOGIT_OPACITIES
@@ -47,17 +48,23 @@ class Decision:
 @dataclass(frozen=True, eq=False)
 class Drawn:
     """Rows that were drawn since the last growth: ids [n] i32 ascending, mean screen gradient [n] f32, largest log-scale and
-    logit of opacity as they are now [n] f32."""
+    logit of opacity as they are now [n] f32, keys [n] u64."""
 
     rows: np.ndarray
     gradient: np.ndarray
     log_scale: np.ndarray
     logit_opacity: np.ndarray
+    keys: np.ndarray
 
 
 def drawn_rows(store: Store, step: AdamStep | None) -> Drawn:
     """The rows of seen pages that were drawn, caught up to `step - 1`; the store is not changed."""
-    return Drawn(*see_drawn(store, step, store.statistics, store.fill, store.page_rows, np.flatnonzero(store.seen)))
+    nothing = np.zeros(0, np.float32)
+    parts = [(np.zeros(0, np.int32), nothing, nothing, nothing, np.zeros(0, np.uint64))]
+    for pages, held in store.sweep(np.flatnonzero(store.seen)):
+        frames = held.frames_of(pages)
+        parts.append(see_drawn(held, step, held.statistics, held.keys, store.fill, store.page_rows, pages, frames))
+    return Drawn(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def decide(
@@ -76,12 +83,13 @@ def decide(
     wants = np.flatnonzero((drawn.gradient > thresholds.screen_gradient) & ~hopeless)
     refused = max(0, len(wants) - allowed)
     if refused:
-        order = np.lexsort((store.keys[drawn.rows[wants]], -drawn.gradient[wants]))
+        order = np.lexsort((drawn.keys[wants], -drawn.gradient[wants]))
         wants = np.sort(wants[order[:allowed]])
     grows = np.zeros(len(drawn.rows), bool)
     grows[wants] = True
     splits = grows & large
-    growth = _growth(store, step, drawn.rows[goes | splits], drawn.rows[grows], large[grows], seed, image)
+    growing = drawn.rows[grows], drawn.keys[grows], large[grows]
+    growth = _growth(store, step, drawn.rows[goes | splits], *growing, seed, image)
     return Decision(growth, int((grows & ~large).sum()), int(splits.sum()), int((goes & ~splits).sum()), refused)
 
 
@@ -90,16 +98,17 @@ def _growth(
     step: AdamStep | None,
     leave: np.ndarray,
     growing: np.ndarray,
+    growing_keys: np.ndarray,
     large: np.ndarray,
     seed: int,
     image: int,
 ) -> Growth:
-    """Rows `growing` [G] are split where they are `large` [G] and else cloned."""
+    """Rows `growing` [G], which have these keys [G], are split where they are `large` [G] and else cloned."""
     children = np.where(large, 2, 1)
     parents, splits = np.repeat(growing, children), np.repeat(large, children)
     first = np.cumsum(children) - children
     which = np.arange(len(parents)) - np.repeat(first, children)
-    keys = child_keys(store.keys[parents], image, which.astype(np.uint64))
+    keys = child_keys(np.repeat(growing_keys, children), image, which.astype(np.uint64))
     room = Rows(np.empty((0, GEOMETRY_COLUMNS), np.float32), np.empty((0, COLOUR_COLUMNS), np.float32))
 
     def make(piece: slice) -> Rows:
@@ -108,7 +117,10 @@ def _growth(
         if len(rows) > len(room.geometry):  # kept: memory that is new each time is cleared by the system each time
             room = Rows(*(np.empty((len(rows) * 5 // 4, array.shape[1]), np.float32) for array in room))
         made = Rows(*(array[: len(rows)] for array in room))
-        row_kernels.fetch(store, step, rows, *made, COLOUR_COLUMNS)
+        for part in store.parts(rows):
+            with store.hold(rows[part]) as held:
+                to = made.geometry[part], made.colour[part]
+                row_kernels.fetch(held, step, held.at(rows[part]), *to, COLOUR_COLUMNS)
         split(made.geometry, keys[piece], splits[piece], seed, image, np.log(SPLIT_SHRINK))
         return made
 
@@ -127,18 +139,21 @@ def clear_statistics(store: Store) -> None:
     """The drawn rows were looked at: their statistics begin anew."""
     pages = np.flatnonzero(store.seen)
     store.changed[pages] = True
-    for first, fill in zip((pages * store.page_rows).tolist(), store.fill[pages].tolist(), strict=True):
-        store.statistics[first : first + fill] = 0
+    for group, held in store.sweep(pages, changing=True):
+        firsts = held.frames_of(group) * store.page_rows
+        for first, fill in zip(firsts.tolist(), store.fill[group].tolist(), strict=True):
+            held.statistics[first : first + fill] = 0
     store.seen[:] = False
 
 
 def reset_opacity(store: Store, step: AdamStep, ceiling: float) -> None:
     """Opacities above `ceiling` are set to it, and the opacity moments of every row start anew: the one operation that reaches
-    every row. Rows are settled as of `step - 1`; cull entries and bounds must be refreshed afterwards."""
+    every row. Rows are settled as of `step - 1`, cull entries and bounds follow."""
     limit = np.float32(np.log(ceiling / (1.0 - ceiling)))
-    store.settle(step)
-    for run in store.runs():
-        column = store.geometry[run, LOGIT_OPACITIES]
-        np.minimum(column, limit, out=column)
-        store.m_geometry[run, LOGIT_OPACITIES] = 0
-        store.v_geometry[run, LOGIT_OPACITIES] = 0
+
+    def reset(held: RowArrays, at: np.ndarray) -> None:
+        held.geometry[at, LOGIT_OPACITIES] = np.minimum(held.geometry[at, LOGIT_OPACITIES], limit)
+        held.m_geometry[at, LOGIT_OPACITIES] = 0
+        held.v_geometry[at, LOGIT_OPACITIES] = 0
+
+    store.settle(step, reset)

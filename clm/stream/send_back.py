@@ -13,7 +13,7 @@ from threading import Lock
 
 import numpy as np
 
-from clm.device.interface import Indices, Stream, gradient_floats, packed_gradients
+from clm.device.interface import Gradients, Indices, Stream, gradient_floats, packed_gradients
 from clm.kernels import rows as row_kernels
 from clm.stream.batch import Batch
 from clm.stream.handover import HostLane, Outcome, after
@@ -127,7 +127,10 @@ class SendBack:
         with batch.host_span("update", "host adam", i):
             entries = np.empty((len(rows), 4), np.float32)
             gradients = packed_gradients(buffer.staging.host, len(rows), columns)
-            row_kernels.adam(store, batch.adam, rows, gradients, None, columns, store.statistics, entries)
+            for part in store.parts(rows):
+                mine, to = Gradients(gradients.grad_geometry[part], gradients.grad_colour[part]), entries[part]
+                with store.hold(rows[part], changing=True) as held:
+                    row_kernels.adam(held, batch.adam, held.at(rows[part]), mine, None, columns, held.statistics, to)
             batch.entries.append((rows, entries))
 
 

@@ -77,7 +77,7 @@ def use_cuda_double(patch: pytest.MonkeyPatch, **replaced: Callable[..., Any]) -
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that 400 rows have blocks to choose from."""
-    monkeypatch.setattr("clm.store.store.PAGE_ROWS", 32)
+    monkeypatch.setattr("clm.store.paged.PAGE_ROWS", 32)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def runs(ply: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
     def run(name: str) -> Path:
         if name not in made:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("clm.store.store.PAGE_ROWS", 32)
+                patch.setattr("clm.store.paged.PAGE_ROWS", 32)
                 if name != "cpu":
                     use_cuda_double(patch)
                 offload, gpu_memory = PLACEMENTS.get(name, ("none", "8GiB"))

@@ -31,7 +31,7 @@ class DeviceWithMemory(FakeDevice):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clm.store.store.PAGE_ROWS", 256)
+    monkeypatch.setattr("clm.store.paged.PAGE_ROWS", 256)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def device(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
 def on_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("cpu") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clm.store.store.PAGE_ROWS", 256)
+        patch.setattr("clm.store.paged.PAGE_ROWS", 256)
         events = run_demo(run, offload="none", **OPTIONS)
     assert of_type(events, Densified)[0].split > 0 and of_type(events, OpacityReset)
     return run

@@ -35,7 +35,7 @@ def test_pages_of_any_size_train_the_same_rows(
 ) -> None:
     events = run_demo(tmp_path / "usual", offload="none", threads=2, moments=moments, opacity_reset_every=32)
     assert of_type(events, Densified), "rows are added"
-    monkeypatch.setattr("clm.store.store.PAGE_ROWS", page_rows)
+    monkeypatch.setattr("clm.store.paged.PAGE_ROWS", page_rows)
     run_demo(tmp_path / "other", moments=moments, opacity_reset_every=32, **options)
     usual, other = rows_by_key(tmp_path / "usual"), rows_by_key(tmp_path / "other")
     assert usual.keys() == other.keys()

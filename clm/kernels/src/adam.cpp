@@ -178,7 +178,7 @@ CLM_API void clm_adam(const StoreView* s, const AdamStep* a, const int32_t* rows
     with_moments(*s, [&](auto type) { adam_rows<decltype(type)>(s, a, in); });
 }
 
-// entries[rows[i]] = cull entry of the stored row, pending steps included; a == nullptr: rows without moments.
+// entries[i] = cull entry of the stored row rows[i], pending steps included; a == nullptr: rows without moments.
 CLM_API void clm_entries(const StoreView* s, const AdamStep* a, const int32_t* rows, int64_t count, float* entries) {
     with_moments(*s, [&](auto type) {
         using T = decltype(type);
@@ -188,10 +188,10 @@ CLM_API void clm_entries(const StoreView* s, const AdamStep* a, const int32_t* r
                 const float* p = s->geometry + row * kGeometry;
                 const int stamp = a != nullptr && s->m_geometry != nullptr ? s->stamp[row] : 0;
                 if (stamp == 0) {
-                    write_entry<T>(a, 0, p, nullptr, nullptr, entries + row * 4);
+                    write_entry<T>(a, 0, p, nullptr, nullptr, entries + i * 4);
                 } else {
                     const Moments<T> at(*s, row);
-                    write_entry(a, stamp, p, at.m_geometry, at.v_geometry, entries + row * 4);
+                    write_entry(a, stamp, p, at.m_geometry, at.v_geometry, entries + i * 4);
                 }
             }
         });

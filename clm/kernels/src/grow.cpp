@@ -183,34 +183,36 @@ int64_t plan_page(const Plan& plan, const int32_t* leave, int64_t gone, int64_t 
 
 }  // namespace
 
-// counts[k] = drawn rows of page pages[k]; statistics [N, 2], fill [pages] i32: of all.
+// counts[k] = drawn rows of page pages[k], which lies in frame frames[k] of statistics [places, 2]; fill [pages] i32: of all.
 CLM_API void clm_count_drawn(const float* statistics, const int32_t* fill, int64_t page_rows, const int64_t* pages,
-                             int64_t count, int64_t* counts) {
+                             const int64_t* frames, int64_t count, int64_t* counts) {
     clm::parallel(count, [&](int64_t k, int) {
         int64_t drawn = 0;
-        for (int64_t row = pages[k] * page_rows, end = row + fill[pages[k]]; row < end; ++row) drawn += statistics[2 * row] > 0.f;
+        for (int64_t at = frames[k] * page_rows, end = at + fill[pages[k]]; at < end; ++at) drawn += statistics[2 * at] > 0.f;
         counts[k] = drawn;
     });
 }
 
 // Drawn rows of pages, those of pages[k] from starts[k] on: ids, mean screen gradient, largest log-scale and logit of opacity
-// as they are after step - 1.
-CLM_API void clm_see_drawn(const StoreView* s, const AdamStep* a, const float* statistics, const int32_t* fill, int64_t page_rows,
-                           const int64_t* pages, int64_t count, const int64_t* starts, int32_t* rows, float* gradient,
-                           float* log_scale, float* logit_opacity) {
+// as they are after step - 1, and keys, of which store_keys has those of all places.
+CLM_API void clm_see_drawn(const StoreView* s, const AdamStep* a, const float* statistics, const uint64_t* store_keys,
+                           const int32_t* fill, int64_t page_rows, const int64_t* pages, const int64_t* frames, int64_t count,
+                           const int64_t* starts, int32_t* rows, float* gradient, float* log_scale, float* logit_opacity,
+                           uint64_t* keys) {
     clm::parallel(count, [&](int64_t k, int) {
-        int64_t at = starts[k];
-        for (int64_t row = pages[k] * page_rows, end = row + fill[pages[k]]; row < end; ++row) {
-            if (!(statistics[2 * row] > 0.f)) continue;
+        int64_t at = starts[k], row = pages[k] * page_rows;
+        for (int64_t place = frames[k] * page_rows, end = place + fill[pages[k]]; place < end; ++place, ++row) {
+            if (!(statistics[2 * place] > 0.f)) continue;
             float geometry[kGeometry], largest = -INFINITY;
-            exact_geometry(*s, a, row, geometry);
+            exact_geometry(*s, a, place, geometry);
             for (int i = 0; i < 3; ++i) {
                 const float scale = geometry[kLogScales + i];
                 if (scale > largest || scale != scale) largest = scale;
             }
             rows[at] = int32_t(row);
-            gradient[at] = statistics[2 * row + 1] / statistics[2 * row];
+            gradient[at] = statistics[2 * place + 1] / statistics[2 * place];
             log_scale[at] = largest;
+            keys[at] = store_keys[place];
             logit_opacity[at++] = geometry[kOpacity];
         }
     });
@@ -250,34 +252,35 @@ CLM_API void clm_plan_growth(const int32_t* fill, int64_t count, int64_t page_ro
     });
 }
 
-// New rows: geometry [count, 12] and colour [count, 48] at rows [count], with their cull entries; keys, statistics and written
-// are null in a store that only renders. All else becomes zero, where a page has held more rows than written[page] places: the
-// rest is zero.
-CLM_API void clm_put_rows(const StoreView* s, const int32_t* rows, int64_t count, const float* geometry, const float* colour,
+// New rows: geometry [count, 12] and colour [count, 48] of rows [count] at places [count], with their cull entries; keys,
+// statistics and written are null in a store that only renders. All else becomes zero, where a page has held more rows than
+// written[page] places: the rest is zero.
+CLM_API void clm_put_rows(const StoreView* s, const int32_t* rows, const int32_t* places, int64_t count, const float* geometry,
+                          const float* colour,
                           const uint64_t* keys, const int32_t* written, int64_t page_rows, uint64_t* store_keys,
                           float* statistics, float* entries) {
     over_rows(count, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-            const int64_t row = rows[i];
-            float* g = s->geometry + row * kGeometry;
+            const int64_t row = rows[i], place = places[i];
+            float* g = s->geometry + place * kGeometry;
             std::memcpy(g, geometry + i * kGeometry, sizeof(float) * kGeometry);
-            std::memcpy(s->colour + row * kColour, colour + i * kColour, sizeof(float) * kColour);
+            std::memcpy(s->colour + place * kColour, colour + i * kColour, sizeof(float) * kColour);
             plain_entry(g, entries + row * 4);
             if (!store_keys) continue;
             const uint32_t bits = uint32_t(keys[i]);
             const uint32_t identity = (bits >> 30 & 1u) << 31 | ((bits >> 23 & 0x7Fu) + 64u) << 23 | (bits & 0x7FFFFFu);
             std::memcpy(g + kIdentity, &identity, sizeof identity);
-            store_keys[row] = keys[i];
+            store_keys[place] = keys[i];
             if (row % page_rows >= written[row / page_rows]) continue;
             with_moments(*s, [&](auto type) {
-                const Moments<decltype(type)> at(*s, row);
+                const Moments<decltype(type)> at(*s, place);
                 std::memset(static_cast<void*>(at.m_geometry), 0, sizeof type * kGeometry);
                 std::memset(static_cast<void*>(at.v_geometry), 0, sizeof type * kGeometry);
                 std::memset(static_cast<void*>(at.m_colour), 0, sizeof type * kColour);
                 std::memset(static_cast<void*>(at.v_colour), 0, sizeof type * kColour);
             });
-            s->stamp[row] = 0;
-            statistics[2 * row] = statistics[2 * row + 1] = 0.f;
+            s->stamp[place] = 0;
+            statistics[2 * place] = statistics[2 * place + 1] = 0.f;
         }
     });
 }
