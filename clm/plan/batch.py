@@ -15,6 +15,7 @@ from clm.camera import Camera
 from clm.plan.order import order_views
 from clm.plan.residency import Plan, make_plan
 from clm.plan.visibility import Margin, visible_sets
+from clm.store.pages import pages_of
 from clm.store.store import Store
 
 
@@ -38,6 +39,7 @@ class Planned:
     plan: Plan
     began: float  # time.perf_counter
     seconds: float
+    pages: tuple[np.ndarray, ...] = ()  # of each view, [A] i32 ascending
 
 
 def plan_batch(
@@ -57,4 +59,5 @@ def plan_batch(
         order = order_views(sets, store.places, size, seed)
         views, sets = [views[k] for k in order], [sets[k] for k in order]
     plan = make_plan(views, sets, capacity, size)
-    return Planned(list(views), plan, started, time.perf_counter() - started)
+    pages = () if store.disk is None else tuple(pages_of(seen, size) for seen in sets)
+    return Planned(list(views), plan, started, time.perf_counter() - started, pages)

@@ -24,17 +24,20 @@ class Sightings:
     per_block: np.ndarray  # [blocks] i64: rows of the block, summed over the views that may see them
     sizes: np.ndarray  # [blocks] i64: rows of each block
     views: int
+    pages: tuple[np.ndarray, ...] = ()  # of each view, [A] i32: with rows that it may see
 
     @staticmethod
     def of(sets: Iterable[np.ndarray], fill: np.ndarray, page_rows: int) -> Sightings:
         """From visible sets (int32 ids, ascending), consumed one by one; fill [blocks]: rows of each block."""
         blocks = len(fill)
-        per_block, largest, views = np.zeros(blocks, np.int64), 0, 0
+        per_block, largest, pages = np.zeros(blocks, np.int64), 0, []
         edges = np.arange(1, blocks, dtype=np.int64) * page_rows
         for seen in sets:
-            largest, views = max(largest, len(seen)), views + 1
-            per_block += np.diff(np.searchsorted(seen, edges), prepend=0, append=len(seen))
-        return Sightings(largest, per_block, fill.astype(np.int64), views)
+            largest = max(largest, len(seen))
+            counts = np.diff(np.searchsorted(seen, edges), prepend=0, append=len(seen))
+            per_block += counts
+            pages.append(np.flatnonzero(counts).astype(np.int32))
+        return Sightings(largest, per_block, fill.astype(np.int64), len(pages), tuple(pages))
 
     def usual_union(self, batch_size: int) -> int:
         """Rows of the union of so many random views, on average at most: rows of a block that a share p of the views sees

@@ -33,6 +33,7 @@ class NextBatch:
     views: int
     planned: Planned
     exposed: float  # seconds that the run waited for its plan
+    coming: list[np.ndarray]  # of rows on disk: the pages that each view of the epoch after it uses
 
     @property
     def plan(self) -> Plan:
@@ -69,7 +70,8 @@ class Batches:
         began, first = time.perf_counter(), self._schedule.image
         planned = self._take(first)
         views = self._schedule.views_of_batch(first)
-        return NextBatch(first, views, planned, time.perf_counter() - began)
+        coming = self._residence.pages_of(self._views(first + views, len(self._train)))
+        return NextBatch(first, views, planned, time.perf_counter() - began, coming)
 
     def plan_ahead(self, batch: NextBatch, after: Outcome[Any]) -> None:
         """Plan the batch after `batch`, which runs now, unless there is none or rows change places before it. Not before
@@ -115,9 +117,13 @@ class Batches:
                 return planned  # a larger one was made before the arena shrank
         return self._plan(first, NO_MARGIN)
 
+    def _views(self, first: int, count: int) -> list[int]:
+        """Views of training images first, first + 1, ..., in the order of the epochs."""
+        return batch_views(self._train, self._schedule.config.seed, first, count)
+
     def _plan(self, first: int, margin: Margin) -> Planned:
-        seed, count = self._schedule.config.seed, self._schedule.views_of_batch(first)
-        views = batch_views(self._train, seed, first, count)
+        count = self._schedule.views_of_batch(first)
+        views = self._views(first, count)
         decided = self._schedule.progress.next_order
         ordered = decided is not None and sorted(decided) == sorted(views)  # else --batch-size was changed on resume
         planned = self._residence.plan(decided if ordered and decided else views, margin, ordered=ordered)

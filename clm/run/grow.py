@@ -7,7 +7,8 @@ import numpy as np
 from clm.config import Config
 from clm.optim.schedules import crossed
 from clm.run.events import Densified, Emit, OpacityReset
-from clm.run.residence import Rebuild, Residence
+from clm.run.rebuild import Rebuild
+from clm.run.residence import Residence
 from clm.run.schedule import Schedule
 from clm.store.store import Store
 from clm.strategy.default import Thresholds, clear_statistics, decide, reset_opacity

@@ -54,7 +54,7 @@ def train_batch(run: Run, batch: NextBatch) -> BatchDone:
     """One optimizer step over the views of `batch`."""
     schedule, lanes = run.schedule, run.residence.lanes
     with run.accounts.batch(batch) as account:
-        lanes.begin(batch.plan, schedule.training_step(), colour_columns(schedule.sh_degree))  # fetch
+        lanes.begin(batch.plan, schedule.training_step(), colour_columns(schedule.sh_degree), batch.coming)  # fetch
         run.batches.plan_ahead(batch, after=lanes.first_view)  # cull, order, plan: the next batch
         losses = run.views.compute(batch)  # render, send back, update
         account.moved, account.seconds, account.spans = lanes.finish()

@@ -35,31 +35,14 @@ from clm.plan.visibility import Margin
 from clm.render import Rasterizer, Render
 from clm.run.events import Emit, Message, reporter
 from clm.run.host_memory import HostMemory
+from clm.run.rebuild import Rebuild
 from clm.run.schedule import Schedule
-from clm.store.growth import Growth
 from clm.store.store import Store
 from clm.stream.lanes import Lanes
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
 
 _ARENA_FILL = 0.9  # unions that fill more of the arena call for a larger one: rows also move and swell
-
-
-class Rebuild:
-    """The store while it changes, and which of its pages did."""
-
-    def __init__(self, store: Store):
-        self.store, self.pages, self.rows, self.every_row = store, 0, 0, False  # how many changed
-
-    def apply(self, growth: Growth) -> int:
-        """Carry out a growth; returns how many pages changed."""
-        self.pages += (changed := len(self.store.apply(growth)))
-        self.rows += len(growth.leave) + len(growth.parents)
-        return changed
-
-    def everything(self) -> None:
-        """Every row changed in its place."""
-        self.every_row, self.rows = True, self.rows + self.store.rows
 
 
 class Residence:
@@ -92,6 +75,7 @@ class Residence:
         self._before_rebuilding: Callable[[], None] = lambda: None
         self._refresh()
         self.placement, blocks = self._place(unseen_rows, watching)
+        self._house()
         self._move_in(blocks, self.placement.arena_slots)
 
     def _warn(self, text: str) -> None:
@@ -124,23 +108,35 @@ class Residence:
 
     def row_limit(self) -> int:
         """How many rows the budgets of host and disk admit, growth included; at least those that there are."""
+        in_ram, on_disk = self._row_limits()
+        if self._config.offload == "disk":
+            return max(on_disk, self._store.rows)
+        return max(in_ram, on_disk, self._store.rows)
+
+    def _row_limits(self) -> tuple[int, int]:
+        """How many rows there can be in host memory, and on disk."""
         _, host = self.budgets()
         beside = self._host_beside()
         if self.device.shares_host_memory:
             turn = largest_turn(self._seen.largest_view, self.arena.slots)
             beside += self.arena.bytes + self._temporaries(self._seen.largest_view, turn)
         moments, page_rows = self._config.moments, self._store.page_rows
-        on_host = (host - beside) // (store_row_bytes(moments) + GROWTH_ROW_BYTES)
-        on_disk = most_rows_on_disk(host - beside, self._disk_free(), moments=moments, page_rows=page_rows)
-        if self._config.offload == "disk":
-            return max(on_disk, self._store.rows)
-        return max(on_host, on_disk, self._store.rows)
+        in_ram = (host - beside) // (store_row_bytes(moments) + GROWTH_ROW_BYTES)
+        return in_ram, most_rows_on_disk(host - beside, self._disk_free(), moments=moments, page_rows=page_rows)
+
+    @property
+    def _outgrew_ram(self) -> bool:
+        """Whether the rows have to go to disk before they become more."""
+        if self._store.disk is not None or self._config.offload != "auto":
+            return False
+        in_ram, on_disk = self._row_limits()
+        return in_ram < self._store.rows < on_disk
 
     def _disk_free(self) -> int:
-        """Bytes that the disk tier may take and has taken; 0 where it is not asked for."""
-        if self._config.offload != "disk":  # DISK TIER: `auto` may choose it, too, once the store has frames
+        """Bytes that the disk tier may take and has taken; 0 where it may not."""
+        if self._config.offload not in ("auto", "disk"):
             return 0
-        return free_bytes(self._scratch)
+        return free_bytes(self._scratch) + (self._store.disk.disk_bytes if self._store.disk else 0)
 
     def _host_beside(self) -> int:
         """Bytes of the host that are for neither rows nor device: the program, photos, staging, the rasteriser's workspace."""
@@ -179,8 +175,6 @@ class Residence:
         self._before_rebuilding()
         with self.whole() as store:
             yield (rebuild := Rebuild(store))
-        if rebuild.every_row:
-            self._refresh()
         if not self._placement_holds():
             self._replace()  # no write-back: what the device holds is of the rows as they were
         elif rebuild.pages or rebuild.every_row:
@@ -190,8 +184,10 @@ class Residence:
         """Whether rows may stay where they are: about as many as when they were placed, within the budget, and batches in an
         arena that holds them (or that the budget cannot make larger)."""
         rows, slots = self._store.rows, self.arena.slots
-        if not 0.75 * self._placed_rows <= rows <= 1.25 * self._placed_rows or (
-            self._short_of_slots and self._more_slots
+        if (
+            self._outgrew_ram
+            or not 0.75 * self._placed_rows <= rows <= 1.25 * self._placed_rows
+            or (self._short_of_slots and self._more_slots)
         ):
             return False
         resident = rows if self.placement.offload == "none" else self.placement.resident_rows
@@ -224,7 +220,14 @@ class Residence:
         )
         if len(planned.plan.union_rows) > _ARENA_FILL * self.arena.slots:
             self._short_of_slots = True
+        self._pages_of_views.update(zip(planned.views, planned.pages, strict=False))
         return planned
+
+    def pages_of(self, views: list[int]) -> list[np.ndarray]:
+        """Pages [A] i32 that each of some views uses, as far as that is known; nothing where all rows are in RAM."""
+        if self._store.disk is None:
+            return []
+        return [self._pages_of_views[view] for view in views]
 
     # ---- placement ----
 
@@ -236,6 +239,7 @@ class Residence:
         self._tiers = None  # the old memory is free before new memory is taken
         self.device.release_unused()
         try:
+            self._house()
             self._move_in(blocks, self.placement.arena_slots)
         except ResourceError:
             self._move_in(np.zeros_like(blocks), 0)  # enough for the state to be saved
@@ -260,10 +264,19 @@ class Residence:
 
     def close(self) -> None:
         self.lanes.close()
+        if self._store.disk is not None:
+            self._store.close()
 
     def _refresh(self) -> None:
         """Cull entries and bounds of all rows, as of the step reached."""
         self._store.refresh(self._schedule.next_step())
+
+    def _house(self) -> None:
+        """Rows lie where the placement says: in host memory, or in pages of which it holds some."""
+        if self.placement.offload == "disk":
+            self._store.keep_on_disk(self.placement.frames, self._scratch)
+        else:
+            self._store.keep_in_ram()
 
     def _move_in(self, blocks: np.ndarray, arena_slots: int) -> None:
         at_once = largest_turn(self._seen.largest_view, arena_slots)
@@ -276,6 +289,7 @@ class Residence:
         """Where rows go, and which blocks are resident [blocks] bool."""
         seen = sightings(self._store, self.cameras, reporter(self._emit), watching, unseen_rows)
         self._seen, self._reserved_by_placement, self._in_bands = seen, self._reserved, False
+        self._pages_of_views = dict(enumerate(seen.pages))
         try:
             placement = self._placement_of(seen)
         except ResourceError:
@@ -298,6 +312,9 @@ class Residence:
         needed, usual = arena_needs(store.rows, seen.largest_view, usual, config.batch_size, store.page_rows)
         (device, host), host_beside = self.budgets(), self._host_beside()
         beside = partial(self._temporaries, seen.largest_view)
+        growing = GROWTH_ROW_BYTES * store.rows if self._schedule.image < config.densify_until else 0
+        if config.offload == "auto":
+            host_beside += growing  # else there is nowhere that rows could go instead
         placement = choose_placement(
             store.rows,
             needed,
@@ -313,11 +330,9 @@ class Residence:
             shared_memory=self.device.shares_host_memory,
             host_holds_device=self.device.shares_host_memory,
             host_beside=host_beside,
-            beside_frames=GROWTH_ROW_BYTES * store.rows if config.densify_until else 0,
+            beside_frames=0 if config.offload == "auto" else growing,
             disk_free=self._disk_free(),
         )
-        if placement.offload == "disk":  # DISK TIER: goes once the store has frames
-            raise ResourceError("The disk tier is planned, but not yet trained with.", "Use `--offload host`.")
         self._placed_rows, self._short_of_slots = store.rows, False
         self._more_slots = placement.arena_slots >= needed  # else it got what the budget has
         return placement

@@ -121,11 +121,17 @@ class RowArrays:
 
     def reserve(self, places: int) -> None:
         """Room for so many places. Arrays taken before are of no use afterwards."""
-        if places <= self.capacity:
-            return
+        if places > self.capacity:
+            self._shape(places)
+
+    def _shape(self, places: int, anew: bool = False) -> None:
+        """Arrays of so many places, not fewer than there were unless they are made `anew`."""
         self._view = None
         for name in self.names:
             delattr(self, name)  # pages under an array cannot move
+        if anew:
+            self._memory.clear()  # the old memory is free before new memory is taken
+            self._memory = {name: RowPages(places, *kind) for name, kind in columns_of(self.moments).items()}
         for memory in self._memory.values():
             memory.grow(places)
         self._name_arrays()

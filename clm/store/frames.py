@@ -30,6 +30,15 @@ _AT_ONCE = 4  # pages that a thread moves in one go
 _VICTIMS = 64  # frames that are looked for at a time
 
 
+def seconds_of(spans: list[tuple[float, float]]) -> float:
+    """Seconds in which at least one of some (begin, end) ran."""
+    total, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
+
+
 class _Swap(NamedTuple):
     """One frame: `leaves` with `rows` of it that have to be written (0: none) gives way to `comes`."""
 
@@ -66,12 +75,17 @@ class Frames(RowArrays):
         self._closed = False
         self._changed = Condition()
         self.uses = self.reads = self.missed = 0
-        self.waited: list[tuple[float, float]] = []  # when somebody waited for pages
-        self.moving: list[tuple[float, float]] = []  # when a thread moved some
+        self.busy_seconds = self.exposed_seconds = 0.0
+        self._waited: list[tuple[float, float]] = []  # when somebody waited for pages
+        self._moving: list[tuple[float, float]] = []  # when a thread moved some
         self.trace: Callable[[np.ndarray], None] | None = None
         self._threads = [Thread(target=self._serve, name=f"disk-{k}", daemon=True) for k in range(THREADS)]
         for thread in self._threads:
             thread.start()
+
+    bytes_read = property(lambda self: self.file.bytes_read)
+    bytes_written = property(lambda self: self.file.bytes_written)
+    disk_bytes = property(lambda self: self.file.disk_bytes)
 
     # ---- for those who use rows ----
 
@@ -114,7 +128,7 @@ class Frames(RowArrays):
             except BaseException:
                 self._pins[pages] -= 1
                 raise
-            self.waited.append((began, time.perf_counter()))
+            self._waited.append((began, time.perf_counter()))
 
     def _there(self, pages: np.ndarray) -> bool:
         frames = self.frame_of[pages]
@@ -172,6 +186,49 @@ class Frames(RowArrays):
     def release(self, pages: np.ndarray, fill: np.ndarray) -> None:
         """Frames are used again."""
 
+    def resize(self, frames: int) -> None:
+        """So many frames from now on. Nobody holds pages meanwhile; where they become fewer, all pages leave RAM."""
+        if frames == self.frames:
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy.any())
+            self._raise_failure()
+            kept = self.frames
+            if frames < self.frames:
+                self._write_dirty()
+                self.frame_of[:] = -1
+                kept = 0
+            self._view = None
+            del self._moved
+            self._shape(frames * self.page_rows, anew=kept == 0)
+            self.page_of, before = np.full(frames, -1, np.int32), self.page_of
+            dirty, self._dirty, self._busy = self._dirty, np.zeros(frames, bool), np.zeros(frames, bool)
+            self.page_of[:kept], self._dirty[:kept] = before[:kept], dirty[:kept]
+            self._moved = PageArrays.of(self.arrays, self.page_rows)
+            self.frames = frames
+            self._victims.clear()
+            self._full = False
+            self._changed.notify_all()
+
+    def _write_dirty(self) -> None:
+        """All pages that were changed are in the file; nothing is under way."""
+        dirty = np.flatnonzero(self._dirty & (self.page_of >= 0))
+        pages = self.page_of[dirty].tolist()
+        buffer = aligned_buffer(self.file.slot_bytes)
+        goes = [(page, int(self.fill[page])) for page in pages]
+        self.file.swap(self._moved, dirty.tolist(), goes, [-1] * len(goes), buffer)
+        self._dirty[:] = False
+
+    def drain(self, computing: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        """When the threads moved pages since the last call. computing: when there was other work to do meanwhile; what somebody
+        waited beside that counts as exposed."""
+        with self._changed:
+            moving, self._moving = self._moving, []
+            waited, self._waited = self._waited, []
+        self.busy_seconds += seconds_of(moving)
+        self.exposed_seconds += seconds_of(waited + computing) - seconds_of(computing)
+        return moving
+
     def close(self) -> None:
         with self._changed:
             self._closed = True
@@ -208,7 +265,7 @@ class Frames(RowArrays):
                 for swap in swaps:
                     self._leaving.discard(swap.leaves)
                     self._busy[swap.frame] = False
-                self.moving.append((began, time.perf_counter()))
+                self._moving.append((began, time.perf_counter()))
                 self._changed.notify_all()
 
     def _next_swaps(self) -> list[_Swap]:
@@ -244,7 +301,7 @@ class Frames(RowArrays):
             pages = ticks[self._tick][self._looked :]
             for k in np.flatnonzero(self.frame_of[pages] < 0).tolist():
                 page = int(pages[k])
-                if page not in self._leaving and self.file.rows[page] > 0:
+                if page not in self._leaving and self.fill[page] > 0 and self.file.rows[page] > 0:
                     self._looked += k
                     return page
             self._tick, self._looked = self._tick + 1, 0

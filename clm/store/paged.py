@@ -20,7 +20,7 @@ from clm.kernels.cull import block_bounds
 from clm.kernels.memory import RowPages
 from clm.kernels.rows import StoreView
 from clm.store.arrays import RowArrays, row_bytes_of
-from clm.store.frames import Frames
+from clm.store.frames import LEAST_FRAMES, Frames
 from clm.store.layout import CHUNK_ROWS, PAGE_ROWS
 from clm.store.pages import live_rows, pages_of
 
@@ -198,6 +198,44 @@ class PagedRows:
     def refresh_bounds(self, pages: np.ndarray) -> None:
         """Recompute the bounds of pages [A]."""
         block_bounds(self.entries, self.page_rows, self.bounds, np.ascontiguousarray(pages, np.int32), self.fill)
+
+    def keep_on_disk(self, frames: int, scratch: Path) -> None:
+        """From now on so many pages are in RAM, the others in a file in the folder `scratch`. Nobody holds rows or has taken
+        arrays. Raises ResourceError, before anything moves, where there is no room."""
+        frames = max(frames, LEAST_FRAMES)
+        if self.disk is not None:
+            self.disk.resize(frames)
+            return
+        before, after = self.arrays, Frames(frames, self.moments, self.page_rows, scratch)
+        try:
+            after.set_fill(np.arange(self.pages), self.fill)
+        except BaseException:
+            after.close()
+            raise
+        for page in np.flatnonzero(self.fill).tolist():
+            one, rows = np.array([page], np.int32), int(self.fill[page])
+            with after.hold(one, True):
+                here, there = page * self.page_rows, int(after.frames_of(one)[0]) * self.page_rows
+                for source, target in zip(before.arrays, after.arrays, strict=True):
+                    target[there : there + rows] = source[here : here + rows]
+            before.release(one, np.zeros(1, np.int32))
+        self.arrays = after
+
+    def keep_in_ram(self) -> None:
+        """From now on all pages are in RAM, and nothing is on disk."""
+        if (before := self.disk) is None:
+            return
+        before.resize(LEAST_FRAMES)
+        after = RowArrays(self.capacity, self.moments, self.page_rows)
+        after.set_fill(np.arange(self.pages), self.fill)
+        for pages, held in self.sweep():
+            for page, frame in zip(pages.tolist(), held.frames_of(pages).tolist(), strict=True):
+                here, there, rows = frame * self.page_rows, page * self.page_rows, int(self.fill[page])
+                for source, target in zip(held.arrays, after.arrays, strict=True):
+                    target[there : there + rows] = source[here : here + rows]
+        after.note_written(np.arange(self.pages), self.fill)
+        self.arrays = after
+        before.close()
 
     def close(self) -> None:
         """The rows are of no use any more; what they took on a disk is free again."""

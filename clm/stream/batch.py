@@ -17,6 +17,7 @@ from clm.stream.handover import Outcome
 from clm.stream.parking import ParkedGradients
 from clm.stream.route import Route
 from clm.stream.spans import Span
+from clm.stream.ticks import Ticks
 from clm.stream.tiers import Tiers
 
 
@@ -59,6 +60,7 @@ class Batch:
     columns: int
     traffic: Traffic  # of the whole batch, as planned
     union: np.ndarray  # rows of the whole batch
+    ticks: Ticks | None = None  # of a store on disk, while a batch trains
     turns: list[TurnState] = field(init=False)
     parked: ParkedGradients = field(default_factory=ParkedGradients)
     entries: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # rows and their new cull entries
@@ -87,6 +89,12 @@ class Batch:
         began = Moment()
         yield
         self.marks.append((lane, name, i, began, Moment()))
+
+    def end_turn(self, i: int) -> None:
+        """The final rows of turn i are updated."""
+        if self.ticks is not None:
+            self.ticks.updated(i)
+        self.turns[i].end()
 
     def cancel(self) -> None:
         """Nobody waits forever for what will not come."""

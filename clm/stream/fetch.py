@@ -56,6 +56,8 @@ class Fetch:
             if arrivals.any:
                 self._arrive(batch, i, arrivals, earlier, why)
                 self._bring_back(batch, i, arrivals)
+        if batch.ticks is not None:
+            batch.ticks.loaded(i)
         turns[i].loaded.succeed(stream.record())
 
     def _arrive(self, batch: Batch, i: int, arrivals: Arrivals, earlier: int, why: str) -> None:

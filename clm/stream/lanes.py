@@ -22,10 +22,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from threading import Lock
 from typing import TypeVar
+
+import numpy as np
 
 from clm.device.interface import Event, Indices
 from clm.kernels import rows as row_kernels
@@ -37,6 +39,7 @@ from clm.stream.fetch import Fetch
 from clm.stream.handover import HostLane, Outcome, after
 from clm.stream.send_back import SendBack
 from clm.stream.spans import LaneSeconds, Span, lane_seconds
+from clm.stream.ticks import Ticks
 from clm.stream.tiers import Tiers
 
 T = TypeVar("T")
@@ -53,6 +56,7 @@ class Lanes:
         self.fetch = Fetch(tiers, load, parcel_rows)
         self._send_back = SendBack(tiers, back, self._host["update"], parcel_rows)
         self._under_way: Batch | None = None
+        self._coming: Sequence[np.ndarray] = ()
         self._unpublished: deque[Batch] = deque()
         self._publishing = Lock()
         self._spans: deque[Span] = deque()  # of what was published since the last batch ended
@@ -79,9 +83,11 @@ class Lanes:
         turns = self._batch.turns
         return turns[0].computed if len(turns) > 1 else turns[0].loaded
 
-    def begin(self, plan: Plan, adam: AdamStep, columns: int) -> None:
-        """Start loading for `plan`; rows are caught up to `adam.step - 1`, `columns` of their colours are active."""
+    def begin(self, plan: Plan, adam: AdamStep, columns: int, coming: Sequence[np.ndarray] = ()) -> None:
+        """Start loading for `plan`; rows are caught up to `adam.step - 1`, `columns` of their colours are active. coming: pages
+        of the views after it, of a store on disk."""
         self.tiers.device.start_clock()
+        self._coming = coming
         self._begin(Batch(plan, adam, columns, plan.traffic, plan.union_rows))
 
     def _begin(self, batch: Batch) -> None:
@@ -89,6 +95,8 @@ class Lanes:
             raise ValueError(f"a plan for {batch.plan.capacity} slots in an arena of {self.tiers.arena.slots}")
         self.fetch.reserve(batch)
         self._send_back.reserve(batch)
+        if self.tiers.store.disk is not None:
+            batch.ticks = Ticks(batch.plan, self.tiers, self._coming)
         self._under_way = batch
         for i, turn in enumerate(batch.turns):
             self._run("load" if i else None, self.fetch.run, i, turn.loaded)
@@ -118,6 +126,9 @@ class Lanes:
         ended, spans = time.perf_counter(), batch.spans()
         while self._spans:
             spans.append(self._spans.popleft())
+        if (disk := self.tiers.store.disk) is not None:
+            moved = disk.drain([(span.start, span.end) for span in spans if span.lane == "compute"])
+            spans += [Span("disk", "read, write", -1, *moment) for moment in moved]
         return batch.moved(self.tiers), lane_seconds(spans, batch.began, ended), spans
 
     def end(self) -> None:

@@ -63,7 +63,7 @@ class SendBack:
         for part in self._gradients.parcels(len(route.partial)):
             self._park(batch, i, route.partial[part], route.partial_slots[part])
         turn.released.succeed(self.stream.record())
-        self._once_arrived(batch, i, turn.end)
+        self._once_arrived(batch, i, partial(batch.end_turn, i))
 
     def park(self, batch: Batch, i: int, rows: np.ndarray, slots: np.ndarray) -> None:
         """While no lane works: take the gradients of rows [n] at arena slots [n] along to the host, before turn i."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from clm.files import atomic_write
 
-LANES = ("load", "compute", "send_back", "update", "plan")
+LANES = ("load", "compute", "send_back", "update", "disk", "plan")
 
 
 class Span(NamedTuple):
@@ -31,6 +31,7 @@ class LaneSeconds:
     compute: float = 0.0
     send_back: float = 0.0
     update: float = 0.0
+    disk: float = 0.0  # of its threads together
     exposed: float = 0.0
     plan: float = 0.0  # cull + order + plan, wherever it ran
     plan_exposed: float = 0.0

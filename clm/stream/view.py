@@ -17,6 +17,7 @@ from clm.plan.visibility import visible_rows
 from clm.render import Rasterizer, Render
 from clm.stream.batch import Batch
 from clm.stream.fetch import Fetch
+from clm.stream.ticks import Ticks
 
 T = TypeVar("T")
 
@@ -63,6 +64,8 @@ def render_view(
     plan = make_plan([0], [rows], tiers.arena.slots, store.page_rows, trains=False)
     batch = Batch(plan, adam, colour_columns(sh_degree), plan.traffic, plan.union_rows)
     fetch.reserve(batch)
+    if store.disk is not None:
+        batch.ticks = Ticks(plan, tiers)
 
     def draw() -> Render:
         render = rasterizer.rasterize(background, depth)

@@ -1,0 +1,23 @@
+"""The rows while they change between two batches: what may be done to them, and what that comes to."""
+
+from __future__ import annotations
+
+from clm.store.growth import Growth
+from clm.store.store import Store
+
+
+class Rebuild:
+    """The store while it changes, and which of its pages did."""
+
+    def __init__(self, store: Store):
+        self.store, self.pages, self.rows, self.every_row = store, 0, 0, False  # how many changed
+
+    def apply(self, growth: Growth) -> int:
+        """Carry out a growth; returns how many pages changed."""
+        self.pages += (changed := len(self.store.apply(growth)))
+        self.rows += len(growth.leave) + len(growth.parents)
+        return changed
+
+    def everything(self) -> None:
+        """Every row changed in its place."""
+        self.every_row, self.rows = True, self.rows + self.store.rows
