@@ -35,7 +35,7 @@ class PlainLoop:
 
     def __init__(self, run: Run):
         self.run, self.config = run, run.schedule.config
-        self.store = initial_store(run.scene, self.config, lambda _text: None)
+        self.store = initial_store(run.scene, self.config, lambda _text: None, scratch=Path(tempfile.gettempdir()))
         self.rows = np.arange(self.store.rows, dtype=np.int32)
         self.arena = Arena(0)  # the rasteriser takes rows and gradients from here: the store's own arrays
         self.arena.geometry, self.arena.colour = self.store.geometry, self.store.colour

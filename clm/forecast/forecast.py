@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -103,8 +104,7 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
     """
     gaussians = config.max_gaussians or len(scene.points) or RANDOM_ROWS
     thinned = dataclasses.replace(config, max_gaussians=min(gaussians, SAMPLE_ROWS))
-    store = initial_store(scene, thinned, lambda _text: None)
-    store.refresh(None)
+    store = initial_store(scene, thinned, lambda _text: None, scratch=Path(tempfile.gettempdir()))
     scale = gaussians / store.rows
     cameras = [view.camera for view in scene.views]
     # Pages of the larger model hold fewer of the points; finer ones than these change little and cost time.

@@ -10,14 +10,24 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from plyfile import PlyData, PlyParseError
 
 from clm.errors import ClmError
 from clm.formats.ply_write import property_names
-from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS, SH0, SHN
+from clm.store.layout import (
+    CHUNK_ROWS,
+    COLOUR_COLUMNS,
+    GEOMETRY_COLUMNS,
+    LOG_SCALES,
+    LOGIT_OPACITIES,
+    MEANS,
+    QUATS,
+    SH0,
+    SHN,
+)
 
 # An infinite logit opacity is read as +-20: sigmoid(20) is 1 in float32, and the logit can be trained.
 INFINITE_LOGIT = 20.0
@@ -62,6 +72,14 @@ class _Header:
         return np.dtype([(name, _ORDERS[self.format] + kind) for name, kind in self.properties])
 
 
+class Numbered(NamedTuple):
+    """Rows and their numbers in the file [k] i32, ascending."""
+
+    numbers: np.ndarray
+    geometry: np.ndarray
+    colour: np.ndarray
+
+
 @dataclass
 class PlyRows:
     """A Gaussian PLY, opened. `messages` says what reading had to change; it is complete once `chunks` has run out."""
@@ -73,32 +91,22 @@ class PlyRows:
     header: _Header = field(repr=False)
     messages: list[str] = field(default_factory=list)
 
-    def chunks(self, size: int = 1 << 16) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def chunks(self, size: int = CHUNK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows in file order, at most `size` at a time: geometry [k, 12] f32 and colour [k, 48] f32, fresh arrays.
 
         Coefficients above the file's degree are zero, quaternions are as stored. Memory: one chunk (ASCII: the file).
         """
-        dropped = clamped = 0
-        columns = _columns(self.header, self.sh_degree)
+        for piece in self.numbered(size):
+            if len(piece.geometry):
+                yield piece.geometry, piece.colour
+
+    def numbered(self, size: int = CHUNK_ROWS) -> Iterator[Numbered]:
+        """As `chunks`, with each row's number in the file."""
+        dropped = clamped = first = 0
         for table in _tables(self.path, self.header, size):
-            geometry = np.zeros((len(table), GEOMETRY_COLUMNS), np.float32)
-            colour = np.zeros((len(table), COLOUR_COLUMNS), np.float32)
-            with np.errstate(
-                over="ignore", invalid="ignore"
-            ):  # a double beyond float32 becomes infinite, then is dropped
-                for start in range(0, len(table), _READ_ROWS):
-                    piece = slice(start, start + _READ_ROWS)
-                    for name, of_colour, column in columns:
-                        (colour if of_colour else geometry)[piece, column] = table[name][piece]
-            logits = geometry[:, LOGIT_OPACITIES]
-            clamped += int(np.isinf(logits).sum())
-            np.copyto(logits, np.copysign(np.float32(INFINITE_LOGIT), logits), where=np.isinf(logits))
-            good = np.isfinite(geometry).all(axis=1) & np.isfinite(colour).all(axis=1) & geometry[:, QUATS].any(axis=1)
-            if not good.all():
-                dropped += int((~good).sum())
-                geometry, colour = geometry[good], colour[good]
-            if len(geometry):
-                yield geometry, colour
+            piece, of_these = self._rows(table, first)
+            first, clamped, dropped = first + len(table), clamped + of_these, dropped + len(table) - len(piece.geometry)
+            yield piece
         self.messages = []
         if clamped:
             self.messages.append(
@@ -106,6 +114,34 @@ class PlyRows:
             )
         if dropped:
             self.messages.append(f"{dropped} of {self.count} Gaussians were not finite or had no rotation: left out.")
+
+    @property
+    def seekable(self) -> bool:
+        """Whether rows can be read from the middle of the file."""
+        return self.header.format != "ascii"
+
+    def read(self, first: int, last: int) -> Numbered:
+        """Rows first..last-1 of the file, those that can be used."""
+        return self._rows(next(_tables(self.path, self.header, last - first, first)), first)[0]
+
+    def _rows(self, table: np.ndarray, first: int) -> tuple[Numbered, int]:
+        """The rows of some records, the first of which is `first` in the file, and how many opacities were clamped."""
+        geometry = np.zeros((len(table), GEOMETRY_COLUMNS), np.float32)
+        colour = np.zeros((len(table), COLOUR_COLUMNS), np.float32)
+        columns = _columns(self.header, self.sh_degree)
+        with np.errstate(over="ignore", invalid="ignore"):  # a double beyond float32 becomes infinite, then is dropped
+            for start in range(0, len(table), _READ_ROWS):
+                piece = slice(start, start + _READ_ROWS)
+                for name, of_colour, column in columns:
+                    (colour if of_colour else geometry)[piece, column] = table[name][piece]
+        logits = geometry[:, LOGIT_OPACITIES]
+        infinite = np.isinf(logits)
+        np.copyto(logits, np.copysign(np.float32(INFINITE_LOGIT), logits), where=infinite)
+        good = np.isfinite(geometry).all(axis=1) & np.isfinite(colour).all(axis=1) & geometry[:, QUATS].any(axis=1)
+        numbers = np.arange(first, first + len(table), dtype=np.int32)
+        if not good.all():
+            numbers, geometry, colour = numbers[good], geometry[good], colour[good]
+        return Numbered(numbers, geometry, colour), int(infinite.sum())
 
 
 def _columns(header: _Header, sh_degree: int) -> list[tuple[str, bool, int]]:
@@ -120,8 +156,8 @@ def _columns(header: _Header, sh_degree: int) -> list[tuple[str, bool, int]]:
     return [(name, *wanted[name]) for name, _ in header.properties if name in wanted]
 
 
-def _tables(path: Path, header: _Header, size: int) -> Iterator[np.ndarray]:
-    """The vertex records, `size` at a time, as structured arrays."""
+def _tables(path: Path, header: _Header, size: int, first: int = 0) -> Iterator[np.ndarray]:
+    """The vertex records from `first` on (ASCII: from 0), `size` at a time, as structured arrays."""
     if header.format == "ascii":
         try:
             table = PlyData.read(str(path))["vertex"].data
@@ -130,8 +166,8 @@ def _tables(path: Path, header: _Header, size: int) -> Iterator[np.ndarray]:
         yield from (table[start : start + size] for start in range(0, header.count, size))
         return
     with open(path, "rb") as file:
-        file.seek(header.offset)
-        for start in range(0, header.count, size):
+        file.seek(header.offset + first * header.dtype.itemsize)
+        for start in range(first, header.count, size):
             want = min(size, header.count - start)
             # Read, not mapped: pages of a mapping count as this process's memory until it ends.
             table = np.fromfile(file, header.dtype, want)

@@ -91,7 +91,10 @@ def open_run(
     device, rasterizer = machine or open_device(
         config.device, antialiased=config.antialias, absgrad=config.absgrad, say=lambda text: emit(Message(text))
     )
-    begun = _fresh(scene, config, store, emit) if resume is None else _gone_on(scene, config, folder, resume, emit)
+    scratch = Path(config.scratch) if config.scratch else folder / "scratch"
+    begun = (
+        _fresh(scene, config, scratch, store, emit) if resume is None else _gone_on(scene, config, folder, resume, emit)
+    )
     scene, schedule, store, saved, resume = begun
     unseen = np.ones(store.places, bool) if resume is None else None
     with ExitStack() as stack:
@@ -100,7 +103,6 @@ def open_run(
         cache = stack.enter_context(closing(cache or ImageCache(scene, memory.photos)))
         photos = Photos(scene, cache, config.strict, warn)
         cameras = [view.camera for view in scene.views]
-        scratch = Path(config.scratch) if config.scratch else folder / "scratch"
         residence = Residence(
             store, device, rasterizer, cameras, config, schedule, emit, memory, scratch, unseen, scene.train
         )
@@ -141,9 +143,9 @@ class _Begun(NamedTuple):
     checkpoint: Path | None = None  # the one that was whole
 
 
-def _fresh(scene: Scene, config: Config, store: Store | None, emit: Emit) -> _Begun:
+def _fresh(scene: Scene, config: Config, scratch: Path, store: Store | None, emit: Emit) -> _Begun:
     warn = _warner(emit)
-    store = store or initial_store(scene, config, warn, reporter(emit))
+    store = store or initial_store(scene, config, warn, reporter(emit), scratch=scratch)
     return _Begun(scene, Schedule.first(config, scene.scale), store)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from clm.kernels.sort import sorted_rows, space_keys
+from clm.store.layout import EXTENT_SIGMAS, LOG_SCALES, MEANS
 
 _CLASS_EDGES = (4.0, 16.0, 64.0)  # multiples of the median bounding radius
 _SAMPLED_ROWS = 100_000  # at least, for the grid
@@ -19,6 +20,12 @@ def _grid(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     low, high = np.percentile(sample, [1, 99], axis=0).astype(np.float64)
     span = high - low
     return low, np.where(span > 0, span, 1.0)
+
+
+def plain_entries(geometry: np.ndarray) -> np.ndarray:
+    """Centre and bounding radius [K, 4] f32 of rows with geometry [K, 12] f32 that were never updated."""
+    radii = np.float32(EXTENT_SIGMAS) * np.exp(geometry[:, LOG_SCALES].max(axis=1))
+    return np.column_stack([geometry[:, MEANS], radii])
 
 
 def space_keys_of(entries: np.ndarray) -> np.ndarray:

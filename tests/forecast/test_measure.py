@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.demo_run import DEMO, small_config
 @pytest.fixture(scope="module")
 def store() -> Store:
     config = small_config()
-    store = initial_store(open_scene(DEMO, config, require_images=False), config, lambda _text: None)
+    store = initial_store(open_scene(DEMO, config, require_images=False), config, lambda _text: None, scratch=Path())
     store.refresh(None)
     return store
 

@@ -14,8 +14,8 @@ from plyfile import PlyData, PlyElement
 from clm.errors import ClmError
 from clm.formats.ply_read import INFINITE_LOGIT, open_ply, ply_header_summary
 from clm.formats.ply_write import property_names, write_ply
-from clm.formats.start import rows_from_ply
 from tests.conftest import scene_path
+from tests.formats.whole import read_all
 
 
 def random_table(count: int, names: list[str], types: list[str] | None = None, seed: int = 0) -> np.ndarray:
@@ -30,11 +30,6 @@ def save(path: Path, table: np.ndarray, **options) -> Path:
     with open(path, "wb") as file:
         PlyData([PlyElement.describe(table, "vertex")], **options).write(file)
     return path
-
-
-def read_all(path: Path, size: int = 1 << 16) -> tuple[np.ndarray, np.ndarray]:
-    chunks = list(open_ply(path).chunks(size))
-    return np.concatenate([g for g, _ in chunks]), np.concatenate([c for _, c in chunks])
 
 
 def check_rows(geometry: np.ndarray, colour: np.ndarray, table: np.ndarray, sh_degree: int) -> None:
@@ -145,9 +140,6 @@ def test_infinite_opacities_are_read_finite_and_broken_rows_left_out_with_a_mess
     expected = np.delete(table, [10, 20, 99])
     expected["opacity"][np.isinf(expected["opacity"])] = INFINITE_LOGIT, -INFINITE_LOGIT
     check_rows(geometry, colour, expected, 3)
-    heard: list[str] = []
-    assert len(rows_from_ply(tmp_path / "a.ply", heard.append)[0]) == 97
-    assert heard == rows.messages
 
 
 def test_doubles_beyond_float32_are_left_out_not_turned_into_infinity(tmp_path: Path) -> None:
@@ -169,11 +161,11 @@ def test_a_trained_splat_of_another_tool_is_read_and_written_back(tmp_path: Path
     path = scene_path("ply/playbot_lod3.ply")
     rows = open_ply(path)
     assert (rows.count, rows.sh_degree, rows.antialiased) == (31_000, 2, False)
-    geometry, colour = rows_from_ply(path)
+    geometry, colour = read_all(path)
     assert rows.messages == []
     check_rows(geometry, colour, PlyData.read(path)["vertex"].data, 2)
     assert write_ply(tmp_path / "b.ply", rows.chunks(4096), sh_degree=2) == 31_000
-    again = rows_from_ply(tmp_path / "b.ply")
+    again = read_all(tmp_path / "b.ply")
     np.testing.assert_array_equal(again[1], colour)
     np.testing.assert_array_equal(again[0][:, 7:], geometry[:, 7:])
 

@@ -22,14 +22,13 @@ pytest.importorskip("gsplat", reason="gsplat is not installed")
 from clm.device import cuda  # noqa: E402
 from clm.errors import ClmError, OutOfDeviceMemory, ResourceError  # noqa: E402
 from clm.formats.ply_write import write_ply  # noqa: E402
-from clm.formats.start import rows_from_ply  # noqa: E402
 from clm.plan.budget import RESIDENT_ROW_BYTES, arena_bytes, lanes_bytes  # noqa: E402
 from clm.render.gsplat import GsplatRasterizer  # noqa: E402
 from clm.render.temporaries import Temporaries  # noqa: E402
 from clm.run.checkpoint import checkpoints  # noqa: E402
 from clm.run.events import BatchDone, Densified, Evaluated, Message  # noqa: E402
 from clm.scene.open import open_scene  # noqa: E402
-from clm.store.init import rows_from_points  # noqa: E402
+from clm.store.init import PointRows  # noqa: E402
 from clm.store.layout import LOG_SCALES, QUATS  # noqa: E402
 from scripts.doubles import gsplat_stub  # noqa: E402
 from tests.demo_run import (  # noqa: E402
@@ -44,6 +43,7 @@ from tests.demo_run import (  # noqa: E402
     write_survey_scene,
 )
 from tests.device.test_cuda import device as cuda_double  # noqa: E402
+from tests.formats.whole import read_all  # noqa: E402
 
 ROWS, PIXELS = 400, 40 * 30
 SMALL: dict[str, Any] = {"downscale": "8", "iterations": 24, "sh_interval": 8}
@@ -85,9 +85,8 @@ def ply(tmp_path_factory: pytest.TempPathFactory) -> str:
     """400 Gaussians at points of the bundled scene. No two scales are alike: of a sphere the gradient of the rotation is
     rounding alone, and Adam would make whole steps of it."""
     scene, rng = open_scene(DEMO, small_config(downscale="8")), np.random.default_rng(0)
-    geometry, colour = rows_from_points(scene.points, scene.point_colors, 0)
-    keep = np.sort(rng.permutation(len(geometry))[:ROWS])
-    geometry, colour = geometry[keep], colour[keep]
+    keep = np.sort(rng.permutation(len(scene.points))[:ROWS])
+    geometry, colour = PointRows(scene.points, scene.point_colors, 0).rows(keep)
     geometry[:, QUATS] = rng.normal(size=(ROWS, 4))
     geometry[:, LOG_SCALES] += rng.normal(0.8, 0.5, size=(ROWS, 3))
     path = tmp_path_factory.mktemp("rows") / "rows.ply"
@@ -123,7 +122,7 @@ def differing(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> float:
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_the_model_is_the_cpus_up_to_rounding(runs: Callable[[str], Path], placement: str) -> None:
     ours, theirs = checkpoint_arrays(runs(placement)), checkpoint_arrays(runs("cpu"))
-    before, _ = rows_from_ply(runs("cpu") / "input.ply")
+    before, _ = read_all(runs("cpu") / "input.ply")
     assert differing(before[:, :11], theirs["geometry"][:, :11], 1e-3) > 0.3, "training moves rows beyond the tolerance"
     # Adam divides by the root of the second moment: a gradient that is rounding alone may move a value by a whole step.
     for name in ("geometry", "colour"):
@@ -137,7 +136,7 @@ def test_ply_figures_and_receipt_are_written_as_on_the_cpu(runs: Callable[[str],
     """Evaluation renders and the PLY holds the rows that live on the device."""
     ours, theirs = runs(placement), runs("cpu")
     plys = [next(run.glob("point_cloud/*/point_cloud.ply")) for run in (ours, theirs)]
-    for mine, expected in zip(rows_from_ply(plys[0]), rows_from_ply(plys[1]), strict=True):
+    for mine, expected in zip(read_all(plys[0]), read_all(plys[1]), strict=True):
         assert mine.shape == expected.shape and differing(mine, expected, 1e-3) < 0.005
     mine, expected = (read_json(run / "metrics.json") for run in (ours, theirs))
     for split in ("test", "train"):

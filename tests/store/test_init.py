@@ -13,10 +13,17 @@ from hypothesis import strategies as st
 from clm.errors import ClmError
 from clm.kernels import get_threads, set_threads
 from clm.kernels.knn import nearest_squared
-from clm.store.init import focus_of, neighbour_scales, rows_from_points, rows_random
+from clm.store.init import PointRows, focus_of, neighbour_scales, random_points
 from tests.conftest import scene_path
 
 DEMO = Path(__file__).resolve().parents[2] / "data" / "demo"
+
+
+def rows_from_points(
+    points: np.ndarray, colors: np.ndarray, seed: int, opacity: float = 0.1
+) -> tuple[np.ndarray, np.ndarray]:
+    """All rows at once, in the order of the points."""
+    return PointRows(points, colors, seed, opacity).rows(np.arange(len(points)))
 
 
 def every_pair(points: np.ndarray, k: int) -> np.ndarray:
@@ -157,15 +164,14 @@ def test_cameras_that_look_outwards_or_in_parallel_get_a_centre_ahead_of_them() 
 
 def test_random_rows_fill_the_cube_around_the_focus() -> None:
     positions, forwards = ring(12, 2.0, np.array([1.0, 2.0, 3.0]))
-    geometry, colour = rows_random(positions, forwards, 5000, seed=3, extent=1.5)
+    points, colors = random_points(positions, forwards, 5000, seed=3, extent=1.5)
     half = 1.5 * 1.1 * 2.0
-    offset = geometry[:, :3] - np.array([1.0, 2.0, 3.0])
+    offset = points - np.array([1.0, 2.0, 3.0])
     assert np.abs(offset).max() <= half * (1 + 1e-6) and np.abs(offset).max(axis=0).min() > 0.98 * half
     np.testing.assert_allclose(offset.mean(axis=0), 0, atol=0.1 * half)
-    assert geometry.shape == (5000, 12) and np.isfinite(geometry).all() and np.isfinite(colour).all()
-    rgb = 0.5 + 0.28209479177387814 * colour[:, :3]
-    assert rgb.min() > -1e-6 and rgb.max() < 1 + 1e-6 and rgb.std() > 0.25
-    np.testing.assert_array_equal(geometry, rows_random(positions, forwards, 5000, seed=3, extent=1.5)[0])
+    assert points.shape == colors.shape == (5000, 3) and (points.dtype, colors.dtype) == (np.float32, np.uint8)
+    assert colors.min() == 0 and colors.max() == 255 and colors.std() > 0.25 * 255
+    np.testing.assert_array_equal(points, random_points(positions, forwards, 5000, seed=3, extent=1.5)[0])
 
 
 def test_a_real_cloud_starts_in_a_third_of_a_second() -> None:
