@@ -51,8 +51,9 @@ def run_demo(
     return events
 
 
-def write_survey_scene(folder: Path, side: int = 5, points: int = 3000) -> Path:
-    """A COLMAP scene (text model) of side x side cameras flown over a field, each seeing about a fifth of it.
+def write_survey_scene(folder: Path, side: int = 5, points: int = 3000, reach: float = 4.0) -> Path:
+    """A COLMAP scene (text model) of side x side cameras flown over a field, each seeing about a fifth of it; where they are
+    farther than `reach` 4 from the middle, less.
 
     Neighbours overlap by half in both directions, so no path through a batch keeps all that is needed again: a tight
     arena has to evict rows and load them twice. The photos are smooth noise.
@@ -60,12 +61,15 @@ def write_survey_scene(folder: Path, side: int = 5, points: int = 3000) -> Path:
     rng, model = np.random.default_rng(7), folder / "sparse" / "0"
     model.mkdir(parents=True)
     (folder / "images").mkdir()
-    poses, centres = [], np.linspace(-4.0, 4.0, side)
+    poses, centres = [], np.linspace(-reach, reach, side)
     for k, (y, x) in enumerate(itertools.product(centres, centres)):
         noise = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((64, 48), Image.Resampling.BICUBIC).save(folder / "images" / f"{k:02d}.png")
         poses.append(f"{k + 1} 1 0 0 0 {-x} {-y} 0 1 {k:02d}.png\n\n")
-    field = np.column_stack([rng.uniform((-6, -6, 4), (6, 6, 4.5), (points, 3)), rng.integers(0, 256, (points, 3))])
+    edge = reach + 2.0
+    field = np.column_stack(
+        [rng.uniform((-edge, -edge, 4), (edge, edge, 4.5), (points, 3)), rng.integers(0, 256, (points, 3))]
+    )
     rows = (f"{k + 1} {x} {y} {z} {r:.0f} {g:.0f} {b:.0f} 1\n" for k, (x, y, z, r, g, b) in enumerate(field))
     (model / "cameras.txt").write_text("1 PINHOLE 64 48 60 60 32 24\n")
     (model / "images.txt").write_text("".join(poses))

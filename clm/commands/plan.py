@@ -10,15 +10,17 @@ from typing import Any
 from clm.config import load_config
 from clm.device.choose import cuda_devices
 from clm.forecast.describe import draw_timeline
+from clm.forecast.disk_tasks import READ_AHEAD
 from clm.forecast.forecast import Budget, Budgets, Forecast, find_budgets, make_forecast
 from clm.forecast.machine import load_machine
 from clm.forecast.measure import THIS
-from clm.forecast.simulate import bus_bytes
+from clm.forecast.simulate import Timeline, bus_bytes
 from clm.forecast.turns import count_turn
 from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
 from clm.plan.budget import (
     CULL_BYTES,
+    GROWN_FILL,
     LEAST_FRAMES,
     arena_bytes,
     frame_bytes,
@@ -26,6 +28,7 @@ from clm.plan.budget import (
     paged_bytes,
     resident_row_bytes,
     scratch_bytes,
+    scratch_room,
     staging_bytes,
     store_bytes,
     store_row_bytes,
@@ -84,12 +87,15 @@ def _scene_facts(forecast: Forecast) -> dict[str, Any]:
 
 def _required(forecast: Forecast) -> dict[str, int]:
     """Bytes that the run needs where it is placed; for a refused one, the least that would do with the rows on the host, or on
-    disk where that was asked for."""
+    disk where they would go there."""
     gaussians, placement, config = forecast.gaussians, forecast.placement, forecast.config
     store = store_bytes(gaussians, store_row_bytes(config.moments))
     on_cpu = forecast.machine is None or forecast.machine.on_cpu
     least = arena_bytes(fewest_slots(forecast.largest_view))
-    scratch = scratch_bytes(forecast.pages, config.moments) if config.offload == "disk" else 0
+    scratch = scratch_bytes(forecast.pages, config.moments)
+    on_disk = store > forecast.budgets.host.bytes and scratch <= scratch_room(forecast.budgets.disk.bytes)
+    if config.offload != "disk" and not (config.offload == "auto" and on_disk):
+        scratch = 0
     paged = paged_bytes(gaussians, forecast.pages) + LEAST_FRAMES * frame_bytes(moments=config.moments)
     host = paged if scratch else store
     device = least
@@ -152,7 +158,21 @@ def _traffic(forecast: Forecast) -> dict[str, Any]:
         "bytes_loaded": timeline.bytes_loaded // images,
         "bytes_sent_back": timeline.bytes_sent_back // images,
     }
-    return {"images": images, "batches": len(batches), "per_image": per_image, "first_batches": batches}
+    disk = {"disk": _disk_traffic(timeline)} if timeline.paging else {}
+    return {"images": images, "batches": len(batches), "per_image": per_image, "first_batches": batches, **disk}
+
+
+def _disk_traffic(timeline: Timeline) -> dict[str, Any]:
+    """What the disk does once the run has gone on for an epoch; with the names of `report.json` where it says the same."""
+    paging = timeline.paging
+    assert paging is not None
+    return {
+        "bytes_read_per_image": round(paging.bytes_read / timeline.images),
+        "bytes_written_per_image": round(paging.bytes_written / timeline.images),
+        "hit_rate": paging.hit_rate,
+        "misses_of_lru": paging.of_lru,
+        "hidden_fraction": timeline.disk_hidden_fraction,
+    }
 
 
 def _prediction(forecast: Forecast) -> dict[str, Any]:
@@ -196,6 +216,8 @@ def assumptions(forecast: Forecast) -> list[str]:
         sentences.insert(0, f"Each of the scene's points stands for {forecast.scale:,.0f} Gaussians.")
     elif forecast.config.max_gaussians is None:
         sentences.insert(0, "The run stays at the scene's points; name the size it grows to with --max-gaussians.")
+    if forecast.placement is not None and forecast.placement.offload == "disk":
+        sentences.append(f"Pages of what has grown are {GROWN_FILL:.0%} full, and read up to {READ_AHEAD} views ahead.")
     if forecast.pieces > 1:
         sentences.append(
             "The image of a view in pieces takes as long as that of a whole one; its rows are projected twice."
@@ -224,7 +246,8 @@ def format_forecast(forecast: Forecast, as_json: bool) -> str:
     if forecast.placement is None:
         return "\n".join(lines)
     lines += [f"warning: {text}" for text in facts["warnings"]]
-    lines += [f"placement: {facts['reason']}", *_moves(facts["traffic"], scene, forecast), *_speed(forecast)]
+    lines += [f"placement: {facts['reason']}", *_moves(facts["traffic"], scene, forecast)]
+    lines += [*_disk_words(facts["traffic"]), *_speed(forecast)]
     lines += ["assumptions:", *(f"  {sentence}" for sentence in facts["assumptions"])]
     return "\n".join(lines)
 
@@ -259,6 +282,17 @@ def _moves(traffic: dict[str, Any], scene: dict[str, Any], forecast: Forecast) -
     )
     others += f"would load {per['rows_loaded_consecutive_reuse']:,}"
     return [line, others, *([f"  {resident:,} more are resident: they move inside the device"] if resident else [])]
+
+
+def _disk_words(traffic: dict[str, Any]) -> list[str]:
+    if "disk" not in traffic:
+        return []
+    disk = traffic["disk"]
+    read, written = (format_bytes(disk[f"bytes_{name}_per_image"]) for name in ("read", "written"))
+    line = (
+        f"disk per image: {read} read, {written} written; {disk['hit_rate']:.0%} of the pages asked for are in memory, "
+    )
+    return [line + f"{disk['misses_of_lru']:.2f} of LRU's misses; {disk['hidden_fraction']:.0%} of its work is hidden"]
 
 
 def _largest(scene: dict[str, Any], forecast: Forecast) -> str:

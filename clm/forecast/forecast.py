@@ -18,10 +18,11 @@ import numpy as np
 
 from clm.config import Config
 from clm.device.budget import AVAILABLE_SHARE, DeviceBudget, available_memory
-from clm.errors import ResourceError
+from clm.errors import ClmError, ResourceError
 from clm.files import free_bytes
 from clm.forecast.machine import Machine
-from clm.forecast.measure import Sizes, measure_this
+from clm.forecast.measure import THIS, Sizes, measure_this
+from clm.forecast.paging import SeenPages, page_batches
 from clm.forecast.simulate import Timeline, simulate
 from clm.formats.start import RANDOM_ROWS, initial_store
 from clm.kernels.rows import colour_columns
@@ -32,6 +33,7 @@ from clm.plan.budget import (
     arena_bytes,
     grown_pages,
     lanes_bytes,
+    page_row_bytes,
     scratch_bytes,
     scratch_room,
     staging_bytes,
@@ -110,7 +112,9 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
     # Pages of the larger model hold fewer of the points; finer ones than these change little and cost time.
     page_rows = max(min(store.page_rows, 16), int(store.page_rows / scale))
     fill = np.minimum(page_rows, store.rows - np.arange(0, store.rows, page_rows))
-    seen = Sightings.of(all_visible_sets(store, cameras), fill, page_rows)
+    piece_rows = max(1, min(page_rows, int(store.page_rows / scale)))  # of what is read: a page, or many of one row
+    seen_pages = SeenPages(store.rows, piece_rows)
+    seen = Sightings.of(seen_pages.marking(all_visible_sets(store, cameras)), fill, page_rows)
     largest = math.ceil(seen.largest_view * scale)
     shared = machine is None or machine.on_cpu
     usual = math.ceil(seen.usual_union(config.batch_size) * scale)
@@ -138,8 +142,16 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
         sizes = Sizes(budgets.device.bytes, budgets.host.bytes, budgets.disk.bytes)
         training = [cameras[k] for k in scene.train]
         machine = measure_this(
-            store, training, sizes, gaussians=gaussians, batch_size=config.batch_size, sh_degree=config.sh_degree
-        )
+            store, training, sizes, gaussians=gaussians, batch_size=config.batch_size, sh_degree=config.sh_degree,
+            scratch=_scratch(config) if placement.offload == "disk" else None,
+        )  # fmt: skip
+    paging = None
+    if placement.offload == "disk":
+        _check_disk(machine)
+        paging = page_batches(
+            plans, seen_pages, scene.train, config.seed,
+            held=placement.frames / pages, row_bytes=scale * page_row_bytes(config.moments), resident=resident,
+        )  # fmt: skip
     timeline = simulate(
         plans,
         machine,
@@ -149,6 +161,7 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
         scale=scale,
         moments=config.moments,
         colour_bus=config.colour_bus,
+        paging=paging,
     )
     return Forecast(*known, beside(turn), budgets, placement, pieces, None, plans, resident, machine, timeline)
 
@@ -174,10 +187,23 @@ def find_budgets(config: Config, machine: Machine | None) -> Budgets:
         machine is not None and device.bytes > machine.device_memory
     ):  # a statement beyond the machine counts as all of it
         device = Budget(machine.device_memory, f"100% of what {machine.name} has")
-    scratch = Path(config.scratch or ".")
     here = "free here" if config.scratch is None else f"free at {config.scratch}"
-    disk = Budget(free_bytes(scratch.resolve()), here) if machine is None else Budget(machine.disk, machine.name)
+    disk = Budget(free_bytes(_scratch(config)), here) if machine is None else Budget(machine.disk, machine.name)
     return Budgets(device, host, disk, Budget(parse_bytes(config.image_cache), "image_cache"))
+
+
+def _scratch(config: Config) -> Path:
+    """The folder of the scratch file; where a run would be, if nothing else is said."""
+    return Path(config.scratch or ".").resolve()
+
+
+def _check_disk(machine: Machine) -> None:
+    for key in ("disk_read_gb_s", "disk_write_gb_s"):
+        if not getattr(machine, key):
+            fix = f"Add `{key}` to its file, in 10^9 bytes per second, or pass `--offload host`."
+            if machine.name == THIS:
+                fix = "Pass `--scratch DIR` on a disk with 1 GiB free."
+            raise ClmError(f"How fast the disk of {machine.name} is, is not known (`{key}`).", fix)
 
 
 def _beside_arena(scene: Scene, config: Config, largest: int, in_bands: bool, turn_rows: int) -> int:

@@ -67,7 +67,7 @@ class Machine:
     device: str  # "cpu" or "gpu"
     device_memory: int  # bytes
     host_memory: int  # bytes
-    disk: int  # bytes free for checkpoints and results
+    disk: int  # bytes free for checkpoints, results and the scratch file
     cores: float
     host_gather_gb_s: float  # fetch on the host: fetch_bytes per row
     host_adam_gb_s: float  # Adam on the host: adam_bytes per row
@@ -79,6 +79,8 @@ class Machine:
     render_ms_per_view: float  # render, loss and backward of a view: fixed part,
     render_ns_per_row: float  # per row of its visible set,
     render_ns_per_pixel: float  # per pixel
+    disk_read_gb_s: float = 0.0  # pages of the scratch file, several requests at a time; 0: not known
+    disk_write_gb_s: float = 0.0  # over pages that were written before
     compute_cores: float = 0.0  # cores that render, loss and backward keep busy; 0 on a gpu
     notes: tuple[tuple[str, str], ...] = ()  # (key, where its value comes from)
 
@@ -105,7 +107,10 @@ class Machine:
         )
 
 
-_MAY_BE_ZERO = ("disk", "hand_over_us", "render_ms_per_view", "render_ns_per_row", "compute_cores", "plan_ns_per_row")
+_MAY_BE_ZERO = (
+    *("disk", "disk_read_gb_s", "disk_write_gb_s"),
+    *("hand_over_us", "render_ms_per_view", "render_ns_per_row", "compute_cores", "plan_ns_per_row"),
+)
 
 
 def machine_folders() -> list[Path]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from clm.camera import Camera
 from clm.device.cpu import CpuDevice
 from clm.device.interface import Arena, gradient_floats, packed_gradients, packed_rows, row_floats
 from clm.forecast.machine import Machine, adam_bytes, fetch_bytes, gradient_bytes, row_bytes
+from clm.forecast.measure_disk import disk_rates
 from clm.kernels import rows as row_kernels
 from clm.kernels.rows import AdamStep, colour_columns
 from clm.optim.adam import Adam, Betas
@@ -51,9 +53,17 @@ class Sizes:
 
 
 def measure_this(
-    store: Store, cameras: Sequence[Camera], sizes: Sizes, *, gaussians: int, batch_size: int, sh_degree: int
+    store: Store,
+    cameras: Sequence[Camera],
+    sizes: Sizes,
+    *,
+    gaussians: int,
+    batch_size: int,
+    sh_degree: int,
+    scratch: Path | None = None,
 ) -> Machine:
-    """Rates of this machine on rows [N] and training cameras of a scene, for a run with `gaussians` rows.
+    """Rates of this machine on rows [N] and training cameras of a scene, for a run with `gaussians` rows. scratch: the folder
+    of a disk that is measured, too.
 
     The store is not changed. Memory: `MEASURED_ROWS` rows and the arena of a view, besides the rasteriser's workspace.
     """
@@ -77,6 +87,7 @@ def measure_this(
         hand_over_us=1e6 * _hand_over_seconds(working, step.at(1)),
         **_row_rates(working, rows, step, columns),
         **_render_model(store, some, sh_degree),
+        **(disk_rates(scratch) if scratch else {}),
         notes=(("all rates", f"measured with {len(rows):,} of {working.rows:,} rows and {len(some)} views"),),
     )
 

@@ -6,17 +6,22 @@ What a batch consists of, and who waits for whom, is `clm.forecast.turns`; how t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from clm.forecast.disk_tasks import DiskTasks
 from clm.forecast.machine import Machine, gradient_bytes, row_bytes
+from clm.forecast.paging import Paging
 from clm.forecast.tasks import Graph, Task, run
 from clm.forecast.turns import Ends, Rates, TurnCounts, add_batch, count_turn
 from clm.plan.residency import Plan
 
-LANES = ("load", "compute", "send_back", "update", "plan")  # as in `report.json`
-WORKERS = ("load", "copy in", "compute", "copy out", "send back", "update", "plan")  # threads of the host, streams
+LANES = ("load", "compute", "send_back", "update", "plan", "disk")  # as in `report.json`
+# Threads of the host, streams, and requests of the disk.
+WORKERS = ("disk in", "load", "copy in", "compute", "copy out", "send back", "update", "disk out", "plan")
+RESOURCES = ("host", "bus_in", "bus_out", "device", "disk")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,14 @@ class Timeline:
     plan_exposed: float
     bytes_loaded: int
     bytes_sent_back: int
+    paging: Paging | None = None  # where rows are on disk
+    disk_exposed: float = 0.0  # of `exposed`: what a disk that takes no time would save
+
+    @property
+    def disk_hidden_fraction(self) -> float:
+        """Share of the disk's work that compute did not wait for (as in `report.json`)."""
+        work = self.lanes["disk"]
+        return 1.0 if work <= 0 else min(1.0, max(0.0, 1.0 - self.disk_exposed / work))
 
     @property
     def seconds_per_batch(self) -> float:
@@ -83,13 +96,14 @@ def simulate(
     scale: float = 1.0,
     moments: str = "f32",
     colour_bus: str = "f32",
+    paging: Paging | None = None,
 ) -> Timeline:
     """The timeline of consecutive batches.
 
     pixels: of each view, by the id that plans use; columns: active colour columns (3, 12, 27, 48); resident [N] bool: rows
     of resident blocks (all of them: `--offload none`); scale: Gaussians that each row of the plans stands for. Counts are
-    scaled, arrays are not. moments: how the store keeps them (`--moments`); colour_bus: how colours are loaded. Raises
-    ValueError without plans.
+    scaled, arrays are not. moments: how the store keeps them (`--moments`); colour_bus: how colours are loaded; paging: what
+    the disk does for these batches, where rows are on one. Raises ValueError without plans.
     """
     if not plans:
         raise ValueError("there is no plan to simulate")
@@ -97,13 +111,20 @@ def simulate(
     unions = [scale * len(plan.union_rows) for plan in plans]
     graph, ends, rates = Graph(), [], Rates(machine, columns, moments, colour_bus)
     begin: tuple[int, ...] = ()
+    disk = DiskTasks(graph, machine) if paging else None
     for k, turns in enumerate(batches):
+        paged = paging.batches[k] if paging else ()
         following = batches[(k + 1) % len(batches)]  # behind the last batch runs another one
-        last = add_batch(graph, rates, k, turns, following, unions[k - 1], begin)
+        last = add_batch(graph, rates, k, turns, following, unions[k - 1], begin, disk, paged)
         ends.append(last)
         begin = (*last.updates, last.plan)
     start, end = run(graph.tasks)
-    return _timeline(graph.tasks, start, end, ends, batches, rates)
+    timeline = _timeline(graph.tasks, start, end, ends, batches, rates)
+    if paging is None:
+        return timeline
+    options: dict[str, Any] = {"columns": columns, "resident": resident, "scale": scale}
+    without = simulate(plans, machine, pixels, moments=moments, colour_bus=colour_bus, **options)
+    return replace(timeline, paging=paging, disk_exposed=max(0.0, timeline.exposed - without.exposed))
 
 
 def _timeline(
@@ -114,10 +135,11 @@ def _timeline(
     batches: Sequence[Sequence[TurnCounts]],
     rates: Rates,
 ) -> Timeline:
-    lanes, resources = dict.fromkeys(LANES, 0.0), {"host": 0.0, "bus_in": 0.0, "bus_out": 0.0, "device": 0.0}
+    lanes, resources = dict.fromkeys(LANES, 0.0), dict.fromkeys(RESOURCES, 0.0)
     for task, began, ended in zip(tasks, start, end, strict=True):
         lanes[task.lane] += float(ended - began)
         resources[task.resource] += task.seconds * task.share
+    lanes["disk"] = resources["disk"]  # reads and writes share it: both at once are not twice as busy
     exposed = plan_exposed = now = 0.0
     for last in ends:
         for k in last.computes:

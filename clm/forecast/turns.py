@@ -10,6 +10,8 @@ The rules are those of the executor (`clm/stream/lanes.py`), per turn i of a bat
                         staging buffer, and copied over the bus; resident rows are updated where they are, parcel by parcel,
                         and their cull entries copied back; then the slots are released
   update(i)     host    Adam, once the gradients of a parcel have arrived
+  pages         disk    where rows are on disk: those that gather(i) lacks are read before it, and those that leave for them
+                        written back, some turns ahead; so are pages that left before update(i)
   plan          host    of the next batch, on one thread beside compute, once the first view is computed; before it, the
                         cull entries of the last batch are written
 A batch begins when the updates of the one before have ended and its plan is made. Rows of resident blocks cost neither bus
@@ -25,7 +27,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clm.forecast.disk_tasks import DiskTasks
 from clm.forecast.machine import Machine, adam_bytes, fetch_bytes, gradient_bytes, row_bytes
+from clm.forecast.paging import PagedTurn
 from clm.forecast.tasks import Graph, Task
 from clm.plan.budget import CULL_BYTES, TURNS_UNDER_WAY, staging_depth
 from clm.plan.residency import Turn
@@ -159,9 +163,17 @@ class BatchTasks:
     """Adds the tasks of one batch to a graph. Tasks of a turn may wait for those of earlier turns only."""
 
     def __init__(
-        self, graph: Graph, rates: Rates, number: int, turns: Sequence[TurnCounts], begin: tuple[int, ...]
+        self,
+        graph: Graph,
+        rates: Rates,
+        number: int,
+        turns: Sequence[TurnCounts],
+        begin: tuple[int, ...],
+        disk: DiskTasks | None = None,
+        paged: Sequence[PagedTurn] = (),
     ) -> None:
         self.graph, self.rates, self.number, self.begin = graph, rates, number, begin
+        self.disk, self.paged = disk, paged
         # Staging is for the largest turn, wherever its rows live.
         self.load_depth = _depth(sum(part.rows + part.resident for part in turn.loads) for turn in turns)
         self.send_depth = _depth(turn.final + turn.final_resident + turn.parked for turn in turns)
@@ -187,12 +199,13 @@ class BatchTasks:
     def load(self, i: int, turn: TurnCounts) -> int:
         """Gather, copy, place; returns what compute waits for."""
         over = (self.updated[i - TURNS_UNDER_WAY],) if i >= TURNS_UNDER_WAY else ()
+        paged = self.disk.fetch(self.number, i, self.paged[i]) if self.disk else ()
         handed = placed = self.add("load", "load", "route", i, "host", 0.0, *over)
         for part, earlier in zip(turn.loads, (i - 2, i - 1), strict=True):
             parcels = _parcels(part.rows)
             for _ in range(parcels):
                 parcel = Load(part.rows / parcels, 0.0, 0.0)
-                gathered = self.gather(i, parcel.rows)
+                gathered = self.gather(i, parcel.rows, *paged)
                 handed, placed = self.arrive(i, parcel, earlier, gathered)
             if part.resident > 0:
                 handed, placed = self.arrive(i, Load(0.0, part.resident, 0.0), earlier, handed)
@@ -202,10 +215,10 @@ class BatchTasks:
         self.handed.append(handed)
         return placed
 
-    def gather(self, i: int, rows: float) -> int:
-        """Rows from the store to the device's staging."""
+    def gather(self, i: int, rows: float, *paged: int) -> int:
+        """Rows from the store to the device's staging, once `paged` has brought them there."""
         rates, free = self.rates, _free(self.copied, self.load_depth)
-        gathered = self.add("load", "load", "gather", i, "host", rates.gather(rows) + rates.fixed, *free)
+        gathered = self.add("load", "load", "gather", i, "host", rates.gather(rows) + rates.fixed, *free, *paged)
         seconds = rates.copy_in(rows * row_bytes(rates.columns, rates.colour_bus))
         self.copied.append(self.add("load", "copy in", "copy in", i, "bus_in", seconds, gathered))
         return gathered
@@ -244,11 +257,12 @@ class BatchTasks:
         rates = self.rates
         last = self.add("send_back", "send back", "hand over", i, "host", 0.0, self.handed[i])
         updated, released = last, self.computes[i]
+        paged = self.disk.update(self.number, i, self.paged[i]) if self.disk else ()
         parcels = _parcels(turn.final)
         for _ in range(parcels):
             last, released = self.collect(i, turn.final / parcels)
             seconds = rates.adam(turn.final / parcels, on_device=False) + rates.fixed
-            updated = self.add("update", "update", "host adam", i, "host", seconds, released)
+            updated = self.add("update", "update", "host adam", i, "host", seconds, released, *paged)
             self.read.append(updated)
         parcels = _parcels(turn.final_resident)
         for _ in range(parcels):
@@ -264,6 +278,8 @@ class BatchTasks:
         self.submitted.append(last)
         self.released.append(released)
         self.updated.append(self.add("update", "update", "updated", i, "host", 0.0, updated, released))
+        if self.disk:
+            self.disk.turn_over(self.updated[-1])
 
     def collect(self, i: int, rows: float) -> tuple[int, int]:
         """Gradients of `rows` rows to the host; returns (handed over, arrived)."""
@@ -304,10 +320,12 @@ def add_batch(
     following: Sequence[TurnCounts],
     published: float,
     begin: tuple[int, ...],
+    disk: DiskTasks | None = None,
+    paged: Sequence[PagedTurn] = (),
 ) -> Ends:
     """The tasks of one batch; `following`: the batch that is planned beside it; published: rows that the batch before it
-    touched."""
-    batch, planned = BatchTasks(graph, rates, number, turns, begin), -1
+    touched; disk: where rows are on one, and then `paged`, of each turn."""
+    batch, planned = BatchTasks(graph, rates, number, turns, begin, disk, paged), -1
     for i, turn in enumerate(turns):
         placed = batch.load(i, turn)
         batch.compute(i, turn, placed)

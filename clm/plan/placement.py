@@ -34,6 +34,7 @@ from clm.plan.budget import (
 )
 from clm.plan.refusals import (
     device_too_small,
+    fewer_on_disk,
     scratch_way,
     too_large_for_disk,
     too_large_for_frames,
@@ -135,7 +136,9 @@ def choose_placement(
     if offload == "auto" and case.file_bytes <= scratch_room(disk_free):
         state, there = format_bytes(needed), format_bytes(host_budget)
         return _on_disk(case, f"{state} of state exceeds the {there} budget of host memory")
-    raise too_large_for_host(rows, needed, in_core, host_budget, not_rows, _disk_way(case, offload))
+    way, room = _disk_way(case, offload), scratch_room(disk_free)
+    on_disk = fewer_on_disk(rows, case.file_bytes, room) if way and offload == "auto" and room else 0
+    raise too_large_for_host(rows, needed, in_core, host_budget, not_rows, way, on_disk)
 
 
 @dataclass(frozen=True)

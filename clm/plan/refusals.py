@@ -29,15 +29,22 @@ def device_too_small(largest_view: int, needed: int, device_budget: int) -> Reso
 
 
 def too_large_for_host(
-    rows: int, needed: int, in_core: int | None, host_budget: int, beside: int = 0, disk_way: str = ""
+    rows: int,
+    needed: int,
+    in_core: int | None,
+    host_budget: int,
+    beside: int = 0,
+    disk_way: str = "",
+    rows_on_disk: int = 0,
 ) -> ResourceError:
     """beside: of the bytes needed, those that are not the store's; in_core: device bytes that would do without offloading,
-    where that is a way out; disk_way: what would make the disk tier one."""
+    where that is a way out; disk_way: what would make the disk tier one; rows_on_disk: how many rows it has room for."""
     smallest = min(map(store_row_bytes, MOMENT_BYTES))
     in_core_way = "" if in_core is None else f", `--gpu-memory {size_flag(in_core)}`"
     bf16_way = ", `--moments bf16`" if store_bytes(rows, smallest) + beside <= host_budget < needed else ""
     room = _seen_less(host_budget - beside) if beside else host_budget
-    fewer = f" or `--max-gaussians {format_rows(_scaled(rows, needed - beside, room))}`" if room > 0 else ""
+    most = max(rows_on_disk, _scaled(rows, needed - beside, room) if room > 0 else 0)
+    fewer = f" or `--max-gaussians {format_rows(most)}`" if most else ""
     way = f", {disk_way}" if disk_way else ""
     return ResourceError(
         f"{rows:,} Gaussians need {format_bytes(needed)} of host memory, but have {format_bytes(host_budget)}.",
@@ -61,12 +68,17 @@ def too_large_for_frames(rows: int, pages: int, needed: int, host_budget: int, w
 def too_large_for_disk(rows: int, needed: int, disk_free: int, host_needed: int) -> ResourceError:
     """needed: bytes of the scratch file; host_needed: what host memory must have for none to be needed."""
     room = scratch_room(disk_free)
-    fewer = f" or `--max-gaussians {format_rows(_scaled(rows, needed, _seen_less(room)))}`" if room > 0 else ""
+    fewer = f" or `--max-gaussians {format_rows(fewer_on_disk(rows, needed, room))}`" if room > 0 else ""
     return ResourceError(
         f"{rows:,} Gaussians need a scratch file of {format_bytes(needed)}, but its disk has {format_bytes(disk_free)} free, "
         f"of which {format_bytes(disk_free - room)} stay so.",
         f"Use {scratch_way(needed)}, `--offload host --host-memory {size_flag(host_needed)}`{fewer}.",
     )
+
+
+def fewer_on_disk(rows: int, needed: int, room: int) -> int:
+    """How many of the rows that need a scratch file of `needed` bytes a smaller one holds."""
+    return _scaled(rows, needed, _seen_less(room))
 
 
 def scratch_way(needed: int) -> str:

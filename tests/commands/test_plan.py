@@ -16,9 +16,10 @@ import pytest
 
 from clm.commands.plan import forecast_facts
 from clm.forecast.forecast import find_budgets, make_forecast
-from clm.forecast.machine import load_machine
-from clm.plan.budget import SLOT_BYTES, store_bytes
+from clm.forecast.machine import load_machine, machine_folders
+from clm.plan.budget import SLOT_BYTES, grown_pages, page_file_bytes, store_bytes
 from clm.scene.open import open_scene
+from clm.units import parse_count
 from tests.conftest import scene_path
 from tests.demo_run import DEMO, FIXED, clm, environment, read_json, run_demo, small_config, write_survey_scene
 
@@ -139,17 +140,68 @@ def test_large_models_without_photos_are_planned(name: str) -> None:
     assert facts["placement"]["offload"] == "host" and facts["traffic"]["per_image"]["rows_loaded"] > 100_000
 
 
-def test_a_hundred_million_gaussians_fit_24_gib_and_a_billion_and_a_half_do_not_fit_128() -> None:
-    scene, budget = scene_path("caliterra"), ("--gpu-memory", "24GiB", "--host-memory", "128GiB")
-    result = clm("plan", scene, "--max-gaussians", "102M", *budget, "--machine", "rtx4090")
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A field of which each of 576 views sees about a hundredth."""
+    return write_survey_scene(tmp_path_factory.mktemp("wide") / "scene", 24, 20_000, 30.0)
+
+
+def test_a_hundred_million_gaussians_fit_the_host_and_a_billion_and_a_half_the_disk(wide: Path) -> None:
+    budget = ("--gpu-memory", "24GiB", "--host-memory", "128GiB", "--machine", "rtx4090-8tb")
+    result = clm("plan", wide, "--max-gaussians", "102M", *budget)
     assert result.returncode == 0, result.stderr
     assert "device bytes per Gaussian that is not loaded: 0" in result.stdout
-    assert re.search(r"prediction for RTX 4090 desktop: [\d.]+ images/s", result.stdout)
-    assert "assumed" in result.stdout
-    refused = clm("plan", scene, "--max-gaussians", "1.5B", *budget)
-    assert refused.returncode == 3
-    assert "need 1.0 TiB of host memory, but have 128.0 GiB" in refused.stderr
-    assert re.search(r"host +1.0 TiB +128.0 GiB .*too little", refused.stdout)
+    assert re.search(r"prediction for RTX 4090 desktop with 8 TB: [\d.]+ images/s", result.stdout)
+    assert "offload: host" in result.stdout and "disk per image" not in result.stdout and "assumed" in result.stdout
+    result = clm("plan", wide, "--max-gaussians", "1.5B", *budget)
+    assert result.returncode == 0, result.stderr
+    assert "offload: disk, because 1.0 TiB of state exceeds the 128.0 GiB budget of host memory" in result.stdout
+    assert re.search(r"scratch +1.7 TiB", result.stdout) and re.search(r"disk in +\|.*0", result.stdout)
+    assert re.search(r"disk per image: [\d.]+ GiB read, [\d.]+ GiB written; \d+% of the pages", result.stdout)
+    too_small = clm("plan", wide, "--max-gaussians", "1.5B", *budget[:-1], "rtx4090")
+    assert too_small.returncode == 3
+    assert "need 1.0 TiB of host memory, but have 128.0 GiB" in too_small.stderr
+    assert "`--scratch DIR` on a disk with 1724GiB free" in too_small.stderr
+    fewer = re.search(r"`--max-gaussians (\S+)`", too_small.stderr)
+    assert fewer and 4e8 < parse_count(fewer[1], "a fix") < 1.5e9, "as many as the disk holds"
+    assert clm("plan", wide, "--max-gaussians", fewer[1], *budget[:-1], "rtx4090").returncode == 0
+    assert re.search(r"host +1.0 TiB +128.0 GiB .*too little", too_small.stdout)
+
+
+def test_what_lies_on_disk_is_counted_and_predicted(wide: Path) -> None:
+    arguments = (wide, "--max-gaussians", "30M", "--gpu-memory", "4GiB", "--host-memory")
+    tight, roomy = (facts_of(*arguments, size, "--offload", "disk") for size in ("6GiB", "60GiB"))
+    for facts in (tight, roomy):
+        placement, required = facts["placement"], facts["required"]
+        assert placement["offload"] == "disk" and facts["fits"]
+        assert required["scratch_bytes"] == placement["disk_bytes"] == grown_pages(30_000_000) * page_file_bytes()
+        assert required["host_bytes"] <= facts["available"]["host_bytes"] and facts["warnings"] == []
+    assert tight["placement"]["frames"] < roomy["placement"]["frames"] == grown_pages(30_000_000)
+    disk, without = tight["traffic"]["disk"], roomy["traffic"]["disk"]
+    assert without["bytes_read_per_image"] == without["bytes_written_per_image"] == 0
+    assert without["hit_rate"] == without["hidden_fraction"] == 1
+    assert disk["bytes_read_per_image"] > 10**7 and 0 < disk["hit_rate"] < 1 and disk["misses_of_lru"] < 0.9
+    assert tight["prediction"]["lanes"]["disk"] > 0
+    assert tight["prediction"]["images_per_second"] < roomy["prediction"]["images_per_second"]
+    assert "read up to" in " ".join(tight["assumptions"])
+
+
+def test_a_machine_whose_disk_is_not_described_is_not_guessed(tmp_path: Path) -> None:
+    text = (machine_folders()[-1] / "rtx4090.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(re.sub(r"(?m)^disk_.*$", "", text))
+    refused = clm("plan", DEMO, "--offload", "disk", "--machine", tmp_path / "mine.yaml")
+    assert refused.returncode == 2 and "`disk_read_gb_s`" in refused.stderr and refused.stderr.count("\n") == 1
+    assert clm("plan", DEMO, "--offload", "host", "--machine", tmp_path / "mine.yaml").returncode == 0
+
+
+def test_the_disk_of_this_machine_is_measured_where_the_scratch_folder_is(tmp_path: Path) -> None:
+    arguments = ("--offload", "disk", "--scratch", tmp_path / "scratch", "--json")
+    result = clm("plan", DEMO, *arguments)
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["prediction"]["machine"]["disk_read_gb_s"] > 0 and facts["placement"]["resident_rows"] == 0
+    assert facts["available"]["sources"]["disk"] == f"free at {tmp_path / 'scratch'}"
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
 @pytest.mark.parametrize("device", ["1GiB", "400GiB"])

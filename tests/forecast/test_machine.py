@@ -28,6 +28,7 @@ device: gpu
 device_memory: 8GiB # data sheet
 host_memory: 32GiB
 disk: 1TB
+disk_read_gb_s: 3
 cores: 8
 host_gather_gb_s: 20
 host_adam_gb_s: 20
@@ -59,7 +60,7 @@ def test_every_number_of_a_bundled_machine_names_its_source(path: Path) -> None:
 
 
 def test_there_are_files_for_four_classes_of_machine() -> None:
-    assert {"rtx4090", "rtx3060-12gb", "laptop-8gb", "h200"} <= {path.stem for path in FILES}
+    assert {"rtx4090", "rtx4090-8tb", "rtx3060-12gb", "laptop-8gb", "h200"} <= {path.stem for path in FILES}
     memory = [load_machine(name).device_memory for name in ("laptop-8gb", "rtx3060-12gb", "rtx4090", "h200")]
     assert memory == sorted(memory)
 
@@ -67,6 +68,7 @@ def test_there_are_files_for_four_classes_of_machine() -> None:
 def test_a_file_is_read_with_its_comments(tmp_path: Path) -> None:
     machine = load_machine(write(tmp_path, GOOD))
     assert (machine.device_memory, machine.disk, machine.bus_in_gb_s) == (8 * 2**30, 10**12, 12.0)
+    assert (machine.disk_read_gb_s, machine.disk_write_gb_s) == (3.0, 0.0), "0: not known"
     assert machine.notes == (("device_memory", "data sheet"), ("bus_in_gb_s", "assumed: half of it"))
     assert machine.turn_seconds(1e6, 2, 2e6) == pytest.approx(2e-3 + 10e-3 + 20e-3)
     assert machine.turn_seconds(1e6, 1, None) == pytest.approx(5e-3), "a piece on its way there"

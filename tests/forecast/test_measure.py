@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clm.forecast.measure import Sizes, _repeated, measure_this
+from clm.forecast.measure_disk import disk_rates
 from clm.formats.start import initial_store
 from clm.plan.visibility import visible_rows
 from clm.scene.open import open_scene
@@ -40,6 +41,13 @@ def test_measuring_gives_rates_and_leaves_the_store_alone(store: Store) -> None:
         assert 0.05 < getattr(machine, rate) < 2000, f"{rate} is not a rate of memory"
     small, large = (machine.turn_seconds(1000, 2, pixels) for pixels in (1e4, 1e6))
     assert 0 < small < large < 10
+
+
+def test_a_disk_is_measured_where_a_scratch_folder_would_be_and_nothing_stays(tmp_path: Path) -> None:
+    rates = disk_rates(tmp_path / "not" / "yet", pages=4)
+    assert all(0.001 < rates[name] < 100 for name in ("disk_read_gb_s", "disk_write_gb_s"))
+    assert list(tmp_path.iterdir()) == []
+    assert set(disk_rates(tmp_path, pages=1 << 40).values()) == {0.0}, "no room for the probe"
 
 
 def test_repeated_rows_are_seen_in_the_same_share(store: Store) -> None:
