@@ -36,17 +36,28 @@ class Source(Protocol):
         ...
 
 
+def in_ram(rows: int, moments: str | None) -> Store:
+    """An empty store with room for so many rows in RAM."""
+    return Store(rows, moments=moments)
+
+
 def initial_store(
-    scene: Scene, config: Config, warn: Callable[[str], None], report: Report = unseen, *, scratch: Path
+    scene: Scene,
+    config: Config,
+    warn: Callable[[str], None],
+    report: Report = unseen,
+    *,
+    scratch: Path,
+    make: Callable[[int, str | None], Store] = in_ram,
 ) -> Store:
     """Rows from a PLY, from the COLMAP points, or random inside the cameras' bounds; sorted into pages.
 
     Their order is decided first, from places and sizes alone; then rows are made, a chunk at a time, where they stay. Memory
     beside the store: 50 bytes per point, the points included, and for a PLY 24, and a bucket (`clm.formats.ordered`). A row's
-    key is its number in the input. scratch: folder for a temporary file."""
+    key is its number in the input. scratch: folder for a temporary file. make: an empty store for so many rows."""
     source = _source(scene, config, warn, report, scratch)
     order = _order(source, config, warn, report)
-    store, done = Store(len(order), moments=config.moments), 0
+    store, done = make(len(order), config.moments), 0
     what = f"making {len(order):,} Gaussians"
     for geometry, colour in counted(source.chunks(order), what, len(order), "Gaussians", report, rows_of):
         last = done + len(geometry)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from clm.device.budget import AVAILABLE_SHARE, available_memory
 from clm.errors import ResourceError
 from clm.plan.budget import AUTO, PARAMETER_BYTES
+from clm.run.room import Room
 from clm.store.layout import CHUNK_ROWS
 from clm.units import format_bytes, parse_bytes, size_flag
 
@@ -66,6 +68,11 @@ class HostMemory:
         if self.stated is not None:
             return self.stated
         return int(AVAILABLE_SHARE * (available_memory() + resident_bytes()))  # what is free, or ours already
+
+    def room(self, offload: str, scratch: Path) -> Room:
+        """For a store that is made."""
+        left = self.total() - self.beside_rows
+        return Room(left, scratch if offload in ("auto", "disk") else None, everything=offload == "disk")
 
     @property
     def beside_rows(self) -> int:

@@ -34,6 +34,7 @@ from clm.run.grow import Growth
 from clm.run.host_memory import HostMemory, resident_bytes
 from clm.run.photos import Photos
 from clm.run.residence import Residence
+from clm.run.room import Room
 from clm.run.run_files import RunFiles
 from clm.run.saved import Saved, load_saved
 from clm.run.saver import Saver
@@ -91,15 +92,18 @@ def open_run(
     device, rasterizer = machine or open_device(
         config.device, antialiased=config.antialias, absgrad=config.absgrad, say=lambda text: emit(Message(text))
     )
+    all_photos, image_cache = sum(view.nbytes for view in scene.views), parse_bytes(config.image_cache)
+    memory = HostMemory.find(config.host_memory, base, image_cache, all_photos, warn)
     scratch = Path(config.scratch) if config.scratch else folder / "scratch"
+    room = memory.room(config.offload, scratch)
     begun = (
-        _fresh(scene, config, scratch, store, emit) if resume is None else _gone_on(scene, config, folder, resume, emit)
+        _fresh(scene, config, store, emit, room, scratch)
+        if resume is None
+        else _gone_on(scene, config, folder, resume, emit, room)
     )
     scene, schedule, store, saved, resume = begun
     unseen = np.ones(store.places, bool) if resume is None else None
     with ExitStack() as stack:
-        all_photos, image_cache = sum(view.nbytes for view in scene.views), parse_bytes(config.image_cache)
-        memory = HostMemory.find(config.host_memory, base, image_cache, all_photos, warn)
         cache = stack.enter_context(closing(cache or ImageCache(scene, memory.photos)))
         photos = Photos(scene, cache, config.strict, warn)
         cameras = [view.camera for view in scene.views]
@@ -143,15 +147,15 @@ class _Begun(NamedTuple):
     checkpoint: Path | None = None  # the one that was whole
 
 
-def _fresh(scene: Scene, config: Config, scratch: Path, store: Store | None, emit: Emit) -> _Begun:
+def _fresh(scene: Scene, config: Config, store: Store | None, emit: Emit, room: Room, scratch: Path) -> _Begun:
     warn = _warner(emit)
-    store = store or initial_store(scene, config, warn, reporter(emit), scratch=scratch)
+    store = store or initial_store(scene, config, warn, reporter(emit), scratch=scratch, make=room.empty)
     return _Begun(scene, Schedule.first(config, scene.scale), store)
 
 
-def _gone_on(scene: Scene, config: Config, folder: Path, checkpoint: Path, emit: Emit) -> _Begun:
+def _gone_on(scene: Scene, config: Config, folder: Path, checkpoint: Path, emit: Emit, room: Room) -> _Begun:
     """The scene is as the run has it: with the views held out that it began with, and lengths as they were."""
-    checkpoint, saved, store = load_saved(checkpoint, emit)
+    checkpoint, saved, store = load_saved(checkpoint, emit, room)
     for text in config_changes(saved.config, config):
         _warner(emit)(text)
     scene = with_split(scene, read_split(folder, saved.config))

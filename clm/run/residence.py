@@ -268,8 +268,11 @@ class Residence:
             self._store.close()
 
     def _refresh(self) -> None:
-        """Cull entries and bounds of all rows, as of the step reached."""
-        self._store.refresh(self._schedule.next_step())
+        """Cull entries and bounds of all rows, as of the step reached; before the first one new rows have theirs."""
+        if self._schedule.step:
+            self._store.refresh(self._schedule.next_step())
+        else:
+            self._store.refresh_bounds(np.arange(self._store.pages, dtype=np.int32))
 
     def _house(self) -> None:
         """Rows lie where the placement says: in host memory, or in pages of which it holds some."""

@@ -15,6 +15,7 @@ from clm.errors import ClmError, ResourceError
 from clm.progress import Report, tally, unseen
 from clm.run.arrays import Damaged, Listed, check_array, read_array, read_listed
 from clm.run.checkpoint import FORMAT, FORMATS, MANIFEST, STATE, listed_files, newest_first
+from clm.run.room import Room
 from clm.run.segments import INDEX, read_index, read_pages, row_bytes
 from clm.store.arrays import MOMENT_TYPES
 from clm.store.identity import first_keys
@@ -23,6 +24,7 @@ from clm.store.paged import MOST_PLACES
 from clm.store.store import Store
 
 _LONGEST_STATE = 1 << 26  # bytes
+_ALL_IN_RAM = Room(0, None)
 
 
 class State(Protocol):
@@ -36,14 +38,14 @@ T = TypeVar("T", bound=State)
 
 
 def load_sound_checkpoint(
-    path: Path, parse: Callable[[dict[str, Any]], T], warn: Callable[[str], None], report: Report = unseen
+    path: Path, parse: Callable[[dict[str, Any]], T], warn: Callable[[str], None], report: Report, room: Room
 ) -> tuple[Path, T, Store]:
     """As load_checkpoint, of `path` or, where that is damaged, of the newest older checkpoint that is whole; what is damaged
     is said. Raises Damaged about `path` when none is whole."""
     damaged: list[Damaged] = []
     for candidate in newest_first(path):
         try:
-            state, store = load_checkpoint(candidate, parse, report)
+            state, store = load_checkpoint(candidate, parse, report, room)
         except Damaged as error:
             damaged.append(error)
             continue
@@ -53,19 +55,16 @@ def load_sound_checkpoint(
     raise damaged[0]
 
 
-def load_checkpoint(path: Path, parse: Callable[[dict[str, Any]], T], report: Report = unseen) -> tuple[T, Store]:
+def load_checkpoint(
+    path: Path, parse: Callable[[dict[str, Any]], T], report: Report = unseen, room: Room = _ALL_IN_RAM
+) -> tuple[T, Store]:
     """State and store of a checkpoint; cull entries must be refreshed by the caller. parse: what is made of the state;
-    it may raise Damaged. Raises Damaged, with what is wrong, or a ClmError for a format of another version."""
+    it may raise Damaged. room: for its rows. Raises Damaged, with what is wrong, or a ClmError for a format of another version."""
     try:
         state, listed = _read_state(path)
         parsed = parse(state)
-        store = (
-            _read_pages(path, state, listed, report)
-            if state["format"] == FORMAT
-            else _read_arrays(path, state, listed, report)
-        )
-        _check_stamps(store, parsed.last_stamp)
-        store.see_again()
+        read = _read_pages if state["format"] == FORMAT else _read_arrays
+        store = read(path, state, listed, report, room, parsed.last_stamp)
     except Damaged as error:
         raise Damaged(
             f"Checkpoint {path} cannot be read: {error.message}.",
@@ -74,7 +73,9 @@ def load_checkpoint(path: Path, parse: Callable[[dict[str, Any]], T], report: Re
     return parsed, store
 
 
-def _read_pages(path: Path, state: dict[str, Any], listed: dict[str, Listed], report: Report) -> Store:
+def _read_pages(
+    path: Path, state: dict[str, Any], listed: dict[str, Listed], report: Report, room: Room, last_stamp: int
+) -> Store:
     """The rows of a checkpoint of the present format."""
     pages, size = state.get("pages"), state.get("page_rows")
     if (
@@ -86,14 +87,21 @@ def _read_pages(path: Path, state: dict[str, Any], listed: dict[str, Listed], re
         raise Damaged(f"`pages` and `page_rows` in {STATE} are not those of a store")
     found = read_index(path, state, Store(0, moments=state["moments"]), listed)
     _check_names(path, {*found.names, INDEX}, listed)
-    store = _allocate(found.fill, state)
-    read_pages(path, found, store, tally(f"loading {path.name}", store.rows * row_bytes(store), "B", report))
+    store = _allocate(found.fill, state, room)
+    passed = tally(f"loading {path.name}", store.rows * row_bytes(store), "B", report)
+    try:
+        read_pages(path, found, store, passed, lambda held, at: _check_stamps(held.stamp[at], last_stamp))
+    except BaseException:
+        store.close()
+        raise
     store.changed[:] = False
     return store
 
 
-def _read_arrays(path: Path, state: dict[str, Any], listed: dict[str, Listed], report: Report) -> Store:
-    """The rows of a checkpoint of format 1 or 2: one .npy per array, no keys, no free places."""
+def _read_arrays(
+    path: Path, state: dict[str, Any], listed: dict[str, Listed], report: Report, room: Room, last_stamp: int
+) -> Store:
+    """The rows of a checkpoint of format 1 or 2, all in RAM: one .npy per array, no keys, no free places."""
     empty, rows = Store(0, moments=state["moments"]), state["rows"]
     names = [name for name in empty.names if name != "keys"]
     _check_names(path, {f"{name}.npy" for name in names}, listed)
@@ -101,18 +109,21 @@ def _read_arrays(path: Path, state: dict[str, Any], listed: dict[str, Listed], r
         like, file = getattr(empty, name), f"{name}.npy"
         check_array(path / file, like.dtype, (rows, *like.shape[1:]), listed.get(file))
     fill = np.minimum(PAGE_ROWS, rows - np.arange(0, rows, PAGE_ROWS)).astype(np.int32)
-    store = _allocate(fill, {**state, "page_rows": PAGE_ROWS})
+    store = _allocate(fill, {**state, "page_rows": PAGE_ROWS}, _ALL_IN_RAM)
     passed = tally(f"loading {path.name}", rows * row_bytes(store), "B", report)
     for name in names:
         read_array(path / f"{name}.npy", getattr(store, name), listed.get(f"{name}.npy"), passed)
     store.keys[:] = first_keys(0, rows)
     store.identify()
+    for run in store.live():
+        _check_stamps(store.stamp[run], last_stamp)
+    store.see_again()
     return store
 
 
-def _allocate(fill: np.ndarray, state: dict[str, Any]) -> Store:
+def _allocate(fill: np.ndarray, state: dict[str, Any], room: Room) -> Store:
     try:
-        return Store.of_pages(fill, moments=state["moments"], page_rows=state["page_rows"])
+        return room.of_pages(fill, state["moments"], state["page_rows"])
     except MemoryError:
         raise ResourceError(
             f"A checkpoint of {state['rows']:,} Gaussians does not fit into memory.", "Resume on a larger machine."
@@ -193,9 +204,7 @@ def _check_names(path: Path, wanted: set[str], listed: dict[str, Listed]) -> Non
         raise Damaged(f"{MANIFEST} and the arrays of a store differ in {other[0]}")
 
 
-def _check_stamps(store: Store, last: int) -> None:
+def _check_stamps(stamps: np.ndarray, last: int) -> None:
     """A stamp beyond the step reached would make the kernels read outside their tables."""
-    for ids, held in store.sweep_rows():
-        stamps = held.stamp[held.at(ids)]
-        if not 0 <= int(stamps.min()) <= int(stamps.max()) <= last:
-            raise Damaged("it holds stamps of steps that were never made")
+    if len(stamps) and not 0 <= int(stamps.min()) <= int(stamps.max()) <= last:
+        raise Damaged("it holds stamps of steps that were never made")

@@ -19,6 +19,7 @@ from clm.progress import Report, counted, rows_of
 from clm.run.arrays import Damaged
 from clm.run.checkpoint import checkpoints, image_of_checkpoint
 from clm.run.events import Emit, Message, reporter
+from clm.run.room import Room
 from clm.run.saved import load_saved
 from clm.scene.georef import read_georef, write_georef
 from clm.store.store import Store
@@ -39,7 +40,7 @@ def _export_checkpoint(run: Path, emit: Emit) -> None:
     if not saved or image_of_checkpoint(saved[-1]) <= written:
         return
     try:
-        path, state, store = load_saved(saved[-1], emit)
+        path, state, store = load_saved(saved[-1], emit, Room.of_system(run / "scratch"))
     except Damaged as error:
         if written < 0:
             raise

@@ -14,6 +14,7 @@ from clm.run.arrays import Damaged
 from clm.run.events import Emit, Message, reporter
 from clm.run.records import restored
 from clm.run.restore import load_sound_checkpoint
+from clm.run.room import Room
 from clm.run.schedule import Progress
 from clm.run.totals import Totals
 from clm.store.store import Store
@@ -50,7 +51,8 @@ class Saved(NamedTuple):
         return self.progress.leg.index(self.progress.step)
 
 
-def load_saved(path: Path, emit: Emit) -> tuple[Path, Saved, Store]:
-    """The checkpoint `path`, or the newest sound one before it (`load_sound_checkpoint`): where it was, its state, its rows."""
+def load_saved(path: Path, emit: Emit, room: Room) -> tuple[Path, Saved, Store]:
+    """The checkpoint `path`, or the newest sound one before it (`load_sound_checkpoint`): where it was, its state, its
+    rows, in `room`."""
     parse = partial(Saved.parse, source=str(path))
-    return load_sound_checkpoint(path, parse, lambda text: emit(Message(text, "warning")), reporter(emit))
+    return load_sound_checkpoint(path, parse, lambda text: emit(Message(text, "warning")), reporter(emit), room)

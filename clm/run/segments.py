@@ -169,8 +169,11 @@ def read_index(folder: Path, state: dict[str, Any], like: Store, listed: dict[st
     return Pages(list(names), index, {name: listed[name] for name in (*names, INDEX)})
 
 
-def read_pages(folder: Path, pages: Pages, store: Store, passed: Callable[[int], None]) -> None:
-    """Fill a store (`Store.of_pages`) from its segments. Raises Damaged where a page is not what was written."""
+def read_pages(
+    folder: Path, pages: Pages, store: Store, passed: Callable[[int], None], check: Callable[[RowArrays, slice], None]
+) -> None:
+    """Fill a store (`Store.of_pages`) from its segments. check: called with the places of each page's rows once they are there;
+    may raise Damaged, as this does where a page is not what was written."""
     order = np.lexsort((pages.where[:, _OFFSET], pages.where[:, _SEGMENT]))
     for k, name in enumerate(pages.names):
         mine = order[pages.where[order, _SEGMENT] == k]
@@ -180,11 +183,15 @@ def read_pages(folder: Path, pages: Pages, store: Store, passed: Callable[[int],
                 crc = read = 0
                 one = np.array([page], np.int32)
                 with store.arrays.hold(one, True):
-                    for part in _parts(store.arrays, int(store.arrays.frames_of(one)[0]), int(store.fill[page])):
+                    frame, rows = int(store.arrays.frames_of(one)[0]), int(store.fill[page])
+                    for part in _parts(store.arrays, frame, rows):
                         if file.readinto(part) != len(part):
                             raise Damaged(f"{name} ends too early")
                         crc = zlib.crc32(part, crc)
                         read += len(part)
-                if crc != pages.where[page, _CRC]:
-                    raise Damaged(f"{name} does not match its checksums")
+                    if crc != pages.where[page, _CRC]:
+                        raise Damaged(f"{name} does not match its checksums")
+                    at = slice(frame * store.page_rows, frame * store.page_rows + rows)
+                    store.seen[page] = bool(store.arrays.statistics[at, 0].any())
+                    check(store.arrays, at)
                 passed(read)
