@@ -30,12 +30,17 @@ def camera_spread(centres: np.ndarray) -> tuple[np.ndarray, float]:
     return middle, radius if radius > rounding else 0.0
 
 
+def sampled(points: np.ndarray) -> np.ndarray:
+    """About a thousand of points [P, 3], a view of them: those from which `view_distance` is."""
+    return points[:: max(1, len(points) // _SAMPLES)]
+
+
 def view_distance(centres: np.ndarray, points: np.ndarray) -> float:
     """Usual distance from a camera to what it sees: the median over points [P, 3] of that to the nearest of the centres
     [V, 3] (both f64; samples of a thousand). 0 without points."""
     if len(points) == 0:
         return 0.0
-    sample = points[:: max(1, len(points) // _SAMPLES)]
+    sample = sampled(points)
     nearest = np.full(len(sample), np.inf)
     for centre in centres[:: max(1, len(centres) // _SAMPLES)]:
         np.minimum(nearest, ((sample - centre) ** 2).sum(axis=1), out=nearest)

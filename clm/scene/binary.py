@@ -33,17 +33,27 @@ def parameter_counts() -> dict[int, tuple[str, int]]:
 
 
 def check_binary_model(folder: Path) -> None:
-    """Raise ClmError naming the first of cameras.bin, images.bin, points3D.bin, rigs.bin, frames.bin in `folder` that
-    is not whole."""
+    """Raise ClmError naming the first of cameras.bin, images.bin, rigs.bin, frames.bin in `folder` that is not whole."""
     _walk(folder / "cameras.bin", "camera", _after_camera)
     _walk(folder / "images.bin", "image", _after_image)
-    for name, what, after in (
-        ("points3D.bin", "point", _after_point),
-        ("rigs.bin", "rig", _after_rig),
-        ("frames.bin", "frame", _after_frame),
-    ):
+    for name, what, after in (("rigs.bin", "rig", _after_rig), ("frames.bin", "frame", _after_frame)):
         if (folder / name).exists():
             _walk(folder / name, what, after)
+
+
+def write_binary_images(source: Path, target: Path) -> None:
+    """images.bin without its observations, which may be gigabytes; `source` is whole."""
+    with (
+        open(source, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        open(target, "wb") as out,
+    ):
+        out.write(data[:8])
+        at = 8
+        for _ in range(_COUNT.unpack_from(data, 0)[0]):
+            end = data.find(b"\0", at + 64) + 1
+            out.write(data[at:end] + _COUNT.pack(0))
+            at = _after_image(data, at)
 
 
 def _after_camera(data: mmap.mmap, at: int) -> int:
@@ -61,10 +71,6 @@ def _after_image(data: mmap.mmap, at: int) -> int:
     if end < 0:
         raise struct.error
     return end + 9 + 24 * _COUNT.unpack_from(data, end + 1)[0]  # observations: x, y, point id
-
-
-def _after_point(data: mmap.mmap, at: int) -> int:
-    return at + 51 + 8 * _COUNT.unpack_from(data, at + 43)[0]  # id, xyz, rgb, error, track length; track
 
 
 def _after_rig(data: mmap.mmap, at: int) -> int:

@@ -1,6 +1,7 @@
 """COLMAP models as plain values: where they are found, read, and checked. No image is touched here.
 
-pycolmap reads the files (binary or text); `binary.py` checks binary ones first. Everything that leaves this module is
+pycolmap reads cameras and poses (binary or text) from copies without observations, which may be gigabytes; `binary.py` checks
+binary ones first, `points.py` reads the points. Everything that leaves this module is
 numpy and dataclasses in the input's world frame, float64, sorted (images by name, points by id), so that the text and
 the binary form of one model give equal values. Poses are world to camera, OpenCV axes.
 """
@@ -22,12 +23,12 @@ import numpy as np
 from clm.camera import MAX_VALUE
 from clm.errors import ClmError
 from clm.progress import Report, pending, unseen
-from clm.scene.binary import binary_names, check_binary_model
+from clm.scene.binary import binary_names, check_binary_model, write_binary_images
+from clm.scene.points import read_points
 from clm.scene.undistort import SourceCamera, source_camera
 
 _PLACES = ("sparse", "colmap/sparse", ".")
-_REPORTED_POINTS = 20_000
-_LARGE_MODEL = 256 << 20  # bytes that take seconds to read; pycolmap holds the GIL meanwhile
+_LARGE_MODEL = 256 << 20  # bytes that take seconds to read
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,21 +57,19 @@ def read_model(path: Path | str, *, model: int | None = None, report: Report = u
     Raises ClmError where there is none, or where a file of it is damaged (naming the file).
     """
     folder, messages = _find_model(Path(path), model)
-    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    size = (folder / f"images{_suffix(folder)}").stat().st_size
     with pending(f"reading the COLMAP model in {folder}", report, long=size > _LARGE_MODEL):
-        reconstruction = _reconstruct(folder)
-    images, skipped = _images(reconstruction, folder)
+        reconstruction, known = _reconstruct(folder)
+    images, skipped = _images(reconstruction, known, folder)
     if not images:
         raise ClmError(
             f"The COLMAP model in {folder} has no registered image.", "Run COLMAP's mapper again, or choose --model N."
         )
     if skipped:
         messages.append(f"{len(skipped)} images have no usable pose (first: {skipped[0]}). Training without them.")
-    points, colors = _points(reconstruction, report)
-    finite = (np.abs(points) <= MAX_VALUE).all(axis=1)  # a NaN is not
-    if not finite.all():
-        messages.append(f"{(~finite).sum()} of {len(points)} points are not finite and were dropped.")
-        points, colors = points[finite], colors[finite]
+    points, colors, dropped = read_points(folder / f"points3D{_suffix(folder)}", report)
+    if dropped:
+        messages.append(f"{dropped} of {len(points) + dropped} points are not finite and were dropped.")
     if len(points) == 0:
         messages.append(f"The COLMAP model in {folder} has no 3D points: Gaussians start at random places.")
     return Model(folder, images, points, colors, tuple(messages))
@@ -139,24 +138,25 @@ def _no_model(path: Path) -> ClmError:
     return ClmError(f"No COLMAP model in {path}. Looked for (each with images.*): {', '.join(looked)}.", fix)
 
 
-def _reconstruct(folder: Path) -> Any:
-    """Read with pycolmap; points3D may be absent, which COLMAP itself does not allow."""
+def _reconstruct(folder: Path) -> tuple[Any, dict[int, str]]:
+    """pycolmap's model without points and observations, and the names of its images by id."""
     pycolmap = _load_pycolmap()
     pycolmap.logging.minloglevel = 3  # its C++ logs to stderr; whatever matters arrives as an exception
     suffix = _suffix(folder)
     if suffix == ".bin":
         check_binary_model(folder)
     try:
-        if (folder / f"points3D{suffix}").is_file():
+        with tempfile.TemporaryDirectory() as lean:
+            images = f"images{suffix}"
+            for stem in ("cameras", "rigs", "frames"):
+                if (folder / f"{stem}{suffix}").is_file():
+                    shutil.copyfile(folder / f"{stem}{suffix}", Path(lean, f"{stem}{suffix}"))
+            (write_binary_images if suffix == ".bin" else _write_text_images)(folder / images, Path(lean, images))
+            Path(lean, f"points3D{suffix}").write_bytes(bytes(8) if suffix == ".bin" else b"")
             reconstruction = pycolmap.Reconstruction()
-            (reconstruction.read_binary if suffix == ".bin" else reconstruction.read_text)(str(folder))
-            return reconstruction
-        with tempfile.TemporaryDirectory() as stand_in:
-            for file in folder.glob(f"*{suffix}"):
-                shutil.copyfile(file, Path(stand_in) / file.name)
-            (Path(stand_in) / f"points3D{suffix}").write_bytes(bytes(8) if suffix == ".bin" else b"")
-            return pycolmap.Reconstruction(stand_in)
-    except ClmError:
+            (reconstruction.read_binary if suffix == ".bin" else reconstruction.read_text)(lean)
+            return reconstruction, _names(reconstruction, Path(lean, images))
+    except (ClmError, OSError):
         raise
     except Exception as error:  # pycolmap maps every C++ exception to some Python one
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -164,6 +164,19 @@ def _reconstruct(folder: Path) -> Any:
             f"Cannot read the COLMAP model in {folder}: {_suspect(folder, suffix)} is damaged or cut off ({reason}).",
             "Copy the files again, or export the model from COLMAP again.",
         ) from None
+
+
+def _write_text_images(source: Path, target: Path) -> None:
+    """images.txt without its observations. ValueError for a line of them that is cut off."""
+    with open(source, "rb") as file, open(target, "wb") as out:
+        for line in file:
+            if line.strip() and not line.startswith(b"#"):
+                out.write(line)
+                observations = file.readline()
+                numbers = observations.count(b" ") + 1
+                if observations.strip() and numbers % 3 and len(observations.split()) % 3:
+                    raise ValueError("a line of observations that are not three numbers each")
+                out.write(b"\n" if observations else b"")
 
 
 def _load_pycolmap() -> Any:
@@ -187,26 +200,27 @@ def _load_pycolmap() -> Any:
 
 def _suspect(folder: Path, suffix: str | None) -> str:
     """The text file that holds fewer lines than its own header announces; all of them where that does not tell."""
-    stems = ("cameras", "images", "points3D")
-    for stem, lines_each in zip(stems, (1, 2, 1), strict=True):
+    stems = ("cameras", "images")
+    for stem, lines_each in zip(stems, (1, 2), strict=True):
         path = folder / f"{stem}.txt"
         if suffix != ".txt" or not path.is_file():
             continue
         announced, lines = None, 0
-        for line in path.read_text(errors="replace").splitlines():
-            if line.startswith("# Number of"):
-                digits = line.split(":", 1)[-1].split(",")[0].strip()
-                announced = int(digits) if digits.isdigit() else None
-            lines += not line.startswith("#")
+        with open(path, errors="replace") as file:
+            for line in file:
+                if line.startswith("# Number of"):
+                    digits = line.split(":", 1)[-1].split(",")[0].strip()
+                    announced = int(digits) if digits.isdigit() else None
+                lines += not line.startswith("#")
         if announced is None or lines < announced * lines_each:
             return path.name
     return f"one of {', '.join(stem + (suffix or '') for stem in stems)}"
 
 
-def _images(reconstruction: Any, folder: Path) -> tuple[tuple[ModelImage, ...], list[str]]:
+def _images(reconstruction: Any, known: dict[int, str], folder: Path) -> tuple[tuple[ModelImage, ...], list[str]]:
     cameras = {camera_id: source_camera(camera, f"{folder}") for camera_id, camera in reconstruction.cameras.items()}
     images: list[ModelImage] = []
-    skipped, known = [], _names(reconstruction, folder)
+    skipped = []
     for image_id, image in sorted(reconstruction.images.items(), key=lambda item: known[item[0]]):
         if not image.has_pose:
             continue
@@ -220,13 +234,13 @@ def _images(reconstruction: Any, folder: Path) -> tuple[tuple[ModelImage, ...], 
     return tuple(images), skipped
 
 
-def _names(reconstruction: Any, folder: Path) -> dict[int, str]:
+def _names(reconstruction: Any, images: Path) -> dict[int, str]:
     """Image id -> name. One that is not UTF-8 is read as Latin-1, so that it can be shown and encoded back."""
     try:
         return {image_id: image.name for image_id, image in reconstruction.images.items()}
     except UnicodeDecodeError:
         pass  # pycolmap hands out text only
-    found = binary_names(folder / "images.bin") if _suffix(folder) == ".bin" else _text_names(folder / "images.txt")
+    found = (binary_names if images.suffix == ".bin" else _text_names)(images)
     return {image_id: decode_name(found[image_id]) for image_id in reconstruction.images}
 
 
@@ -257,19 +271,3 @@ def _pose(cam_from_world: Any) -> np.ndarray | None:
     ]
     pose[:3, 3] = cam_from_world.translation
     return pose if np.isfinite(pose).all() and np.abs(pose).max() <= MAX_VALUE else None
-
-
-def _points(reconstruction: Any, report: Report = unseen) -> tuple[np.ndarray, np.ndarray]:
-    """[P, 3] f64 and [P, 3] u8, by ascending point id."""
-    count = reconstruction.num_points3D()
-    ids = np.empty(count, np.uint64)
-    points = np.empty((count, 3))
-    colors = np.empty((count, 3), np.uint8)
-    for i, (point_id, point) in enumerate(reconstruction.points3D.items()):
-        if i % _REPORTED_POINTS == 0:
-            report("reading points", i, count, "points")
-        ids[i], points[i], colors[i] = point_id, point.xyz, point.color
-    if count:
-        report("reading points", count, count, "points")
-    order = np.argsort(ids)
-    return points[order], colors[order]

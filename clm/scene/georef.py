@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from clm.errors import ClmError
-from clm.extent import camera_spread, usual_cameras, view_distance
+from clm.extent import camera_spread, sampled, usual_cameras, view_distance
 from clm.files import write_json
 
 _PIXELS = 0.05  # one float32 step of a coordinate may move a projection by this much
@@ -32,7 +32,7 @@ def find_offset(centres: np.ndarray, points: np.ndarray, focal: float) -> np.nda
         return np.zeros(3)
     middle, spread = camera_spread(centres)
     largest = np.abs(centres[usual_cameras(centres)]).max()
-    distance = view_distance(centres - middle, points - middle) or spread or 1.0
+    distance = view_distance(centres - middle, sampled(points) - middle) or spread or 1.0
     if float(np.spacing(np.float32(largest))) * focal / distance <= _PIXELS:
         return np.zeros(3)
     grid = min(1.0, 10.0 ** np.floor(np.log10(distance)))

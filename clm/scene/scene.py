@@ -24,6 +24,8 @@ from clm.scene.decode import CorruptImage, Header, image_header
 from clm.scene.georef import find_offset, shifted_pose
 from clm.scene.undistort import SourceCamera, Training, plan_training
 
+_POINTS_AT_ONCE = 1 << 16
+
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -102,7 +104,10 @@ def load_scene(
         for f, t, m in zip(files, trainings, mask_paths, strict=True)
     )
     train, test = split_views(len(views), test_every, messages)
-    points = np.ascontiguousarray(colmap.points - offset, dtype=np.float32)
+    points = np.empty((len(colmap.points), 3), np.float32)
+    for first in range(0, len(points), _POINTS_AT_ONCE):
+        piece = slice(first, first + _POINTS_AT_ONCE)
+        points[piece] = colmap.points[piece] - offset
     scale = scene_scale(centres, colmap.points)
     return Scene(path, colmap.folder, views, train, test, points, colmap.point_colors, offset, scale, tuple(messages))
 
