@@ -108,7 +108,7 @@ def test_an_installed_package_finds_its_presets(tmp_path: Path) -> None:
     [
         ("clm tr", {"train"}),
         ("clm train data --preset q", {"quick"}),
-        ("clm train data --offload ", {"auto", "none", "host"}),
+        ("clm train data --offload ", {"auto", "none", "host", "disk"}),
         ("clm train data --moments b", {"bf16"}),
         ("clm train data --max-ga", {"--max-gaussians"}),
     ],
