@@ -10,7 +10,6 @@ from typing import Any
 from clm.config import load_config
 from clm.device.choose import cuda_devices
 from clm.forecast.describe import draw_timeline
-from clm.forecast.disk_tasks import READ_AHEAD
 from clm.forecast.forecast import Budget, Budgets, Forecast, find_budgets, make_forecast
 from clm.forecast.machine import load_machine
 from clm.forecast.measure import THIS
@@ -21,7 +20,6 @@ from clm.optim.schedules import sh_degree_at
 from clm.plan.budget import (
     CULL_BYTES,
     GROWN_FILL,
-    LEAST_FRAMES,
     arena_bytes,
     frame_bytes,
     in_core_bytes,
@@ -35,6 +33,7 @@ from clm.plan.budget import (
 )
 from clm.plan.placement import fewest_slots
 from clm.scene.open import open_scene
+from clm.store.frames import LEAST_FRAMES
 from clm.units import format_bytes
 
 PLY_ROW_BYTES = 4 * 62  # INRIA's columns, padded to SH degree 3
@@ -217,7 +216,9 @@ def assumptions(forecast: Forecast) -> list[str]:
     elif forecast.config.max_gaussians is None:
         sentences.insert(0, "The run stays at the scene's points; name the size it grows to with --max-gaussians.")
     if forecast.placement is not None and forecast.placement.offload == "disk":
-        sentences.append(f"Pages of what has grown are {GROWN_FILL:.0%} full, and read up to {READ_AHEAD} views ahead.")
+        sentences.append(
+            f"Pages of what has grown are {GROWN_FILL:.0%} full; pages are read ahead into half of what holds them."
+        )
     if forecast.pieces > 1:
         sentences.append(
             "The image of a view in pieces takes as long as that of a whole one; its rows are projected twice."

@@ -6,15 +6,14 @@ from clm.forecast.machine import Machine
 from clm.forecast.paging import PagedTurn
 from clm.forecast.tasks import Graph, Task
 
-READ_AHEAD = 8  # turns, of this batch or the next, whose pages are read while an earlier one is under way
-
 
 class DiskTasks:
     """Adds the reads and writes of turns, batch after batch, to a graph. They wait for no batch to begin: pages of the views
     to come are known."""
 
-    def __init__(self, graph: Graph, machine: Machine):
-        self._graph, self._machine = graph, machine
+    def __init__(self, graph: Graph, machine: Machine, ahead: int):
+        """ahead: turns, of this batch or the next, whose pages are read while an earlier one is under way."""
+        self._graph, self._machine, self._ahead = graph, machine, ahead
         self._over: list[int] = []  # of each turn so far: when it is over
 
     def fetch(self, batch: int, turn: int, paged: PagedTurn) -> tuple[int, ...]:
@@ -30,7 +29,7 @@ class DiskTasks:
         self._over.append(task)
 
     def _page(self, batch: int, turn: int, read: float, written: float) -> tuple[int, ...]:
-        room = tuple(self._over[-READ_AHEAD:][:1]) if len(self._over) >= READ_AHEAD else ()
+        room = tuple(self._over[-self._ahead :][:1]) if len(self._over) >= self._ahead else ()
         for worker, name, size, rate in (
             ("disk out", "write pages", written, self._machine.disk_write_gb_s),
             ("disk in", "read pages", read, self._machine.disk_read_gb_s),

@@ -13,6 +13,7 @@ from clm.plan.batch import batch_views
 from clm.plan.replay import replay
 from clm.plan.residency import Plan
 
+_MOST_AHEAD = 64  # turns: more make no difference
 _MOST_USES = 1 << 20  # of pages before the first batches, and after them, that are replayed
 
 
@@ -33,6 +34,7 @@ class Paging:
     batches: tuple[tuple[PagedTurn, ...], ...]  # as the plans and their turns
     hit_rate: float  # of the pages that turns ask for
     of_lru: float  # pages read, relative to letting those go that were used longest ago
+    ahead: int  # turns whose pages are read before they are needed: half of the frames hold what these lack
 
     @property
     def bytes_read(self) -> float:
@@ -104,7 +106,8 @@ def page_batches(
     asked = sum(map(len, ticks[first:last]))
     misses, lru_misses = (sum(map(len, reads[first:last])) for reads in (done.reads, lru.reads))
     batches = tuple(tuple(PagedTurn(read[f], written[f], read[u], written[u]) for f, u in turns) for turns in places)
-    return Paging(batches, 1.0 - misses / max(1, asked), misses / max(1, lru_misses))
+    ahead = frames * sum(map(len, batches)) // max(1, 2 * misses)
+    return Paging(batches, 1.0 - misses / max(1, asked), misses / max(1, lru_misses), min(max(ahead, 1), _MOST_AHEAD))
 
 
 def _view_ticks(seen: SeenPages, views: Sequence[int], resident: np.ndarray) -> list[np.ndarray]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 from clm.store.layout import CHUNK_ROWS, PAGE_ROWS
+from clm.store.page_file import slot_bytes
+from clm.store.paged import MOST_PLACES
 
 PARAMETER_BYTES = 240  # geometry 12 floats (one is identity), colour 48 floats
 MOMENT_BYTES = {"f32": 480, "bf16": 240}  # both Adam moments, laid out as the parameters
@@ -21,10 +23,9 @@ DEVICE_ROWS = 1 << 15  # resident rows that one call of Adam or catching up take
 DEVICE_ROW_WORK = 1792  # bytes of temporaries for each of them, at most
 
 GROWTH_ROW_BYTES = 32  # of the host, per row of the store, for a moment: candidates, orders, new rows of a rebuild
-LEAST_FRAMES = 16  # pages of the disk tier that host memory holds at once, at least
 PAGE_TABLE_BYTES = 96  # of a page under the disk tier: bounds 32; fill three times; flags; frame, slot, checksum, uses
-SECTOR_BYTES = 4096  # what slots of the scratch file are multiples of, and their addresses
 GROWN_FILL = 0.6  # of a page, that rows fill once a scene has grown: 0.63 was measured after 100 rebuilds
+MOST_GROWN_ROWS = int(GROWN_FILL * MOST_PLACES)  # ids count free places, too
 SCRATCH_SPARE, SCRATCH_SPARE_SHARE = 1 << 30, 0.05  # left free of a disk: the smaller of the two
 
 OFFLOADS = ("auto", "none", "host", "disk")
@@ -54,7 +55,7 @@ def frame_bytes(page_rows: int = PAGE_ROWS, moments: str = "f32") -> int:
 
 def page_file_bytes(page_rows: int = PAGE_ROWS, moments: str = "f32") -> int:
     """Bytes of a page's slot in the scratch file: its rows array by array, in whole sectors."""
-    return -(-frame_bytes(page_rows, moments) // SECTOR_BYTES) * SECTOR_BYTES
+    return slot_bytes(page_rows, page_row_bytes(moments))
 
 
 def scratch_bytes(pages: int, moments: str = "f32", page_rows: int = PAGE_ROWS) -> int:
@@ -68,8 +69,8 @@ def paged_bytes(rows: int, pages: int) -> int:
 
 
 def grown_pages(rows: int, page_rows: int = PAGE_ROWS) -> int:
-    """Pages of a scene that grew to so many rows."""
-    return math.ceil(rows / (GROWN_FILL * page_rows))
+    """Pages of a scene that grew to so many rows; no more than there are ids for, as long as the rows fit into those."""
+    return max(min(math.ceil(rows / (GROWN_FILL * page_rows)), MOST_PLACES // page_rows), -(-rows // page_rows))
 
 
 def scratch_room(free: int) -> int:

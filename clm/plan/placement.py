@@ -16,7 +16,7 @@ from clm.plan.budget import (
     CULL_BYTES,
     GROWN_FILL,
     GROWTH_ROW_BYTES,
-    LEAST_FRAMES,
+    MOST_GROWN_ROWS,
     OFFLOADS,
     PAGE_TABLE_BYTES,
     arena_bytes,
@@ -34,7 +34,6 @@ from clm.plan.budget import (
 )
 from clm.plan.refusals import (
     device_too_small,
-    fewer_on_disk,
     scratch_way,
     too_large_for_disk,
     too_large_for_frames,
@@ -42,6 +41,7 @@ from clm.plan.refusals import (
     too_large_in_core,
 )
 from clm.plan.residency import largest_turn
+from clm.store.frames import LEAST_FRAMES
 from clm.store.layout import PAGE_ROWS
 from clm.units import format_bytes
 
@@ -136,8 +136,8 @@ def choose_placement(
     if offload == "auto" and case.file_bytes <= scratch_room(disk_free):
         state, there = format_bytes(needed), format_bytes(host_budget)
         return _on_disk(case, f"{state} of state exceeds the {there} budget of host memory")
-    way, room = _disk_way(case, offload), scratch_room(disk_free)
-    on_disk = fewer_on_disk(rows, case.file_bytes, room) if way and offload == "auto" and room else 0
+    way = _disk_way(case, offload)
+    on_disk = case.rows_on_disk if way and offload == "auto" else 0
     raise too_large_for_host(rows, needed, in_core, host_budget, not_rows, way, on_disk)
 
 
@@ -173,6 +173,14 @@ class _Case:
     @property
     def file_bytes(self) -> int:
         return scratch_bytes(self.pages, self.moments, self.page_rows)
+
+    @property
+    def rows_on_disk(self) -> int:
+        """How many rows the scratch file has room for, less a part for views that see a larger share of fewer; 0: for none."""
+        room = scratch_room(self.disk_free) * 9 // 10
+        slots = room // page_file_bytes(self.page_rows, self.moments)
+        full = self.pages <= -(-self.rows // self.page_rows)
+        return slots * (self.page_rows if full else int(GROWN_FILL * self.page_rows))
 
     def arena(self, slots: int) -> int:
         """Bytes of an arena and of what goes with it."""
@@ -213,7 +221,7 @@ def _in_memory(case: _Case, offload: str, whole_views: int) -> Placement:
 
 def _on_disk(case: _Case, because: str) -> Placement:
     """Pages on disk, those that fit in frames of the host. because: why, for the user."""
-    frame, fewest = frame_bytes(case.page_rows, case.moments), min(case.pages, LEAST_FRAMES)
+    frame, fewest = frame_bytes(case.page_rows, case.moments), LEAST_FRAMES
     kept = paged_bytes(case.rows, case.pages) + case.host_beside + case.beside_frames
     least = kept + fewest * frame + (case.smallest if case.shared_memory else 0)
     if least > case.host_budget:
@@ -229,14 +237,14 @@ def _on_disk(case: _Case, because: str) -> Placement:
         raise device_too_small(case.largest_view, case.smallest, device)
     if case.file_bytes > scratch_room(case.disk_free):
         in_memory = store_bytes(case.rows, store_row_bytes(case.moments)) + case.host_beside + case.smallest
-        raise too_large_for_disk(case.rows, case.file_bytes, case.disk_free, in_memory)
+        raise too_large_for_disk(case.rows, case.file_bytes, case.disk_free, in_memory, case.rows_on_disk)
     slots, resident = case.beside_residents(device)
     resident = 0 if case.shared_memory else min(case.rows, resident)
     arena = case.arena(slots)
-    frames = min(case.pages, (case.host_budget - kept - (arena if case.shared_memory else 0)) // frame)
-    reason = (
-        f"offload: disk, because {because}; {100 * frames / max(1, case.pages):.0f}% of the pages fit there at a time"
-    )
+    room = case.host_budget - kept - (arena if case.shared_memory else 0)
+    frames = min(max(case.pages, fewest), room // frame)
+    share = min(1.0, frames / max(1, case.pages))
+    reason = f"offload: disk, because {because}; {100 * share:.0f}% of the pages fit there at a time"
     reason += _residents(resident / max(case.rows, 1))
     host, device = kept + frames * frame, resident * case.row_bytes + arena
     return Placement("disk", slots, resident, reason, device, host, frames, case.file_bytes)
@@ -263,7 +271,7 @@ def most_rows_on_disk(host_left: int, disk_free: int, *, moments: str, page_rows
     in_pages = GROWN_FILL * page_rows  # rows of a page
     on_host = (host_left - frames - PAGE_TABLE_BYTES) / (CULL_BYTES + GROWTH_ROW_BYTES + PAGE_TABLE_BYTES / in_pages)
     on_disk = scratch_room(disk_free) // page_file_bytes(page_rows, moments) * in_pages
-    return max(0, int(min(on_host, on_disk)))
+    return max(0, int(min(on_host, on_disk, MOST_GROWN_ROWS)))
 
 
 def _reason(offload: str, everything: bool, least: int, device: int, budget: int, share: float) -> str:
@@ -277,4 +285,4 @@ def _reason(offload: str, everything: bool, least: int, device: int, budget: int
 
 
 def _residents(share: float) -> str:
-    return f"; the {100 * share:.0f}% of Gaussians that most views see stay on the device" if share else ""
+    return f"; the {100 * share:.0f}% of Gaussians that most views see stay on the device" if share >= 0.005 else ""

@@ -65,20 +65,16 @@ def too_large_for_frames(rows: int, pages: int, needed: int, host_budget: int, w
     )
 
 
-def too_large_for_disk(rows: int, needed: int, disk_free: int, host_needed: int) -> ResourceError:
-    """needed: bytes of the scratch file; host_needed: what host memory must have for none to be needed."""
+def too_large_for_disk(rows: int, needed: int, disk_free: int, host_needed: int, rows_on_disk: int) -> ResourceError:
+    """needed: bytes of the scratch file; host_needed: what host memory must have for none to be needed; rows_on_disk: how many
+    the disk has room for."""
     room = scratch_room(disk_free)
-    fewer = f" or `--max-gaussians {format_rows(fewer_on_disk(rows, needed, room))}`" if room > 0 else ""
+    fewer = f" or `--max-gaussians {format_rows(rows_on_disk)}`" if rows_on_disk else ""
     return ResourceError(
         f"{rows:,} Gaussians need a scratch file of {format_bytes(needed)}, but its disk has {format_bytes(disk_free)} free, "
         f"of which {format_bytes(disk_free - room)} stay so.",
         f"Use {scratch_way(needed)}, `--offload host --host-memory {size_flag(host_needed)}`{fewer}.",
     )
-
-
-def fewer_on_disk(rows: int, needed: int, room: int) -> int:
-    """How many of the rows that need a scratch file of `needed` bytes a smaller one holds."""
-    return _scaled(rows, needed, _seen_less(room))
 
 
 def scratch_way(needed: int) -> str:

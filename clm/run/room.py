@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from clm.device.budget import AVAILABLE_SHARE, available_memory
-from clm.plan.budget import CULL_BYTES, GROWTH_ROW_BYTES, LEAST_FRAMES
+from clm.plan.budget import CULL_BYTES, GROWTH_ROW_BYTES
 from clm.store.arrays import row_bytes_of
+from clm.store.frames import LEAST_FRAMES
 from clm.store.layout import PAGE_ROWS
 from clm.store.store import Store
 

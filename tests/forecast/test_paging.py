@@ -43,6 +43,7 @@ def test_memory_for_every_page_reads_nothing_and_less_of_it_reads_more() -> None
     assert everything.bytes_read == everything.bytes_written == 0 and everything.hit_rate == 1.0
     assert [len(turns) for turns in everything.batches] == [3, 3]
     some, few = paged(0.5), paged(0.2)
+    assert everything.ahead >= some.ahead >= few.ahead == 1
     assert 0 < some.bytes_read < few.bytes_read and 1 > some.hit_rate > few.hit_rate
     assert some.bytes_read <= 2 * 3 * 60 * 10 and some.of_lru <= 1
     assert some.bytes_read % (PAGE_ROWS * 10) == 0, "whole pages"
@@ -70,7 +71,7 @@ def test_rows_are_gathered_and_updated_after_their_pages_were_read(drawn, machin
     machine = replace(machine, disk_read_gb_s=data.draw(st.floats(0.01, 10)), disk_write_gb_s=1.0)
     plans = plans_of(drawn)
     each = tuple(tuple(data.draw(turns_of_disk) for _ in plan.turns) for plan in plans)
-    timeline = simulated(drawn, machine, paging=Paging(each, 0.5, 0.7))
+    timeline = simulated(drawn, machine, paging=Paging(each, 0.5, 0.7, data.draw(st.integers(1, 5))))
     assert 0 <= timeline.disk_hidden_fraction <= 1
     total = timeline.exposed + timeline.plan_exposed + timeline.lanes["compute"]
     assert timeline.seconds == pytest.approx(total)
@@ -88,7 +89,7 @@ def test_rows_are_gathered_and_updated_after_their_pages_were_read(drawn, machin
 def test_a_slow_disk_is_what_a_run_waits_for_and_a_quick_one_is_hidden(machine) -> None:  # type: ignore[no-untyped-def]
     plans = [make_plan(range(3), [strip(k) for k in range(3)], 200, PAGE_ROWS)] * 6
     one = PagedTurn(24e3, 24e3, 0.0, 0.0)
-    paging = Paging(((one,) * 3,) * 6, 0.5, 0.7)
+    paging = Paging(((one,) * 3,) * 6, 0.5, 0.7, 4)
 
     def speed(rate: float, paging: Paging | None = paging):  # type: ignore[no-untyped-def]
         return simulate(plans, replace(machine, disk_read_gb_s=rate, disk_write_gb_s=rate), [1000] * 3, paging=paging)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 
 from clm.errors import ResourceError
 from clm.plan.budget import (
-    LEAST_FRAMES,
     arena_bytes,
     frame_bytes,
     grown_pages,
@@ -21,7 +21,9 @@ from clm.plan.budget import (
     store_bytes,
 )
 from clm.plan.placement import Placement, choose_placement, most_rows_on_disk
+from clm.store.frames import LEAST_FRAMES
 from clm.units import parse_bytes, parse_count
+from scripts.what_fits import most_rows, table
 
 GIB = 2**30
 CITY: dict[str, Any] = {"rows": 30_000_000, "needed": 3_000_000, "largest": 600_000}
@@ -172,3 +174,9 @@ def test_a_scene_on_disk_grows_until_the_disk_is_full_or_the_host_holds_no_more_
     assert 0 <= 2 * GIB - needed < 200
     assert most_rows_on_disk(0, 0, moments="f32") == 0
     assert by_host > 10 * 2 * GIB // store_bytes(1), "many more than the host holds whole"
+
+
+def test_the_table_of_the_readme_is_what_placement_says() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert "\n".join(table()) in readme, "run scripts/what_fits.py"
+    assert most_rows("disk", 4 * GIB, 8 * GIB, 100 * GIB) > most_rows("host", 4 * GIB, 8 * GIB, 0) > 0
