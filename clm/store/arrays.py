@@ -155,6 +155,11 @@ class RowArrays:
                 memory.release(page * self.page_rows + rows, (page + 1) * self.page_rows)
         self._held[pages] = fill
 
+    def clear_statistics(self, pages: np.ndarray) -> None:
+        """Statistics of pages [A], which nobody holds, begin anew."""
+        for page in pages.tolist():
+            self.statistics[page * self.page_rows : (page + 1) * self.page_rows] = 0
+
     def close(self) -> None:
         """Nobody uses the rows any more."""
 

@@ -8,7 +8,8 @@ start with zero moments.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -57,14 +58,43 @@ class Drawn:
     keys: np.ndarray
 
 
-def drawn_rows(store: Store, step: AdamStep | None) -> Drawn:
-    """The rows of seen pages that were drawn, caught up to `step - 1`; the store is not changed."""
-    nothing = np.zeros(0, np.float32)
-    parts = [(np.zeros(0, np.int32), nothing, nothing, nothing, np.zeros(0, np.uint64))]
+def drawn_rows(store: Store, step: AdamStep | None) -> Iterator[Drawn]:
+    """The rows of seen pages that were drawn, caught up to `step - 1`, a few pages at a time; the store is not changed."""
     for pages, held in store.sweep(np.flatnonzero(store.seen)):
         frames = held.frames_of(pages)
-        parts.append(see_drawn(held, step, held.statistics, held.keys, store.fill, store.page_rows, pages, frames))
-    return Drawn(*map(np.concatenate, zip(*parts, strict=True)))
+        yield Drawn(*see_drawn(held, step, held.statistics, held.keys, store.fill, store.page_rows, pages, frames))
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Drawn rows of which something becomes, by id: rows [n] i32, keys [n] u64, gradient [n] f32; which are large, go, and want
+    to grow [n] bool."""
+
+    rows: np.ndarray
+    keys: np.ndarray
+    gradient: np.ndarray
+    large: np.ndarray
+    goes: np.ndarray
+    wants: np.ndarray
+
+    @staticmethod
+    def of(drawn: Drawn, thresholds: Thresholds) -> _Candidates:
+        large = drawn.log_scale > np.log(thresholds.split_scale)
+        goes = drawn.logit_opacity < np.log(thresholds.prune_opacity / (1.0 - thresholds.prune_opacity))
+        hopeless = goes.copy()  # its children would go, too
+        if thresholds.prune_scale is not None:
+            goes |= drawn.log_scale > np.log(thresholds.prune_scale)
+            hopeless |= drawn.log_scale - np.where(large, np.log(SPLIT_SHRINK), 0.0) > np.log(thresholds.prune_scale)
+        wants = (drawn.gradient > thresholds.screen_gradient) & ~hopeless
+        some = np.flatnonzero(goes | wants)
+        return _Candidates(*(column[some] for column in (drawn.rows, drawn.keys, drawn.gradient, large, goes, wants)))
+
+    @staticmethod
+    def joined(parts: list[_Candidates]) -> _Candidates:
+        if not parts:
+            nothing, none = np.zeros(0, np.int32), np.zeros(0, bool)
+            return _Candidates(nothing, nothing.astype(np.uint64), nothing.astype(np.float32), none, none, none)
+        return _Candidates(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(_Candidates)))
 
 
 def decide(
@@ -72,24 +102,19 @@ def decide(
 ) -> Decision:
     """What is cloned, split and pruned after training image `image`, so that at most `max_rows` rows remain (those whose
     gradient is strongest grow, of equal ones the one with the smaller key)."""
-    drawn = drawn_rows(store, step)
+    found = _Candidates.joined([_Candidates.of(drawn, thresholds) for drawn in drawn_rows(store, step)])
     allowed = max(max_rows - store.rows, 0)
-    large = drawn.log_scale > np.log(thresholds.split_scale)
-    goes = drawn.logit_opacity < np.log(thresholds.prune_opacity / (1.0 - thresholds.prune_opacity))
-    hopeless = goes.copy()  # its children would go, too
-    if thresholds.prune_scale is not None:
-        goes |= drawn.log_scale > np.log(thresholds.prune_scale)
-        hopeless |= drawn.log_scale - np.where(large, np.log(SPLIT_SHRINK), 0.0) > np.log(thresholds.prune_scale)
-    wants = np.flatnonzero((drawn.gradient > thresholds.screen_gradient) & ~hopeless)
+    wants = np.flatnonzero(found.wants)
     refused = max(0, len(wants) - allowed)
     if refused:
-        order = np.lexsort((drawn.keys[wants], -drawn.gradient[wants]))
+        order = np.lexsort((found.keys[wants], -found.gradient[wants]))
         wants = np.sort(wants[order[:allowed]])
-    grows = np.zeros(len(drawn.rows), bool)
+    grows = np.zeros(len(found.rows), bool)
     grows[wants] = True
+    goes, large = found.goes, found.large
     splits = grows & large
-    growing = drawn.rows[grows], drawn.keys[grows], large[grows]
-    growth = _growth(store, step, drawn.rows[goes | splits], *growing, seed, image)
+    growing = found.rows[grows], found.keys[grows], large[grows]
+    growth = _growth(store, step, found.rows[goes | splits], *growing, seed, image)
     return Decision(growth, int((grows & ~large).sum()), int(splits.sum()), int((goes & ~splits).sum()), refused)
 
 
@@ -139,10 +164,7 @@ def clear_statistics(store: Store) -> None:
     """The drawn rows were looked at: their statistics begin anew."""
     pages = np.flatnonzero(store.seen)
     store.changed[pages] = True
-    for group, held in store.sweep(pages, changing=True):
-        firsts = held.frames_of(group) * store.page_rows
-        for first, fill in zip(firsts.tolist(), store.fill[group].tolist(), strict=True):
-            held.statistics[first : first + fill] = 0
+    store.arrays.clear_statistics(pages)
     store.seen[:] = False
 
 

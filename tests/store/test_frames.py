@@ -120,11 +120,11 @@ def test_what_is_expected_is_there_before_it_is_asked_for(tmp_path: Path) -> Non
     ticks = [np.arange(first, first + 4, dtype=np.int32) for first in (0, 40, 20)]
     disk.expect(ticks)
     with disk._changed:
-        disk._changed.wait_for(lambda: disk._there(np.concatenate(ticks)), timeout=20)
+        disk._changed.wait_for(lambda: bool(disk.table.there(np.concatenate(ticks)).all()), timeout=20)
     missed = disk.missed
     for tick, pages in enumerate(ticks):
         with disk.hold(pages, False):
-            assert (disk.frame_of[pages] >= 0).all()
+            assert (disk.table.frame_of[pages] >= 0).all()
         disk.passed(tick)
     assert disk.missed == missed
     store.close()
@@ -134,7 +134,7 @@ def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
     store = on_disk(tmp_path, 100 * PAGE)
     disk = store.disk
     assert disk is not None
-    page = next(p for p in range(100) if disk.frame_of[p] < 0)
+    page = next(p for p in range(100) if disk.table.frame_of[p] < 0)
     offset, block = page * disk.file.slot_bytes, 4096
     handle = os.open(f"/proc/self/fd/{disk.file._file}", os.O_RDWR)
     flipped = bytearray(os.pread(handle, block, offset))
