@@ -46,6 +46,11 @@ ConfigFile = Annotated[Path | None, typer.Option(help="YAML file of options.", m
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Device = Annotated[str, typer.Option("--gpu-memory", help="Device budget for the arena; auto: what is free.")]
+Host = Annotated[str, typer.Option("--host-memory", help="Budget of host memory; auto: 80% of what is free.")]
+Scratch = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder for rows that host memory does not hold; default: the model's."),
+]
 
 
 @contextmanager
@@ -160,15 +165,18 @@ def render(
     ] = False,
     background: Annotated[str, typer.Option(help="black, white, or r,g,b in 0..1.")] = "black",
     gpu_memory: Device = "auto",
+    host_memory: Host = "auto",
+    scratch: Scratch = None,
     quiet: Quiet = False,
 ) -> None:
     """Render a run or a PLY without loading the whole model on the device."""
     from clm.commands.render import render_model
+    from clm.run.viewing import Budgets
 
     with _console(quiet) as emit:
         count = render_model(
             model, output, cameras, path=path, frames=frames, video=video, depth=depth, background=background,
-            gpu_memory=gpu_memory, emit=emit,
+            budgets=Budgets(gpu_memory, host_memory, scratch), emit=emit,
         )  # fmt: skip
     if not quiet:
         typer.echo(f"{count} images in {output}")
@@ -182,14 +190,17 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="The scene, if it is not where the run found it.")
     ] = None,
     gpu_memory: Device = "auto",
+    host_memory: Host = "auto",
+    scratch: Scratch = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the keys of metrics.json.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure PSNR and SSIM of a run from its PLY."""
     from clm.commands.evaluate import evaluate_run, format_figures
+    from clm.run.viewing import Budgets
 
     with _console(quiet) as emit:
-        figures = evaluate_run(run, split, gpu_memory, emit, data)
+        figures = evaluate_run(run, split, Budgets(gpu_memory, host_memory, scratch), emit, data)
     if as_json or not quiet:
         typer.echo(format_figures(figures, split, as_json))
 
@@ -199,13 +210,16 @@ def export(
     model: Annotated[Path, typer.Argument(metavar="RUN|PLY", help="A run directory or a PLY of any tool.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.ply", help="The file to write.")],
     sh: Annotated[int, typer.Option(min=0, max=3, help="Highest SH degree to keep.")] = 3,
+    host_memory: Host = "auto",
+    scratch: Scratch = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a model as a PLY that every viewer opens."""
     from clm.commands.export import export_model
+    from clm.run.viewing import Budgets
 
     with _console(quiet) as emit:
-        count = export_model(model, out, sh, emit)
+        count = export_model(model, out, sh, Budgets("auto", host_memory, scratch), emit)
     if not quiet:
         typer.echo(f"{count:,} Gaussians in {out}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,14 @@ from clm.formats.model import image_of_ply
 from clm.run.begun import read_run_config, read_split, scene_of_run, with_split
 from clm.run.evaluate import measure_views
 from clm.run.events import Emit, reporter
-from clm.run.results import open_result
-from clm.run.viewing import loaded_store, model_renderer
+from clm.run.viewing import Budgets, loaded_store, model_renderer
 from clm.scene import ImageCache
 from clm.scene.open import open_scene
 from clm.units import parse_bytes
 
 
 def evaluate_run(
-    run: Path, split: str, gpu_memory: str, emit: Emit = lambda event: None, data: Path | None = None
+    run: Path, split: str, budgets: Budgets, emit: Emit = lambda event: None, data: Path | None = None
 ) -> dict[str, Any]:
     """The figures of a split with the keys of `metrics.json`; they and renders are also written to `eval/step_N/`.
 
@@ -29,7 +29,7 @@ def evaluate_run(
     if split not in ("test", "train"):
         raise ClmError(f"--split is `{split}`.", "Use test or train.")
     before, config = read_run_config(run)
-    model = open_result(run, emit)
+    model = budgets.open(run, emit)
     data = data or scene_of_run(run, before, f"clm eval {run} --data DIR")
     scene = with_split(open_scene(data, config, report=reporter(emit)), read_split(run, config))
     views = scene.test if split == "test" else scene.train
@@ -38,12 +38,13 @@ def evaluate_run(
     iteration = image_of_ply(model.ply)
     folder = run / "eval" / f"step_{iteration}"
     background = parse_background(config.background) or (0.0, 0.0, 0.0)
-    render = model_renderer(model, loaded_store(model, emit), background, gpu_memory, emit)
-    images = ImageCache(scene, parse_bytes(config.image_cache))
-    try:
+    memory = budgets.host(emit, parse_bytes(config.image_cache), sum(scene.views[k].nbytes for k in views))
+    with (
+        loaded_store(model, memory, budgets.folder(run), emit) as store,
+        closing(ImageCache(scene, memory.photos)) as images,
+    ):
+        render = model_renderer(model, store, memory, background, budgets.gpu_memory, emit)
         result = measure_views(render, scene, images, views, emit, folder)
-    finally:
-        images.close()
     if not result["per_view"]:
         raise ClmError(
             f"None of the {len(views)} {split} images could be read.", "See the warnings of the training run."

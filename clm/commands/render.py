@@ -17,10 +17,8 @@ from clm.pictures import file_stems, refuse_foreign_pictures, save_depth, save_p
 from clm.progress import counted, pending
 from clm.run.begun import read_run_config, read_split
 from clm.run.events import Emit, reporter
-from clm.run.results import open_result
-from clm.run.viewing import loaded_store, model_renderer
+from clm.run.viewing import Budgets, loaded_store, model_renderer
 from clm.scene import camera_from_json, ellipse_path, interp_path
-from clm.store.layout import MEANS
 from clm.store.store import Store
 
 Named = list[tuple[str, Camera]]
@@ -46,7 +44,7 @@ def with_limits(named: Named, store: Store) -> Named:
     if all(camera.near > 0 for _, camera in named):
         return named
     centres = np.array([camera.position for _, camera in named])
-    near = near_plane(centres, store.geometry[:: max(1, store.rows // 1000), MEANS].astype(np.float64))
+    near = near_plane(centres, store.entries[:: max(1, store.rows // 1000), :3].astype(np.float64))
     stated = [dataclasses.replace(c, near=near, far=FAR_PER_NEAR * near) if c.near <= 0 else c for _, c in named]
     return [(name, camera) for (name, _), camera in zip(named, stated, strict=True)]
 
@@ -89,11 +87,11 @@ def render_model(
     video: bool,
     depth: bool,
     background: str,
-    gpu_memory: str,
+    budgets: Budgets,
     emit: Emit = lambda event: None,
 ) -> int:
     """Write one PNG per camera to `output`; returns how many."""
-    opened = open_result(model, emit)
+    opened = budgets.open(model, emit)
     named = choose_cameras(opened, "all" if path and cameras == "test" else cameras)
     if path:
         named = path_cameras(named, path, frames)
@@ -103,15 +101,15 @@ def render_model(
         )
     stems = file_stems([name for name, _ in named])
     refuse_foreign_pictures(output / f"{stem}.png" for stem in stems)
-    store = loaded_store(opened, emit)
-    named, colour = with_limits(named, store), parse_background(background) or (0.0, 0.0, 0.0)
-    render = model_renderer(opened, store, colour, gpu_memory, emit)
-    report = reporter(emit)
-    for k, (_, camera) in enumerate(counted(named, "rendering", len(named), "images", report)):
-        image = render(camera, depth=depth)
-        save_png(output / f"{stems[k]}.png", to_uint8(image.rgb))
-        if image.depth is not None:
-            save_depth(output, stems[k], image.depth)
+    memory, report = budgets.host(emit), reporter(emit)
+    with loaded_store(opened, memory, budgets.folder(model), emit) as store:
+        named, colour = with_limits(named, store), parse_background(background) or (0.0, 0.0, 0.0)
+        render = model_renderer(opened, store, memory, colour, budgets.gpu_memory, emit)
+        for k, (_, camera) in enumerate(counted(named, "rendering", len(named), "images", report)):
+            image = render(camera, depth=depth)
+            save_png(output / f"{stems[k]}.png", to_uint8(image.rgb))
+            if image.depth is not None:
+                save_depth(output, stems[k], image.depth)
     if video:
         with pending("encoding the video", report):
             write_video(output, stems)

@@ -1,4 +1,4 @@
-"""A trained model opened for rendering or export: a run directory or a PLY of any tool, streamed into a host store."""
+"""A trained model opened for rendering or export: a run directory or a PLY of any tool, streamed into a store."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 
 from clm.errors import ClmError
 from clm.formats.ply_read import PlyRows, open_ply
+from clm.formats.source import Make, PlySource, store_of
 from clm.progress import Report, counted, rows_of, unseen
 from clm.store.layout import CHUNK_ROWS
+from clm.store.order import block_order
 from clm.store.store import Store
 
 
@@ -23,10 +25,16 @@ class ModelFile:
     rows: PlyRows
     run: Path | None
 
-    def store(self, report: Report = unseen) -> Store:
-        """All rows in host memory, without moments, culling bounds ready."""
-        store = Store.from_chunks(self.rows.count, self.chunks(f"loading {self.ply.name}", report), moments=None)
-        store.refresh(None)
+    def store(self, make: Make, scratch: Path, bucket_rows: int, report: Report = unseen) -> Store:
+        """All rows, without moments, culling bounds ready: in RAM in file order; over frames, where a page that is a compact piece
+        of space is read for few views, in store order. scratch, bucket_rows: of `in_order`."""
+        store = make(self.rows.count, None)
+        if store.disk is not None and self.rows.count:
+            source = PlySource(self.rows, np.zeros(3), scratch, bucket_rows, lambda text: None, report)
+            return store_of(source, block_order(source.entries()), None, lambda rows, moments: store, report)
+        for geometry, colour in self.chunks(f"loading {self.ply.name}", report):
+            store.append(geometry, colour)
+        store.refresh_bounds(np.arange(store.pages, dtype=np.int32))
         return store
 
     def chunks(self, what: str, report: Report) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -24,7 +24,7 @@ from clm.progress import Report, counted, unseen
 from clm.store.layout import CHUNK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS
 from clm.units import format_bytes
 
-BUCKET_ROWS = 1 << 20  # held at once: 240 MiB
+BUCKET_ROWS = 1 << 20  # held at once where there is memory: 240 MiB
 _GAP = 256  # rows that are read to no purpose rather than beginning another read
 _COPY_READS = 2.0  # what the way over a scratch file costs: writing and reading a row as often as it is in the file
 _ROW = np.dtype([("place", "<i4"), ("geometry", "<f4", GEOMETRY_COLUMNS), ("colour", "<f4", COLOUR_COLUMNS)])

@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from clm.config import Config
-from clm.errors import ClmError
-from clm.formats.ordered import in_order
-from clm.formats.ply_read import PlyRows, open_ply
+from clm.formats.ordered import BUCKET_ROWS
+from clm.formats.ply_read import open_ply
+from clm.formats.source import Make, PlySource, Source, in_ram, store_of
 from clm.kernels.sort import sorted_rows
-from clm.progress import Report, counted, pending, rows_of, unseen
+from clm.progress import Report, pending, unseen
 from clm.scene import Scene
 from clm.store.init import PointRows, random_points
-from clm.store.layout import MEANS
-from clm.store.order import plain_entries, space_keys_of
+from clm.store.order import space_keys_of
 from clm.store.store import Store
 
 RANDOM_ROWS = 100_000  # initial Gaussians when the model has no points (INRIA, gsplat)
-FAR = 1e5  # coordinates beyond are taken for georeferenced
-
-
-class Source(Protocol):
-    """Rows that a run can start from, by their numbers in the input."""
-
-    def entries(self) -> np.ndarray:
-        """Centre and bounding radius [N, 4] f32 of every row, a fresh array."""
-        ...
-
-    def chunks(self, numbers: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows `numbers` [n] i32, each named once, in that order, some at a time: geometry [k, 12] and colour [k, 48] f32."""
-        ...
-
-
-def in_ram(rows: int, moments: str | None) -> Store:
-    """An empty store with room for so many rows in RAM."""
-    return Store(rows, moments=moments)
 
 
 def initial_store(
@@ -48,28 +28,24 @@ def initial_store(
     report: Report = unseen,
     *,
     scratch: Path,
-    make: Callable[[int, str | None], Store] = in_ram,
+    make: Make = in_ram,
+    bucket_rows: int = BUCKET_ROWS,
 ) -> Store:
     """Rows from a PLY, from the COLMAP points, or random inside the cameras' bounds; sorted into pages.
 
     Their order is decided first, from places and sizes alone; then rows are made, a chunk at a time, where they stay. Memory
     beside the store: 50 bytes per point, the points included, and for a PLY 24, and a bucket (`clm.formats.ordered`). A row's
-    key is its number in the input. scratch: folder for a temporary file. make: an empty store for so many rows."""
-    source = _source(scene, config, warn, report, scratch)
+    key is its number in the input. make: an empty store for so many rows. scratch, bucket_rows: of `in_order`."""
+    source = _source(scene, config, warn, report, scratch, bucket_rows)
     order = _order(source, config, warn, report)
-    store, done = make(len(order), config.moments), 0
-    what = f"making {len(order):,} Gaussians"
-    for geometry, colour in counted(source.chunks(order), what, len(order), "Gaussians", report, rows_of):
-        last = done + len(geometry)
-        store.append(geometry, colour, order[done:last].astype(np.uint64))
-        done = last
-    store.refresh_bounds(np.arange(store.pages, dtype=np.int32))
-    return store
+    return store_of(source, order, config.moments, make, report)
 
 
-def _source(scene: Scene, config: Config, warn: Callable[[str], None], report: Report, scratch: Path) -> Source:
+def _source(
+    scene: Scene, config: Config, warn: Callable[[str], None], report: Report, scratch: Path, bucket_rows: int
+) -> Source:
     if config.init_ply:
-        return _PlyRows(open_ply(config.init_ply), scene.offset, scratch, warn, report)
+        return PlySource(open_ply(config.init_ply), scene.offset, scratch, bucket_rows, warn, report)
     points, colors = scene.points, scene.point_colors
     if not len(points):
         warn("The model has no points: starting from random Gaussians inside the cameras' bounds.")
@@ -95,42 +71,3 @@ def _order(source: Source, config: Config, warn: Callable[[str], None], report: 
         del entries  # before sorting takes as much
         order = sorted_rows(keys)
     return order if keep is None else keep[order]
-
-
-class _PlyRows:
-    """The usable rows of a PLY, which stay in the file until they are asked for."""
-
-    def __init__(self, ply: PlyRows, offset: np.ndarray, scratch: Path, warn: Callable[[str], None], report: Report):
-        """offset [3] f64: subtracted from places that are far away. scratch: folder of a temporary file."""
-        self._ply, self._offset, self._scratch = ply, offset.astype(np.float32), scratch
-        self._warn, self._report = warn, report
-        self._numbers: np.ndarray | None = None  # in the file, where some of its rows cannot be used
-        self._far = False
-
-    def entries(self) -> np.ndarray:
-        ply, rows = self._ply, 0
-        entries, numbers = np.empty((ply.count, 4), np.float32), np.empty(ply.count, np.int32)
-        pieces = ply.numbered()
-        what = f"reading places in {ply.path.name}"
-        for piece in counted(pieces, what, ply.count, "Gaussians", self._report, lambda piece: len(piece.numbers)):
-            last = rows + len(piece.numbers)
-            entries[rows:last], numbers[rows:last] = plain_entries(piece.geometry), piece.numbers
-            rows = last
-        for message in ply.messages:
-            self._warn(message)
-        if rows == 0:
-            raise ClmError(f"{ply.path} holds no usable Gaussian.", "Start from another file, or without one.")
-        # Georeferenced coordinates: float32 has metres of rounding there already.
-        self._far = bool(np.abs(entries[:rows, :3]).max() > FAR)
-        if self._far:
-            entries[:rows, :3] -= self._offset
-        if rows < ply.count:
-            self._numbers = numbers[:rows].copy()
-        return entries[:rows]
-
-    def chunks(self, numbers: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        numbers = numbers if self._numbers is None else self._numbers[numbers]
-        for geometry, colour in in_order(self._ply, numbers, self._scratch, self._report):
-            if self._far:
-                geometry[:, MEANS] -= self._offset
-            yield geometry, colour

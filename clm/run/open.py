@@ -149,7 +149,10 @@ class _Begun(NamedTuple):
 
 def _fresh(scene: Scene, config: Config, store: Store | None, emit: Emit, room: Room, scratch: Path) -> _Begun:
     warn = _warner(emit)
-    store = store or initial_store(scene, config, warn, reporter(emit), scratch=scratch, make=room.empty)
+    if store is None:
+        store = initial_store(
+            scene, config, warn, reporter(emit), scratch=scratch, make=room.empty, bucket_rows=room.bucket_rows
+        )
     return _Begun(scene, Schedule.first(config, scene.scale), store)
 
 

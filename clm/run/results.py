@@ -7,6 +7,7 @@ A run that has not finished has checkpoints that are newer than its PLY, or no P
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -25,22 +26,23 @@ from clm.scene.georef import read_georef, write_georef
 from clm.store.store import Store
 
 
-def open_result(path: Path, emit: Emit = lambda event: None) -> ModelFile:
-    """As `open_model`, of a run's newest state: its PLY, or its checkpoint where that is of a later image.
+def open_result(path: Path, emit: Emit, room: Room) -> ModelFile:
+    """As `open_model`, of a run's newest state: its PLY, or its checkpoint where that is of a later image. room: for the rows of
+    a checkpoint.
 
     Raises ClmError where there is neither, ResourceError where the disk has no room for the PLY of a checkpoint."""
     if path.is_dir():
-        _export_checkpoint(path, emit)
+        _export_checkpoint(path, emit, room)
     return open_model(path)
 
 
-def _export_checkpoint(run: Path, emit: Emit) -> None:
+def _export_checkpoint(run: Path, emit: Emit, room: Room) -> None:
     """Write the newest checkpoint that is whole as a PLY, unless a PLY of its image or of a later one is there."""
     written, saved = _newest_image(run), checkpoints(run / "checkpoints")
     if not saved or image_of_checkpoint(saved[-1]) <= written:
         return
     try:
-        path, state, store = load_saved(saved[-1], emit, Room.of_system(run / "scratch"))
+        path, state, store = load_saved(saved[-1], emit, room)
     except Damaged as error:
         if written < 0:
             raise
@@ -53,7 +55,8 @@ def _export_checkpoint(run: Path, emit: Emit) -> None:
     emit(Message(f"The run is at image {progress.iteration}: taking {path}, written as {ply}."))
     step = progress.leg.adam().at(progress.leg.index(progress.step) + 1)
     offset = read_georef(run / "georef.json")
-    write_result(ply, store, step, antialiased=state.config.antialias, offset=offset, report=reporter(emit))
+    with closing(store):
+        write_result(ply, store, step, antialiased=state.config.antialias, offset=offset, report=reporter(emit))
 
 
 def ply_path(run: Path, image: int) -> Path:

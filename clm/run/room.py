@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from clm.device.budget import AVAILABLE_SHARE, available_memory
-from clm.plan.budget import CULL_BYTES, GROWTH_ROW_BYTES
+from clm.formats.ordered import BUCKET_ROWS
+from clm.plan.budget import CULL_BYTES, GROWTH_ROW_BYTES, PARAMETER_BYTES
 from clm.store.arrays import row_bytes_of
 from clm.store.frames import LEAST_FRAMES
-from clm.store.layout import PAGE_ROWS
+from clm.store.layout import CHUNK_ROWS, PAGE_ROWS
 from clm.store.store import Store
 
 _MOST_FRAMES = 256  # while a store is made: who makes it needs memory, too
@@ -25,10 +25,10 @@ class Room:
     scratch: Path | None
     everything: bool = False  # whether all rows go to disk, however few they are
 
-    @staticmethod
-    def of_system(scratch: Path) -> Room:
-        """What is free now."""
-        return Room(int(AVAILABLE_SHARE * available_memory()), scratch)
+    @property
+    def bucket_rows(self) -> int:
+        """Rows of a PLY that are held at once while they are brought into order."""
+        return max(CHUNK_ROWS, min(BUCKET_ROWS, self.bytes // 8 // PARAMETER_BYTES))
 
     def frames(self, rows: int, moments: str | None, page_rows: int = PAGE_ROWS) -> int | None:
         """Pages of a store of so many rows that RAM holds at first; None: all."""

@@ -1,46 +1,102 @@
-"""A trained model, opened to be looked at: rows on the host, and on the device those of one view."""
+"""A trained model, opened to be looked at: rows in host memory or on disk, and on the device those of one view.
+
+Beside rows in RAM, or 16 bytes of each and frames, nothing grows with the model: the arena and the rasteriser's lists have their
+share of the budget, and splats follow the view.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from clm.device.budget import available_memory, find_device_budget
+from clm.device.budget import find_device_budget
 from clm.device.choose import open_device
 from clm.formats.model import ModelFile
-from clm.plan.budget import SLOT_BYTES
+from clm.plan.budget import AUTO, CULL_BYTES, PARAMETER_BYTES, SLOT_BYTES
 from clm.plan.placement import fewest_slots
 from clm.plan.refusals import device_too_small
 from clm.render import Render
 from clm.run.events import Emit, Message, reporter
+from clm.run.host_memory import HostMemory, resident_bytes
+from clm.run.results import open_result
+from clm.run.room import Room
+from clm.store.frames import LEAST_FRAMES
+from clm.store.layout import PAGE_ROWS
 from clm.store.store import Store
 from clm.stream.fetch import Fetch
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
 
+_BESIDE_ROWS = 0.25  # of host memory, at least, for arena and tile lists
+_FRAMES = 0.5  # of what entries leave, where rows are on disk
 
-def loaded_store(model: ModelFile, emit: Emit) -> Store:
-    """The rows of a model on the host; what reading had to change is said."""
-    store = model.store(reporter(emit))
-    for text in model.rows.messages:
-        emit(Message(text, "warning"))
-    return store
+
+@dataclass(frozen=True)
+class Budgets:
+    """What the flags of a command that looks at a model say."""
+
+    gpu_memory: str = AUTO
+    host_memory: str = AUTO
+    scratch: Path | None = None  # None: the model's own folder
+
+    def host(self, emit: Emit, image_cache: int = 0, all_photos: int = 0) -> HostMemory:
+        """Bytes of the host, of which photos get their share; to be asked before the first row."""
+        photos = image_cache, all_photos
+        return HostMemory.find(self.host_memory, resident_bytes(), *photos, lambda text: emit(Message(text, "warning")))
+
+    def folder(self, model: Path) -> Path:
+        if self.scratch is not None:
+            return self.scratch
+        return model / "scratch" if model.is_dir() else model.parent
+
+    def open(self, path: Path, emit: Emit) -> ModelFile:
+        """As `open_result`; a checkpoint that memory does not hold passes over the disk."""
+        return open_result(path, emit, self.host(emit).room(AUTO, self.folder(path)))
+
+
+@contextmanager
+def loaded_store(model: ModelFile, memory: HostMemory, scratch: Path, emit: Emit) -> Iterator[Store]:
+    """The rows of a model, without moments; what reading had to change is said."""
+    rows, left = model.rows.count, memory.total() - memory.beside_rows
+    room = Room(int((1 - _BESIDE_ROWS) * left), scratch)
+    store = model.store(room.empty, scratch, room.bucket_rows, reporter(emit))
+    try:
+        for text in model.rows.messages:
+            emit(Message(text, "warning"))
+        if store.disk is not None:
+            frames = int(_FRAMES * (left - rows * CULL_BYTES)) // (PAGE_ROWS * PARAMETER_BYTES)
+            store.keep_on_disk(min(max(frames, LEAST_FRAMES), store.pages), scratch)
+            emit(Message(f"{store.disk.frames:,} of {store.pages:,} pages of the model fit into host memory at a time"))
+        yield store
+    finally:
+        store.close()
 
 
 def model_renderer(
-    model: ModelFile, store: Store, background: tuple[float, float, float], gpu_memory: str, emit: Emit
+    model: ModelFile,
+    store: Store,
+    memory: HostMemory,
+    background: tuple[float, float, float],
+    gpu_memory: str,
+    emit: Emit,
 ) -> Callable[..., Render]:
-    """Renders any camera from the rows of a model on the host; the device holds only the rows of one view, or of a piece of it.
-    Raises ResourceError when the budget is too small for even that."""
+    """Renders any camera from the rows of a model; the device holds only the rows of one view, or of a piece of it. Raises
+    ResourceError when the budget is too small for even that."""
     device, rasterizer = open_device("auto", antialiased=model.rows.antialiased, say=lambda text: emit(Message(text)))
     budget = find_device_budget(gpu_memory, device, lambda text: emit(Message(text, "warning")))
     if budget.reason:
         emit(Message(budget.reason))
     # What the rasteriser needs grows with the view, as the arena does.
     beside = (rasterizer.temporary_bytes(1 << 20, 0) - rasterizer.temporary_bytes(0, 0)) >> 20
-    fewest, available = fewest_slots(store.rows), budget.at_most(available_memory())
+    fewest, host = fewest_slots(store.rows), max(0, memory.total() - memory.beside_rows - store.bytes)
+    available = host // 2 if budget.bytes is None else budget.bytes
+    if device.shares_host_memory:
+        available, rasterizer.band_bytes = min(available, host // 2), host // 2
     slots = min(store.rows, available // (SLOT_BYTES + beside))
     if slots < fewest:
         raise device_too_small(store.rows, fewest * (SLOT_BYTES + beside), available)

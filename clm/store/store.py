@@ -37,14 +37,6 @@ class Store(PagedRows):
         return store
 
     @classmethod
-    def from_chunks(cls, count: int, chunks: Iterator[tuple[np.ndarray, np.ndarray]], *, moments: str | None) -> Store:
-        """A store filled from streamed (geometry, colour) chunks of at most `count` rows in all."""
-        store = cls(count, moments=moments)
-        for geometry, colour in chunks:
-            store.append(geometry, colour)
-        return store
-
-    @classmethod
     def of_pages(
         cls,
         fill: np.ndarray,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import tracemalloc
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 
 from clm.config import Config
-from clm.formats.ordered import in_order
 from clm.formats.ply_write import write_ply
 from clm.formats.start import initial_store
 from clm.scene import Scene
@@ -46,8 +44,8 @@ def write_rows(path: Path, geometry: np.ndarray, colour: np.ndarray) -> None:
     path.write_bytes(data)
 
 
-def first(scene: Scene, **options: Any) -> Store:
-    return initial_store(scene, Config(seed=3, **options), lambda text: None, scratch=Path())
+def first(scene: Scene, bucket_rows: int = 1 << 20, **options: Any) -> Store:
+    return initial_store(scene, Config(seed=3, **options), lambda text: None, scratch=Path(), bucket_rows=bucket_rows)
 
 
 def test_first_rows_are_those_of_the_points_in_store_order_and_their_keys_are_the_points_numbers() -> None:
@@ -101,13 +99,12 @@ def test_starting_from_points_takes_fifty_bytes_per_point_beside_the_store(monke
 def test_first_rows_of_a_shuffled_ply_are_its_rows_in_store_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket_rows: int
 ) -> None:
-    monkeypatch.setattr("clm.formats.start.in_order", partial(in_order, bucket_rows=bucket_rows))
     scene, said = scene_of(5000), list[str]()
     geometry, colour = PointRows(scene.points, scene.point_colors, 3).rows(np.arange(5000))
     geometry[7, 0] = geometry[4000, 8] = np.nan
     write_rows(tmp_path / "a.ply", geometry, colour)
     config = Config(init_ply=str(tmp_path / "a.ply"), max_gaussians=4000)
-    store = initial_store(scene, config, said.append, scratch=tmp_path)
+    store = initial_store(scene, config, said.append, scratch=tmp_path, bucket_rows=bucket_rows)
     assert said == [
         "2 of 5000 Gaussians were not finite or had no rotation: left out.",
         "Keeping 4,000 of 4,998 initial points (--max-gaussians).",
@@ -136,7 +133,6 @@ def test_a_ply_in_georeferenced_coordinates_moves_with_the_scene(tmp_path: Path)
 def test_starting_from_a_ply_takes_thirty_bytes_per_row_beside_the_store_and_a_bucket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clm.formats.start.in_order", partial(in_order, bucket_rows=1 << 16))
     peaks, counts = [], (150_000, 300_000)
     scene = scene_of(10)
     for count in counts:
@@ -144,7 +140,7 @@ def test_starting_from_a_ply_takes_thirty_bytes_per_row_beside_the_store_and_a_b
         chunk = rng.normal(size=(50_000, 12)).astype(np.float32), np.zeros((50_000, 48), np.float32)
         write_ply(tmp_path / "a.ply", (chunk for _ in range(count // 50_000)))
         tracemalloc.start()
-        first(scene, init_ply=str(tmp_path / "a.ply"))
+        first(scene, 1 << 16, init_ply=str(tmp_path / "a.ply"))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (peaks[1] - peaks[0]) / (counts[1] - counts[0]) < 30
