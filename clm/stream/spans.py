@@ -67,11 +67,13 @@ class Trace:
         self._spans.extend(spans)
 
     def write(self) -> None:
-        """Trace Event Format, complete events (`ph: X`), microseconds, one thread per lane."""
+        """Trace Event Format, complete events (`ph: X`), microseconds, one thread per lane that did something."""
         origin = min((span.start for span in self._spans), default=0.0)
+        busy = {span.lane for span in self._spans}
         events: list[dict[str, object]] = [
             {"ph": "M", "name": "thread_name", "pid": 1, "tid": tid, "args": {"name": lane.replace("_", " ")}}
             for tid, lane in enumerate(LANES)
+            if lane in busy
         ]
         for lane, name, turn, start, end in self._spans:
             times = {"ts": 1e6 * (start - origin), "dur": 1e6 * (end - start)}
