@@ -18,7 +18,6 @@ from clm.run.bars import clock
 from clm.store.layout import MEANS
 from clm.units import format_bytes
 
-_READ_BYTES = 512 << 20  # a larger PLY is described from its header alone
 _MANY_VIEWS = 200  # scenes of more cameras are usually flown, and each sees little
 
 
@@ -34,9 +33,7 @@ def describe(path: Path, report: Report = unseen) -> dict[str, Any]:
 
 
 def _values(path: Path, report: Report) -> dict[str, Any]:
-    """What only the rows of a PLY tell: where they are, and how many are of no use. None where it is too large to look."""
-    if path.stat().st_size > _READ_BYTES:
-        return {"bounds": None, "unusable": None}
+    """What only the rows of a PLY tell, which are read in a stream: where they are, and how many are of no use."""
     opened = open_model(path)
     low, high, usable = np.full(3, np.inf), np.full(3, -np.inf), 0
     for geometry, _ in opened.chunks(f"reading {path.name}", report):
@@ -179,8 +176,6 @@ def _ply_in_words(facts: dict[str, Any]) -> tuple[str, list[str]]:
         lines.append(f"centres from ({low}) to ({high})")
     if facts["unusable"]:
         lines.append(f"{facts['unusable']:,} Gaussians are not finite or have no rotation: they are left out")
-    elif facts["unusable"] is None:
-        lines.append("its values were not looked at, because the file is large")
     if facts["extra_properties"]:
         lines.append(f"properties that are not used: {', '.join(facts['extra_properties'])}")
     lines += [f"comment: {comment}" for comment in facts["comments"]]
