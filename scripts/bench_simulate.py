@@ -3,6 +3,8 @@ reaches them, in turns in one process, so that both see the same machine. A fixe
 
 Each round measures this machine's rates and predicts, then trains some batches of each placement. Ratios are predicted over
 measured images/s; seconds per batch are printed by lane. Rounds in which other programs were busy are told apart.
+
+    python scripts/bench_simulate.py --scenes CITY --preset city --offloads disk --host-memory 1GiB --downscale 1
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from bench_common import SCENES, header
 
 from clm.config import Config, load_config
 from clm.forecast.forecast import find_budgets, make_forecast
+from clm.run.disk_account import DiskTotals
 from clm.run.loop import train_batch
 from clm.run.open import Run, open_run
 from clm.scene import Scene, load_scene
@@ -27,6 +30,7 @@ from clm.units import format_bytes
 QUIET = 0.2  # cores that other programs may take in a quiet round
 WARM_UP = 100  # images: buffers grow to their sizes, rows reach the opacity of trained ones
 LANES = ("load", "compute", "send_back", "update", "plan", "exposed", "plan_exposed")
+DISK = ("disk MB read", "disk MB written", "disk ms", "disk ms exposed")  # per batch; as the lanes, by 10^3
 
 
 class Others:
@@ -49,28 +53,44 @@ class Others:
 
 
 def predict(scene: Scene, config: Config) -> np.ndarray:
-    """Seconds of a batch, then of each of `LANES`, as `clm plan` would say them now."""
+    """Seconds of a batch, then of each of `LANES`, then what the disk does (GB and seconds), as `clm plan` would say them now."""
     forecast = make_forecast(scene, config, find_budgets(config, None), None)
     timeline = forecast.timeline
     assert timeline is not None
     seconds = {**timeline.lanes, "exposed": timeline.exposed, "plan_exposed": timeline.plan_exposed}
-    return np.array([timeline.seconds, *(seconds[name] for name in LANES)]) / timeline.batches
+    moved = [timeline.paging.bytes_read, timeline.paging.bytes_written] if timeline.paging else [0.0, 0.0]
+    disk = [*(1e-9 * size for size in moved), timeline.lanes["disk"], timeline.disk_exposed]
+    return np.array([timeline.seconds, *(seconds[name] for name in LANES), *disk]) / timeline.batches
 
 
 def measure(run: Run, batches: int) -> np.ndarray:
-    """Seconds of a batch (median), then of each of `LANES` (mean), over the next `batches` batches."""
-    walls, totals = [], run.accounts.totals
-    before = np.array([getattr(totals.lanes, name) for name in LANES])
+    """Seconds of a batch (median), then of each of `LANES` and what the disk does (mean), over the next `batches` batches."""
+    walls, before = [], counted(run)
     for _ in range(batches):
         began = time.perf_counter()
         train_batch(run, run.batches.next())
         walls.append(time.perf_counter() - began)
-    lanes = np.array([getattr(totals.lanes, name) for name in LANES]) - before
-    return np.array([float(np.median(walls)), *lanes / batches])
+    return np.array([float(np.median(walls)), *(counted(run) - before) / batches])
 
 
-def compare(scene: Scene, options: dict[str, object], rounds: int, batches: int, folder: Path) -> None:
-    configs = {offload: load_config({**options, "offload": offload}) for offload in ("none", "host")}
+def counted(run: Run) -> np.ndarray:
+    """Seconds of each of `LANES` so far, then what the disk did: GB read and written, seconds, seconds exposed."""
+    totals = run.accounts.totals
+    disk = totals.disk or DiskTotals()
+    moved = [1e-9 * disk.bytes_read, 1e-9 * disk.bytes_written, disk.busy_seconds, disk.exposed_seconds]
+    return np.array([*(getattr(totals.lanes, name) for name in LANES), *moved])
+
+
+def compare(
+    scene: Scene,
+    options: dict[str, object],
+    preset: str | None,
+    offloads: list[str],
+    rounds: int,
+    batches: int,
+    folder: Path,
+) -> None:
+    configs = {offload: load_config({**options, "offload": offload}, preset=preset) for offload in offloads}
     predicted: dict[str, list[np.ndarray]] = {name: [] for name in configs}
     measured: dict[str, list[np.ndarray]] = {name: [] for name in configs}
     taken: dict[str, list[float]] = {name: [] for name in configs}
@@ -109,30 +129,35 @@ def show_rounds(what: str, size: int, predicted: np.ndarray, measured: np.ndarra
         f"       {len(ratios)} rounds ({what}): predicted {size / np.median(predicted[:, 0]):.1f} images/s, measured "
         f"{size / np.median(measured[:, 0]):.1f}; ratio round by round {np.median(ratios):.2f} (10th {low:.2f}, 90th {high:.2f})"
     )
-    pairs = zip(LANES, *(np.median(seconds[:, 1:], axis=0) for seconds in (predicted, measured)), strict=True)
+    pairs = zip((*LANES, *DISK), *(np.median(seconds[:, 1:], axis=0) for seconds in (predicted, measured)), strict=True)
     print("         ms per batch, predicted / measured: ", end="")
-    print(", ".join(f"{lane} {1e3 * a:.2f} / {1e3 * b:.2f}" for lane, a, b in pairs))
+    print(", ".join(f"{lane} {1e3 * a:.2f} / {1e3 * b:.2f}" for lane, a, b in pairs if a or b))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scenes", nargs="+", default=["fox", "caliterra"])
+    parser.add_argument("--scenes", nargs="+", default=["fox", "caliterra"], help="names in SCENES, or folders")
+    parser.add_argument("--preset")
+    parser.add_argument("--offloads", nargs="+", default=["none", "host"])
+    parser.add_argument("--host-memory", default="auto")
+    parser.add_argument("--scratch")
     parser.add_argument("--downscale", default="2")
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16], help="views per batch")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--images", type=int, default=32, help="images per round and placement")
-    parser.add_argument("--gpu-memory", default="1GiB")
+    parser.add_argument("--gpu-memory", default="1GiB", help="auto: what --host-memory leaves")
     args = parser.parse_args()
     print(header())
     for name in args.scenes:
-        scene = load_scene(SCENES / name, downscale=args.downscale)
+        scene = load_scene(SCENES / name if (SCENES / name).exists() else Path(name), downscale=args.downscale)
         for size in args.batches:
             batches = max(2, args.images // size)
             options = {"batch_size": size, "gpu_memory": args.gpu_memory, "densify_until": 0, "sh_interval": 1}
+            options |= {"host_memory": args.host_memory, **({"scratch": args.scratch} if args.scratch else {})}
             options |= {"iterations": size * (batches * args.rounds + 3) + WARM_UP, "downscale": args.downscale}
             print(f"{name}, 1/{args.downscale} size, batch {size}")
             with tempfile.TemporaryDirectory() as folder:
-                compare(scene, options, args.rounds, batches, Path(folder))
+                compare(scene, options, args.preset, args.offloads, args.rounds, batches, Path(folder))
 
 
 if __name__ == "__main__":
