@@ -15,11 +15,13 @@ MOST_USES = 1 << 22  # that are looked at: ticks beyond count as unknown
 
 
 class Foresight:
-    """next_use [pages] i32: the first tick to come in which each page is used."""
+    """next_use [pages] i32: the first tick to come in which each page is used. ahead_use [pages] i32: the same as seen from a
+    later tick, `ahead`, which is the next one that is prepared; never earlier than next_use."""
 
     def __init__(self) -> None:
         self.ticks: list[np.ndarray] = []
-        self.next_use = np.zeros(0, np.int32)
+        self.next_use, self.ahead_use = np.zeros(0, np.int32), np.zeros(0, np.int32)
+        self.ahead = 0
         self._after: list[np.ndarray] = []
 
     def look(self, ticks: Sequence[np.ndarray], pages: int) -> None:
@@ -32,15 +34,25 @@ class Foresight:
             after.append(self.next_use[self.ticks[k]])
             self.next_use[self.ticks[k]] = k
         self._after = after[::-1]
+        self.ahead, self.ahead_use = 0, self.next_use.copy()
 
     def grow(self, pages: int) -> None:
         """There are so many pages now; nothing is known of the new ones."""
         more = pages - len(self.next_use)
         if more > 0:
-            self.next_use = np.append(self.next_use, np.full(more, NEVER, np.int32))
+            new = np.full(more, NEVER, np.int32)
+            self.next_use, self.ahead_use = np.append(self.next_use, new), np.append(self.ahead_use, new)
 
     def passed(self, tick: int) -> None:
         """The uses of a tick are over. Ticks may pass out of order."""
         if tick < len(self.ticks):
             pages = self.ticks[tick]
             self.next_use[pages] = np.maximum(self.next_use[pages], self._after[tick])
+        while self.ahead <= min(tick, len(self.ticks) - 1):
+            self.prepared()
+
+    def prepared(self) -> None:
+        """Nothing is left to be done for the tick `ahead`; the one after it is next."""
+        pages = self.ticks[self.ahead]
+        self.ahead_use[pages] = np.maximum(self.ahead_use[pages], self._after[self.ahead])
+        self.ahead += 1

@@ -1,9 +1,11 @@
 """Which page lies in which frame, and which one goes where next: the decisions of the disk tier, without its threads.
 
 A page is absent, under way, or there. Pages that somebody holds (`pins`) stay; of all others those leave first whose next use is
-farthest away (`foresight`). Pages that somebody waits for come first, then those that are expected, in their order, as long as
-a page that is used later can leave for them. Invariant: frame_of and page_of say the same; a page under way is in `frame_of`
-already, and its frame is busy.
+farthest away (`foresight`). Pages that somebody waits for come first, then those that are expected, in their order. For those
+the page leaves that would have to if they were read when they are used, no other one, and not before its last use until then:
+what is read ahead is no more than what would be read without (Cao et al. 1995 call it conservative prefetching; to take the
+farthest page of the moment instead, as soon as there is one, read as much as LRU does). Invariant: frame_of and page_of say
+the same; a page under way is in `frame_of` already, and its frame is busy.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class PageTable:
         self.foresight = Foresight()
         self.reads = 0
         self._full = False  # nothing more can be read ahead until something changes
-        self._tick = self._looked = 0  # what is read ahead next: tick, and how many of its pages were looked at
+        self._looked = 0  # how many pages of the tick that is read ahead next were looked at
         self.page_of = np.full(0, -1, np.int32)
         self.dirty, self.busy = np.zeros(0, bool), np.zeros(0, bool)
         self.resize(frames, 0)
@@ -53,7 +55,10 @@ class PageTable:
         self.page_of[:kept], self.dirty[:kept] = page_of[:kept], dirty[:kept]
         if not kept:
             self.frame_of[:] = -1
-        self._victims: list[int] = []
+        self._victims: dict[bool, list[int]] = {
+            True: [],
+            False: [],
+        }  # for pages that are read ahead, and for urgent ones
         self._full = False
 
     def grow(self, pages: int) -> None:
@@ -70,15 +75,16 @@ class PageTable:
 
     def expect(self, ticks: list[np.ndarray]) -> None:
         self.foresight.look(ticks, len(self.fill))
-        self._tick = self._looked = 0
-        self._victims.clear()
+        self._looked = 0
+        self._forget_victims()
         self._full = False
 
     def passed(self, tick: int) -> bool:
         """A tick is over; returns whether there may be something to read ahead again."""
+        if self.foresight.ahead <= tick:
+            self._looked = 0  # whoever was too late for it reads nothing for nobody
         self.foresight.passed(tick)
-        if self._tick <= tick:
-            self._tick, self._looked = tick + 1, 0  # whoever was too late for it reads nothing for nobody
+        self._forget_victims()
         was_full, self._full = self._full, False
         return was_full
 
@@ -98,7 +104,7 @@ class PageTable:
                 swaps.append(swap)
         while len(swaps) < at_once and not self.urgent and not self._full:
             page = self._next_ahead(stored)
-            swap = None if page < 0 else self._swap(page, self._tick, stored)
+            swap = None if page < 0 else self._swap(page, self.foresight.ahead, stored)
             if swap is None:
                 self._full = True
             else:
@@ -113,14 +119,16 @@ class PageTable:
     def _next_ahead(self, stored: np.ndarray) -> int:
         """The next page that is expected and absent; -1: there is none."""
         ticks = self.foresight.ticks
-        while self._tick < len(ticks):
-            pages = ticks[self._tick][self._looked :]
+        while self.foresight.ahead < len(ticks):
+            pages = ticks[self.foresight.ahead][self._looked :]
             for k in np.flatnonzero(self.frame_of[pages] < 0).tolist():
                 page = int(pages[k])
                 if page not in self.leaving and self.fill[page] > 0 and stored[page] > 0:
                     self._looked += k
                     return page
-            self._tick, self._looked = self._tick + 1, 0
+            self.foresight.prepared()
+            self._looked = 0
+            self._victims[True].clear()
         return -1
 
     def _swap(self, page: int, tick: int, stored: np.ndarray) -> Swap | None:
@@ -140,26 +148,45 @@ class PageTable:
         return Swap(frame, leaves, rows, page)
 
     def _victim(self, tick: int) -> int:
+        """A frame for a page that is used at `tick`, or is urgent (-1); -1: there is none now."""
+        victims = self._victims[tick >= 0]
         for again in (False, True):
-            while self._victims:
-                frame = self._victims[-1]
+            while victims:
+                frame = victims[-1]
                 page = int(self.page_of[frame])
-                if self.busy[frame] or (page >= 0 and self.pins[page]):
-                    self._victims.pop()
+                free = not self.busy[frame] and (page < 0 or not self.pins[page])
+                if tick >= 0:
+                    if page >= 0 and not (free and self._leaves_for(page, tick)):
+                        return -1
+                elif not free:
+                    victims.pop()
                     continue
-                if page >= 0 and tick >= 0 and self.foresight.next_use[page] <= tick:
-                    break
-                return self._victims.pop()
+                return victims.pop()
             if again:
                 return -1
-            self._victims = self._farthest()
+            victims[:] = self._farthest(tick >= 0)
         return -1
 
-    def _farthest(self) -> list[int]:
-        """Frames that may be used for another page, the best one last: empty ones, then those whose pages are used latest."""
-        pages = self.page_of
-        use = np.where(pages < 0, np.int64(NEVER) + 1, self.foresight.next_use[pages])
-        use[self.busy | ((pages >= 0) & (self.pins[pages] > 0))] = -1
+    def _leaves_for(self, page: int, tick: int) -> bool:
+        """Whether a page is used after a tick, and not before it."""
+        use = self.foresight.ahead_use[page]
+        return bool(use > tick and use == self.foresight.next_use[page])
+
+    def _farthest(self, ahead: bool) -> list[int]:
+        """Frames that may be used for another page, the best one last: empty ones, then those whose pages are used latest, as
+        seen from the tick that is read ahead, or from now; of those frames that may be used now."""
+        pages, foresight = self.page_of, self.foresight
+        next_use = np.where(pages < 0, np.int64(NEVER) + 1, foresight.next_use[pages])
+        if ahead:  # of equal ones, those that are not used before
+            ahead_use = np.where(pages < 0, np.int64(NEVER) + 1, foresight.ahead_use[pages])
+            use = 2 * ahead_use + (next_use == ahead_use)
+        else:
+            use = next_use
+            use[self.busy | ((pages >= 0) & (self.pins[pages] > 0))] = -1
         some = np.arange(len(use)) if len(use) <= _VICTIMS else np.argpartition(use, -_VICTIMS)[-_VICTIMS:]
         some = some[use[some] >= 0]
         return some[np.argsort(use[some], kind="stable")].tolist()
+
+    def _forget_victims(self) -> None:
+        for victims in self._victims.values():
+            victims.clear()

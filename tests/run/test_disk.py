@@ -77,7 +77,8 @@ def test_a_quarter_of_the_pages_in_ram_and_a_quarter_of_a_view_on_the_device_tra
     assert_same_model(tmp_path / "all", tmp_path / "run")
     assert all(4 * frames <= pages + 3 for pages, frames in small_pages), "a quarter is less than all"
     report = read_json(tmp_path / "run" / "report.json")
-    assert report["offload"] == "disk" and report["disk"]["bytes_read"] > report["peak"]["disk_bytes"] > 0
+    assert report["offload"] == "disk" and report["disk"]["bytes_read"] > 10**7
+    assert report["peak"]["disk_bytes"] > 0
     assert 0 < report["disk"]["hit_rate"] < 1
     assert not list((tmp_path / "run" / "scratch").iterdir()), "the scratch file has no name"
 
