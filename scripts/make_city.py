@@ -80,7 +80,7 @@ class Band(NamedTuple):
 def plan_capture(
     out: Path, views: int, points: int, lens: Lens, height: float, overlap: tuple[float, float], seed: int
 ) -> Capture:
-    np.seterr(divide="ignore", invalid="ignore")  # rays along a slab, rays that miss
+    np.seterr(divide="ignore", invalid="ignore")  # rays that miss
     flight = fly(lens, views, height, *overlap, seed)
     low, high = flight.low - MARGIN, flight.high + MARGIN
     city = build_city(tuple(low), tuple(high), seed)

@@ -150,7 +150,7 @@ def poses() -> list[np.ndarray]:
 
 
 def photo_of(pose: np.ndarray) -> np.ndarray:
-    np.seterr(divide="ignore", invalid="ignore")  # rays along a slab, rays that miss
+    np.seterr(divide="ignore", invalid="ignore")  # rays that miss
     return photo(LENS, pose, partial(shade, things()), BAND)
 
 

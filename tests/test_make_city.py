@@ -17,7 +17,9 @@ sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 import make_city
 from scene_parts.capture import Lens, project, rays
+from scene_parts.city import BUILDING
 from scene_parts.city_light import first_met, in_picture
+from scene_parts.solids import Solid
 
 VIEWS, POINTS, LENS = 24, 20_000, Lens(160, 120, 176.0)
 
@@ -64,6 +66,30 @@ def test_points_have_the_colours_of_the_photos_that_see_them(city: make_city.Cap
             np.median(error),
             np.median(wrong),
         )
+
+
+def test_every_roof_has_its_points(city: make_city.Capture) -> None:
+    parts, flight = city.city, city.flight
+    world = np.concatenate([make_city.find_points(city, band)[0] for band in make_city.bands(city)])[:, [0, 2, 1]]
+    world *= [1, 1, -1]  # z up again
+    tops = parts.at[:, 2] + parts.half[:, 2]
+    covered = (np.abs(parts.at[:, :2]) + 8 < flight.high).all(axis=1) & (parts.half[:, :2] > 5).all(axis=1)
+    roofs = np.flatnonzero(covered & (parts.paint == BUILDING) & (parts.sine == 0) & (tops > 9))
+    assert len(roofs) >= 3
+    for index in roofs:
+        above = (np.abs(world[:, :2] - parts.at[index, :2]) < parts.half[index, :2]).all(axis=1)
+        assert (above & (np.abs(world[:, 2] - tops[index]) < 0.2)).sum() > 30
+        assert not (above & (world[:, 2] < tops[index] - 0.5)).sum() > 0.5 * above.sum()
+
+
+def test_rays_along_the_sides_of_a_solid_meet_it() -> None:
+    down, places = np.array([0, 0, -1], np.float32), np.array([[0, 0, 9], [0.4, 0.4, 9], [2, 0, 9]], np.float32).T
+    for shape, size in (("box", (1, 1, 2)), ("cylinder", (1, 2)), ("gable", (1, 1, 2)), ("sphere", (1,))):
+        solid = Solid(shape, np.array(size, np.float32), np.zeros(3, np.float32), 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            met = solid.hit(places, np.broadcast_to(down[:, None], places.shape))
+        assert np.isfinite(met).tolist() == [True, True, False], shape
+        assert met[0] == pytest.approx(9 - size[-1])
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_another_city(

@@ -1,7 +1,7 @@
 """Solids and the rays that meet them: what the generated scenes are made of.
 
 Rays and positions are [3, ...] f32 in metres, z up; any trailing shape broadcasts. Sizes may be one solid's or, behind the
-axis of coordinates, one for each position. A division by zero is meant: a ray along a slab, a ray that misses.
+axis of coordinates, one for each position. A division by zero is meant: a ray along a slope. NaN: missed.
 """
 
 from __future__ import annotations
@@ -71,15 +71,16 @@ def ball(o: np.ndarray, d: np.ndarray, radius: float) -> np.ndarray:
 
 
 def slab(o: np.ndarray, d: np.ndarray, half: float) -> tuple[np.ndarray, np.ndarray]:
-    """Where rays enter and leave |x| <= half."""
-    inverse = 1 / d
+    """Where rays enter and leave |x| <= half; one along the slab is inside from afar to afar, or never."""
+    inverse = 1 / np.where(d == 0, np.float32(1e-30), d)
     reach = np.abs(inverse) * half
     return -o * inverse - reach, -o * inverse + reach
 
 
 def tube(o: np.ndarray, d: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Where rays enter and leave x^2 + y^2 <= radius^2; NaN: never."""
+    """Where rays enter and leave x^2 + y^2 <= radius^2, those along its axis from afar to afar; NaN: never."""
     a, b = d[0] * d[0] + d[1] * d[1], o[0] * d[0] + o[1] * d[1]
+    a = np.where(a == 0, np.float32(1e-30), a)
     root = np.sqrt(b * b - a * (o[0] * o[0] + o[1] * o[1] - radius**2))
     return (-b - root) / a, (-b + root) / a
 
