@@ -84,8 +84,11 @@ def _load_from_file(ply: PlyRows, bucket: np.ndarray, geometry: np.ndarray, colo
             last = min(first + CHUNK_ROWS, int(ascending[end - 1]) + 1)
             wanted = slice(*np.searchsorted(ascending, [first, last]))
             piece = ply.read(first, last)
-            found = np.searchsorted(piece.numbers, ascending[wanted])
-            geometry[order[wanted]], colour[order[wanted]] = piece.geometry[found], piece.colour[found]
+            theirs, colours = piece.geometry, piece.colour
+            if len(theirs) > wanted.stop - wanted.start:
+                found = np.searchsorted(piece.numbers, ascending[wanted])
+                theirs, colours = theirs[found], colours[found]
+            geometry[order[wanted]], colour[order[wanted]] = theirs, colours
 
 
 # ---- over a copy in buckets ----

@@ -27,9 +27,9 @@ def train(
     """Train until `config.iterations` images are processed or `stop()` says so; returns whether it reached the end.
 
     Writes the run directory (docs/design.md). Raises ClmError for bad input, ResourceError when a budget is impossible;
-    in both cases a checkpoint of the last consistent state is kept.
+    in both cases a checkpoint of the last consistent state is kept. The scene's points are forgotten.
     """
-    with open_run(scene, config, folder, emit, resume) as run:
+    with open_run(scene, config, folder, emit, resume, keep_points=False) as run:
         run.begin(saving)
         emit(_started(run))
         for batch in run.batches.until(stop):  # cull, order, plan

@@ -80,13 +80,15 @@ def open_run(
     store: Store | None = None,
     cache: ImageCache | None = None,
     machine: tuple[Device, Rasterizer] | None = None,
+    keep_points: bool = True,
 ) -> Iterator[Run]:
     """A run in `folder`, ready for its next batch. resume: the checkpoint to go on from. store, cache, machine: to be used
-    instead of those that the scene and the configuration call for.
+    instead of those that the scene and the configuration call for. keep_points: False where the scene's points are of no
+    use afterwards: they are forgotten as soon as there are rows.
 
     Raises ClmError for a checkpoint that cannot be used, ResourceError when a budget is impossible."""
     warn = _warner(emit)
-    base = resident_bytes()  # before the first row
+    base = resident_bytes() - (0 if keep_points else scene.point_bytes)  # before the first row
     kernels.set_threads(config.threads or os.cpu_count() or 1)
     return_freed_memory()
     device, rasterizer = machine or open_device(
@@ -101,6 +103,9 @@ def open_run(
         if resume is None
         else _gone_on(scene, config, folder, resume, emit, room)
     )
+    if not keep_points:
+        scene.forget_points()
+        begun.scene.forget_points()
     scene, schedule, store, saved, resume = begun
     unseen = np.ones(store.places, bool) if resume is None else None
     with ExitStack() as stack:

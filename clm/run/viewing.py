@@ -42,7 +42,7 @@ class Budgets:
 
     gpu_memory: str = AUTO
     host_memory: str = AUTO
-    scratch: Path | None = None  # None: the model's own folder
+    scratch: Path | None = None  # for files without a name; None: the model's own folder
 
     def host(self, emit: Emit, image_cache: int = 0, all_photos: int = 0) -> HostMemory:
         """Bytes of the host, of which photos get their share; to be asked before the first row."""
@@ -52,7 +52,7 @@ class Budgets:
     def folder(self, model: Path) -> Path:
         if self.scratch is not None:
             return self.scratch
-        return model / "scratch" if model.is_dir() else model.parent
+        return model if model.is_dir() else model.parent
 
     def open(self, path: Path, emit: Emit) -> ModelFile:
         """As `open_result`; a checkpoint that memory does not hold passes over the disk."""

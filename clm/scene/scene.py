@@ -58,6 +58,15 @@ class Scene:
     scale: float  # scene_scale, see clm.extent
     messages: tuple[str, ...]  # plain sentences for the user
 
+    @property
+    def point_bytes(self) -> int:
+        return self.points.nbytes + self.point_colors.nbytes
+
+    def forget_points(self) -> None:
+        """Rows were made of the points, and nobody else needs them: 15 bytes of each go back to the system."""
+        object.__setattr__(self, "points", np.zeros((0, 3), np.float32))
+        object.__setattr__(self, "point_colors", np.zeros((0, 3), np.uint8))
+
 
 def load_scene(
     path: Path | str,

@@ -13,6 +13,9 @@ import pytest
 from clm.errors import ResourceError
 from clm.run import host_memory
 from clm.run.host_memory import HostMemory
+from clm.run.open import open_run
+from clm.scene.open import open_scene
+from tests.demo_run import DEMO, run_demo, small_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -28,6 +31,17 @@ def test_a_run_that_would_grow_beyond_the_host_budget_stops_growing_and_stays_wi
     seen = json.loads(result.stdout)
     assert 100_000 < seen["rows"] < 500_000, "it grew, and the budget ended that"
     assert seen["peak"]["rss_bytes"] <= budget << 20
+
+
+def test_a_run_holds_no_points_once_there_are_rows(tmp_path: Path) -> None:
+    config = small_config(iterations=2)
+    for checkpoint in (None, tmp_path / "checkpoints" / "step_2"):
+        scene = open_scene(DEMO, config)
+        assert scene.point_bytes == 15 * len(scene.points) > 0
+        with open_run(scene, config, tmp_path, lambda event: None, checkpoint, keep_points=False) as run:
+            assert scene.point_bytes == run.scene.point_bytes == 0 and run.residence.rows > 1000
+        if checkpoint is None:
+            run_demo(tmp_path, iterations=2)
 
 
 def test_the_host_budget_counts_what_the_process_already_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from clm.progress import unseen
 from clm.scene import points as points_file
 from clm.scene import read_model
 from clm.scene.points import read_points
-from tests.scene.points_file import write_points
+from scripts.doubles.colmap_points import write_points
 from tests.scene.synthetic import names, write_model
 
 
