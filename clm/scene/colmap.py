@@ -1,15 +1,14 @@
 """COLMAP models as plain values: where they are found, read, and checked. No image is touched here.
 
-pycolmap reads cameras and poses (binary or text) from copies without observations, which may be gigabytes; `binary.py` checks
-binary ones first, `points.py` reads the points. Everything that leaves this module is
-numpy and dataclasses in the input's world frame, float64, sorted (images by name, points by id), so that the text and
-the binary form of one model give equal values. Poses are world to camera, OpenCV axes.
+pycolmap reads cameras and poses (binary or text), without points, and in large models without observations, which may be
+gigabytes; `binary.py` checks binary files first, `points.py` reads the points. Everything that leaves this module is numpy and
+dataclasses in the input's world frame, float64, sorted (images by name, points by id), so that the text and the binary form of
+one model give equal values. Poses are world to camera, OpenCV axes.
 """
 
 from __future__ import annotations
 
 import importlib
-import shutil
 import signal
 import tempfile
 import threading
@@ -29,6 +28,7 @@ from clm.scene.undistort import SourceCamera, source_camera
 
 _PLACES = ("sparse", "colmap/sparse", ".")
 _LARGE_MODEL = 256 << 20  # bytes that take seconds to read
+_LARGE_IMAGES = 16 << 20  # bytes, nearly all of observations, which are then left out
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ def _no_model(path: Path) -> ClmError:
 
 
 def _reconstruct(folder: Path) -> tuple[Any, dict[int, str]]:
-    """pycolmap's model without points and observations, and the names of its images by id."""
+    """pycolmap's model without points, and the names of its images by id."""
     pycolmap = _load_pycolmap()
     pycolmap.logging.minloglevel = 3  # its C++ logs to stderr; whatever matters arrives as an exception
     suffix = _suffix(folder)
@@ -148,10 +148,12 @@ def _reconstruct(folder: Path) -> tuple[Any, dict[int, str]]:
     try:
         with tempfile.TemporaryDirectory() as lean:
             images = f"images{suffix}"
-            for stem in ("cameras", "rigs", "frames"):
-                if (folder / f"{stem}{suffix}").is_file():
-                    shutil.copyfile(folder / f"{stem}{suffix}", Path(lean, f"{stem}{suffix}"))
-            (write_binary_images if suffix == ".bin" else _write_text_images)(folder / images, Path(lean, images))
+            large = (folder / images).stat().st_size > _LARGE_IMAGES
+            for name in (f"{stem}{suffix}" for stem in ("cameras", "rigs", "frames", "images")):
+                if (folder / name).is_file() and not (large and name == images):
+                    Path(lean, name).symlink_to((folder / name).absolute())
+            if large:
+                (write_binary_images if suffix == ".bin" else _write_text_images)(folder / images, Path(lean, images))
             Path(lean, f"points3D{suffix}").write_bytes(bytes(8) if suffix == ".bin" else b"")
             reconstruction = pycolmap.Reconstruction()
             (reconstruction.read_binary if suffix == ".bin" else reconstruction.read_text)(lean)

@@ -12,10 +12,11 @@ import pytest
 
 from clm.errors import ClmError
 from clm.progress import unseen
+from clm.scene import colmap, read_model
 from clm.scene import points as points_file
-from clm.scene import read_model
 from clm.scene.points import read_points
 from scripts.doubles.colmap_points import write_points
+from tests.conftest import scene_path
 from tests.scene.synthetic import names, write_model
 
 
@@ -118,6 +119,18 @@ def test_observations_are_never_read(tmp_path: Path) -> None:
     tracemalloc.stop()
     for one, other in zip(model.images, lean.images, strict=True):
         assert one.name == other.name
+        np.testing.assert_array_equal(one.world_to_camera, other.world_to_camera)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_model_is_the_same_without_its_observations(monkeypatch: pytest.MonkeyPatch, text: bool) -> None:
+    folder = scene_path("models/sceaux_txt_simple_pinhole" if text else "sceaux")
+    whole = read_model(folder)
+    monkeypatch.setattr(colmap, "_LARGE_IMAGES", 0)
+    lean = read_model(folder)
+    assert len(whole.images) == len(lean.images) > 3
+    for one, other in zip(whole.images, lean.images, strict=True):
+        assert (one.name, one.camera) == (other.name, other.camera)
         np.testing.assert_array_equal(one.world_to_camera, other.world_to_camera)
 
 
