@@ -136,6 +136,9 @@ class RowArrays:
             memory.grow(places)
         self._name_arrays()
 
+    def reserve_pages(self, pages: int) -> None:
+        """Room for so many pages, which `set_fill` makes. Raises ResourceError where there is none."""
+
     def set_fill(self, pages: np.ndarray, fill: np.ndarray) -> None:
         """Pages [A], maybe new ones, have fill [A] i32 live rows now."""
         more = (int(pages[-1]) + 1 if len(pages) else 0) - len(self._held)

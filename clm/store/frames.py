@@ -133,11 +133,14 @@ class Frames(RowArrays):
     def reserve(self, places: int) -> None:
         """Frames do not become more; pages do (`set_fill`)."""
 
+    def reserve_pages(self, pages: int) -> None:
+        self.file.reserve(pages)
+
     def set_fill(self, pages: np.ndarray, fill: np.ndarray) -> None:
         count = int(pages[-1]) + 1 if len(pages) else 0
         more = count - len(self.written)
         if more > 0:
-            self.file.reserve(count)
+            self.reserve_pages(count)
         with self._changed:
             if more > 0:
                 self.table.grow(count)

@@ -89,6 +89,7 @@ class Store(PagedRows):
         Entries and bounds are those of the rows as they are now. Memory: children of a few pages at a time."""
         size = self.page_rows
         affected = np.union1d(growth.leave // size, growth.parents // size).astype(np.int32)
+        self._reserve_pages(affected, growth)
         free, changed = FreePages(np.flatnonzero(self.fill == 0).tolist(), self.pages), [affected]
         step = max(1, min(_GROUP_ROWS // size, self.arrays.most_pages // 4))
         groups = [affected[first : first + step] for first in range(0, len(affected), step)]
@@ -113,6 +114,14 @@ class Store(PagedRows):
             pages = np.union1d(pages, merges.pages)
         self.arrays.release(pages, self.fill[pages])
         return pages.astype(np.int32)
+
+    def _reserve_pages(self, affected: np.ndarray, growth: Growth) -> None:
+        """Room for the pages that a growth may make, or ResourceError, while the rows are as they were."""
+        edges = np.append(affected, affected[-1:] + 1).astype(np.int64) * self.page_rows
+        gone, come = (np.diff(np.searchsorted(ids, edges)) for ids in (growth.leave, growth.parents))
+        share = (self.fill[affected] - gone + come) / self.page_rows
+        parts = 2.0 ** np.ceil(np.log2(np.maximum(share, 1.0)))  # a page is cut in halves until each fits
+        self.arrays.reserve_pages(self.pages + int((parts - 1.0).sum()))
 
     def _carry_out(self, moves: Moves, geometry: np.ndarray, colour: np.ndarray, keys: np.ndarray) -> None:
         """Rows move, and children with this geometry [C, 12], colour [C, 48] and keys [C] u64 come to their places."""

@@ -15,6 +15,7 @@ from clm.errors import ResourceError
 from clm.kernels import page_file
 from clm.store.foresight import NEVER, Foresight
 from clm.store.frames import LEAST_FRAMES, Frames, seconds_of
+from clm.store.growth import Growth
 from clm.store.page_file import PageFile
 from clm.store.store import Store
 
@@ -168,6 +169,10 @@ def test_failed_requests_are_named(
     store.close()
 
 
+def _full(handle: int, offset: int, size: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_a_folder_that_is_none_and_a_disk_without_room_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,15 +180,32 @@ def test_a_folder_that_is_none_and_a_disk_without_room_are_refused(
     with pytest.raises(ResourceError, match=r"No scratch file can be made in .*file"):
         Frames(LEAST_FRAMES, "f32", PAGE, tmp_path / "file")
 
-    def full(handle: int, offset: int, size: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", _full)
     store = Store(0, page_rows=PAGE)
     store.append(*rows_like(300))
     with pytest.raises(ResourceError, match="has no room for a scratch file"):
         store.keep_on_disk(LEAST_FRAMES, tmp_path)
     assert store.disk is None and store.colour.any()  # and the rows are where they were
+
+
+def test_a_growth_without_room_on_the_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, plain = on_disk(tmp_path, 50 * PAGE), Store(0, page_rows=PAGE)
+    plain.append(*rows_like(50 * PAGE))
+    parents = np.arange(0, 50 * PAGE, 2, dtype=np.int32)
+    keys = np.arange(len(parents), dtype=np.uint64) + np.uint64(10**6)
+    growth = Growth.of(parents[:3] + 1, parents, keys, *rows_like(len(parents), 1))
+    with monkeypatch.context() as patch, pytest.raises(ResourceError, match="has no room for a scratch file"):
+        patch.setattr(os, "posix_fallocate", _full)
+        store.disk.file._size = 0  # type: ignore[union-attr]
+        store.apply(growth)
+    assert same(store, plain) and store.rows == plain.rows
+    store.apply(growth)
+    plain.apply(growth)
+    by_key = [
+        {name: array[np.argsort(got["keys"])] for name, array in got.items()} for got in map(everything, (store, plain))
+    ]
+    assert all(by_key[0][name].tobytes() == by_key[1][name].tobytes() for name in by_key[0])
+    store.close()
 
 
 def test_the_file_has_no_name(tmp_path: Path) -> None:
