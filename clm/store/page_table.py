@@ -17,7 +17,7 @@ import numpy as np
 
 from clm.store.foresight import NEVER, Foresight
 
-_VICTIMS = 64  # frames that are looked for at a time
+_VICTIMS = 16  # frames that are looked for at a time: what is farthest away changes as ticks pass
 
 
 class Swap(NamedTuple):
