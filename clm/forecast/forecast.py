@@ -30,6 +30,7 @@ from clm.plan.batch import batch_views, plan_batch
 from clm.plan.budget import (
     AUTO,
     GROWTH_ROW_BYTES,
+    WRITING_BYTES,
     arena_bytes,
     grown_pages,
     lanes_bytes,
@@ -57,7 +58,7 @@ from clm.units import format_bytes, parse_bytes, size_flag
 
 SAMPLE_ROWS = 500_000  # more points than these are thinned out: plans of 500 k rows take milliseconds
 PLANNED_TURNS = 256  # real plans are made for about so many turns, each a view or a piece of one
-_PROGRAM_BYTES = 160 << 20  # interpreter and libraries of a CPU run, before its rows
+_CPU_PROGRAM, _GPU_PROGRAM = 116 << 20, 1 << 30  # interpreter and libraries before the first row; with torch: assumed
 _MOST_PIECES = 16  # of a view that are planned as they are
 
 
@@ -218,10 +219,13 @@ def _beside_frames(scene: Scene, config: Config, gaussians: int, largest: int, b
     """Bytes of the host that a run on disk has for neither rows nor frames: the program, photos, staging, rebuilds, and on
     the CPU the rasteriser's workspace."""
     pixels = max(view.camera.width * view.camera.height for view in scene.views)
-    photos = min(budgets.photos.bytes, sum(view.nbytes for view in scene.views), budgets.host.bytes // 4)
+    program = _CPU_PROGRAM if shared else _GPU_PROGRAM
+    photos = min(budgets.photos.bytes, sum(view.nbytes for view in scene.views))
+    if config.host_memory != AUTO:
+        photos = min(photos, max(0, budgets.host.bytes - program) // 4)
     growth = GROWTH_ROW_BYTES * gaussians if config.densify_until else 0
     workspace = HostWorkspace().bytes(largest, pixels) if shared else 0
-    return _PROGRAM_BYTES + photos + staging_bytes(largest, shared) + growth + workspace
+    return program + photos + WRITING_BYTES + staging_bytes(largest, shared) + growth + workspace
 
 
 def _place(

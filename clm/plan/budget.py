@@ -22,6 +22,9 @@ TURNS_UNDER_WAY = 4  # of one batch: routed, and not over
 DEVICE_ROWS = 1 << 15  # resident rows that one call of Adam or catching up takes at once
 DEVICE_ROW_WORK = 1792  # bytes of temporaries for each of them, at most
 
+WRITING_BYTES = (
+    CHUNK_ROWS * 2 * PARAMETER_BYTES
+)  # of the host: rows on their way into a PLY, as rows and as in the file
 GROWTH_ROW_BYTES = 32  # of the host, per row of the store, for a moment: candidates, orders, new rows of a rebuild
 PAGE_TABLE_BYTES = 96  # of a page under the disk tier: bounds 32; fill three times; flags; frame, slot, checksum, uses
 GROWN_FILL = 0.6  # of a page, that rows fill once a scene has grown: 0.63 was measured after 100 rebuilds

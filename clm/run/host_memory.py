@@ -13,14 +13,10 @@ from pathlib import Path
 
 from clm.device.budget import AVAILABLE_SHARE, available_memory
 from clm.errors import ResourceError
-from clm.plan.budget import AUTO, PARAMETER_BYTES
+from clm.plan.budget import AUTO, WRITING_BYTES
 from clm.run.room import Room
-from clm.store.layout import CHUNK_ROWS
 from clm.units import format_bytes, parse_bytes, size_flag
 
-WRITING_BYTES = (
-    CHUNK_ROWS * 2 * PARAMETER_BYTES
-)  # a piece of the rows on its way into a PLY, as rows and as in the file
 _PHOTO_SHARE = 0.25  # of a stated budget at most
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clm.errors import ResourceError
+from clm.plan.budget import WRITING_BYTES
 from clm.run import host_memory
 from clm.run.host_memory import HostMemory
 from clm.run.open import open_run
@@ -50,7 +51,7 @@ def test_the_host_budget_counts_what_the_process_already_holds(monkeypatch: pyte
     monkeypatch.setattr(host_memory, "resident_bytes", lambda: 150)
     assert HostMemory.find("auto", 10, 20, 5, print).total() == int(0.8 * 200)
     stated = HostMemory.find("100", 10, 20, 5, print)
-    assert stated.total() == 100 and stated.beside_rows == 15 + host_memory.WRITING_BYTES
+    assert stated.total() == 100 and stated.beside_rows == 15 + WRITING_BYTES
 
 
 def test_the_photo_cache_gives_way_to_a_stated_host_budget_and_says_so() -> None:

@@ -12,8 +12,9 @@ import numpy as np
 from clm.camera import Camera
 from clm.formats.model import open_model
 from clm.formats.ply_write import write_ply
+from clm.plan.budget import WRITING_BYTES
 from clm.run.events import Message
-from clm.run.host_memory import WRITING_BYTES, resident_bytes
+from clm.run.host_memory import resident_bytes
 from clm.run.viewing import Budgets, loaded_store, model_renderer
 
 SIDE = 100.0
@@ -73,7 +74,8 @@ RENDER = """
 import json, resource, sys
 from pathlib import Path
 from clm.commands.render import render_model
-from clm.run.host_memory import WRITING_BYTES, resident_bytes
+from clm.plan.budget import WRITING_BYTES
+from clm.run.host_memory import resident_bytes
 from clm.run.viewing import Budgets
 ply, cameras, out = map(Path, sys.argv[1:4])
 import clm.render.cpu, clm.scene, numpy
