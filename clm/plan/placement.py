@@ -21,6 +21,7 @@ from clm.plan.budget import (
     PAGE_TABLE_BYTES,
     arena_bytes,
     frame_bytes,
+    grown_pages,
     in_core_bytes,
     page_file_bytes,
     paged_bytes,
@@ -260,6 +261,12 @@ def _disk_way(case: _Case, offload: str) -> str:
         way = scratch_way(case.file_bytes)
         return way if offload == "auto" else f"`--offload disk` with {way}"
     return "`--offload disk`"
+
+
+def frames_to_grow(host_left: int, rows: int, moments: str, page_rows: int = PAGE_ROWS) -> int:
+    """Pages that `host_left` bytes of the host hold beside what it keeps of so many rows, which are about to come."""
+    kept = paged_bytes(rows, grown_pages(rows, page_rows)) + GROWTH_ROW_BYTES * rows
+    return max(LEAST_FRAMES, (host_left - kept) // frame_bytes(page_rows, moments))
 
 
 def most_rows_on_disk(host_left: int, disk_free: int, *, moments: str, page_rows: int = PAGE_ROWS) -> int:

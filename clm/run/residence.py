@@ -28,7 +28,7 @@ from clm.plan.budget import (
     staging_bytes,
     store_row_bytes,
 )
-from clm.plan.placement import LEAST_SLOTS, Placement, choose_placement, most_rows_on_disk
+from clm.plan.placement import LEAST_SLOTS, Placement, choose_placement, frames_to_grow, most_rows_on_disk
 from clm.plan.residency import Plan, largest_turn, rest_of
 from clm.plan.sightings import Sightings, arena_needs, resident_blocks, sightings
 from clm.plan.visibility import Margin
@@ -109,28 +109,28 @@ class Residence:
     def row_limit(self) -> int:
         """How many rows the budgets of host and disk admit, growth included; at least those that there are."""
         in_ram, on_disk = self._row_limits()
-        if self._config.offload == "disk":
-            return max(on_disk, self._store.rows)
-        return max(in_ram, on_disk, self._store.rows)
+        return max(0 if self._config.offload == "disk" else in_ram, on_disk, self._store.rows)
 
     def _row_limits(self) -> tuple[int, int]:
         """How many rows there can be in host memory, and on disk."""
-        _, host = self.budgets()
-        beside = self._host_beside()
+        left, moments, page_rows = self._left_for_store(), self._config.moments, self._store.page_rows
+        in_ram = left // (store_row_bytes(moments) + GROWTH_ROW_BYTES)
+        return in_ram, most_rows_on_disk(left, self._disk_free(), moments=moments, page_rows=page_rows)
+
+    def _left_for_store(self) -> int:
+        """Bytes of the host's budget that are for the store while the arena is as it is."""
+        left = self.budgets()[1] - self._host_beside()
         if self.device.shares_host_memory:
             turn = largest_turn(self._seen.largest_view, self.arena.slots)
-            beside += self.arena.bytes + self._temporaries(self._seen.largest_view, turn)
-        moments, page_rows = self._config.moments, self._store.page_rows
-        in_ram = (host - beside) // (store_row_bytes(moments) + GROWTH_ROW_BYTES)
-        return in_ram, most_rows_on_disk(host - beside, self._disk_free(), moments=moments, page_rows=page_rows)
+            left -= self.arena.bytes + self._temporaries(self._seen.largest_view, turn)
+        return left
 
-    @property
-    def _outgrew_ram(self) -> bool:
-        """Whether the rows have to go to disk before they become more."""
-        if self._store.disk is not None or self._config.offload != "auto":
-            return False
-        in_ram, on_disk = self._row_limits()
-        return in_ram < self._store.rows < on_disk
+    def _make_room(self, rows: int) -> None:
+        """Before the rows become so many: they go to disk where host memory would not hold them."""
+        store, (in_ram, on_disk) = self._store, self._row_limits()
+        if store.disk is None and self._config.offload == "auto" and in_ram < rows <= on_disk:
+            frames = frames_to_grow(self._left_for_store(), rows, self._config.moments, store.page_rows)
+            store.keep_on_disk(min(frames, store.pages), self._scratch)
 
     def _disk_free(self) -> int:
         """Bytes that the disk tier may take and has taken; 0 where it may not."""
@@ -174,7 +174,7 @@ class Residence:
         placed anew afterwards; ResourceError, with the rows as they were changed, when they fit nowhere."""
         self._before_rebuilding()
         with self.whole() as store:
-            yield (rebuild := Rebuild(store))
+            yield (rebuild := Rebuild(store, self._make_room))
         if not self._placement_holds():
             self._replace()  # no write-back: what the device holds is of the rows as they were
         elif rebuild.pages or rebuild.every_row:
@@ -185,7 +185,7 @@ class Residence:
         arena that holds them (or that the budget cannot make larger)."""
         rows, slots = self._store.rows, self.arena.slots
         if (
-            self._outgrew_ram
+            (self._store.disk is not None) != (self.placement.offload == "disk")  # it had to go there to grow
             or not 0.75 * self._placed_rows <= rows <= 1.25 * self._placed_rows
             or (self._short_of_slots and self._more_slots)
         ):
