@@ -29,10 +29,10 @@ from clm.kernels.rows import colour_columns
 from clm.plan.batch import batch_views, plan_batch
 from clm.plan.budget import (
     AUTO,
-    GROWTH_ROW_BYTES,
     WRITING_BYTES,
     arena_bytes,
     grown_pages,
+    growth_bytes,
     lanes_bytes,
     page_row_bytes,
     scratch_bytes,
@@ -223,7 +223,7 @@ def _beside_frames(scene: Scene, config: Config, gaussians: int, largest: int, b
     photos = min(budgets.photos.bytes, sum(view.nbytes for view in scene.views))
     if config.host_memory != AUTO:
         photos = min(photos, max(0, budgets.host.bytes - program) // 4)
-    growth = GROWTH_ROW_BYTES * gaussians if config.densify_until else 0
+    growth = growth_bytes(gaussians, config.max_gaussians) if config.densify_until else 0
     workspace = HostWorkspace().bytes(largest, pixels) if shared else 0
     return program + photos + WRITING_BYTES + staging_bytes(largest, shared) + growth + workspace
 

@@ -25,7 +25,11 @@ DEVICE_ROW_WORK = 1792  # bytes of temporaries for each of them, at most
 WRITING_BYTES = (
     CHUNK_ROWS * 2 * PARAMETER_BYTES
 )  # of the host: rows on their way into a PLY, as rows and as in the file
-GROWTH_ROW_BYTES = 32  # of the host, per row of the store, for a moment: candidates, orders, new rows of a rebuild
+DECIDE_ROW_BYTES, CHILD_BYTES = (
+    8,
+    24,
+)  # of the host, for a moment: a rebuild's candidates, of every row; a row that comes
+GROWTH_ROW_BYTES = DECIDE_ROW_BYTES + CHILD_BYTES  # of a row of which each gets a child
 PAGE_TABLE_BYTES = 96  # of a page under the disk tier: bounds 32; fill three times; flags; frame, slot, checksum, uses
 GROWN_FILL = 0.6  # of a page, that rows fill once a scene has grown: 0.63 was measured after 100 rebuilds
 MOST_GROWN_ROWS = int(GROWN_FILL * MOST_PLACES)  # ids count free places, too
@@ -69,6 +73,12 @@ def scratch_bytes(pages: int, moments: str = "f32", page_rows: int = PAGE_ROWS) 
 def paged_bytes(rows: int, pages: int) -> int:
     """Bytes of host memory for rows whose pages are on disk, besides the frames: cull entries, and tables of the pages."""
     return rows * CULL_BYTES + pages * PAGE_TABLE_BYTES
+
+
+def growth_bytes(rows: int, most: int | None) -> int:
+    """Bytes of the host that a rebuild of so many rows takes for a moment. most: how many they may become (None: any number)."""
+    come = rows if most is None else min(rows, max(0, most - rows))
+    return rows * DECIDE_ROW_BYTES + come * CHILD_BYTES
 
 
 def grown_pages(rows: int, page_rows: int = PAGE_ROWS) -> int:

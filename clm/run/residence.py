@@ -23,6 +23,7 @@ from clm.plan.batch import Planned, plan_batch
 from clm.plan.budget import (
     GROWTH_ROW_BYTES,
     arena_bytes,
+    growth_bytes,
     in_core_bytes,
     lanes_bytes,
     staging_bytes,
@@ -315,7 +316,7 @@ class Residence:
         needed, usual = arena_needs(store.rows, seen.largest_view, usual, config.batch_size, store.page_rows)
         (device, host), host_beside = self.budgets(), self._host_beside()
         beside = partial(self._temporaries, seen.largest_view)
-        growing = GROWTH_ROW_BYTES * store.rows if self._schedule.image < config.densify_until else 0
+        growing = growth_bytes(store.rows, config.max_gaussians) * (self._schedule.image < config.densify_until)
         if config.offload == "auto":
             host_beside += growing  # else there is nowhere that rows could go instead
         placement = choose_placement(

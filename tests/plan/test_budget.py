@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clm.plan.budget import (
+    GROWTH_ROW_BYTES,
     arena_bytes,
     frame_bytes,
+    growth_bytes,
     in_core_bytes,
     page_file_bytes,
     resident_row_bytes,
@@ -59,3 +61,8 @@ def test_what_must_be_free_for_a_scratch_file_leaves_room_for_it_and_is_the_leas
     assert scratch_room(free) >= size
     assert scratch_room(free - 2) <= size
     assert 0 <= free - scratch_room(free) <= 1 << 30
+
+
+def test_a_rebuild_needs_memory_for_rows_that_may_come_and_for_no_others() -> None:
+    assert growth_bytes(1000, None) == growth_bytes(1000, 2000) == growth_bytes(1000, 9000) == 1000 * GROWTH_ROW_BYTES
+    assert growth_bytes(1000, 1000) == growth_bytes(1000, 900) < growth_bytes(1000, 1001) < 1000 * GROWTH_ROW_BYTES / 3
