@@ -195,10 +195,14 @@ def write_capture(capture: Capture, workers: int) -> None:
 
 def shares_seen(capture: Capture) -> np.ndarray:
     """[V] f64: the share of points that may touch each view, by the culling of a training run that starts from them."""
-    records = np.memmap(points_file(capture), RECORD, "r", 8)
-    some = records[:: max(1, len(records) // CHECKED)]
-    places = some["xyz"].astype(np.float32)
-    scales = neighbour_scales(places) * np.sqrt(len(some) / len(records))  # all of them lie closer, on surfaces
+    every, chosen = max(1, capture.points // CHECKED), []
+    with open(points_file(capture), "rb") as file:
+        file.seek(8)
+        for first in range(0, capture.points, CHECKED):
+            records = np.fromfile(file, RECORD, min(CHECKED, capture.points - first))
+            chosen.append(records["xyz"][-first % every :: every].astype(np.float32))
+    places = np.concatenate(chosen)
+    scales = neighbour_scales(places) * np.sqrt(len(places) / capture.points)  # all of them lie closer, on surfaces
     entries = np.column_stack([places, 3.33 * scales]).astype(np.float32)
     entries = entries[block_order(entries)]
     lens, poses = capture.lens, [pose.copy() for pose in capture.flight.poses]
