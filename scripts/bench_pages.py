@@ -24,7 +24,7 @@ from clm.plan.visibility import block_bounds, visible_sets
 from clm.store.growth import Growth
 from clm.store.identity import child_keys
 from clm.store.layout import LOG_SCALES, MEANS, PAGE_ROWS
-from clm.store.order import block_order
+from clm.store.order import block_order, plain_entries
 from clm.store.store import Store
 
 SIDE = 100.0
@@ -46,9 +46,8 @@ def field(rows: int, side: float, rng: np.random.Generator) -> tuple[np.ndarray,
 
 
 def sorted_store(geometry: np.ndarray, colour: np.ndarray) -> Store:
-    store = Store.from_rows(geometry, colour)
-    store.refresh(None)
-    store.reorder(block_order(store.entries))
+    order = block_order(plain_entries(geometry))
+    store = Store.from_rows(geometry[order], colour[order])
     store.refresh(None)
     return store
 

@@ -74,15 +74,17 @@ def measure(rows: int, changed: int, spread: bool, repeats: int) -> list[float]:
     """Seconds of `repeats` rebuilds at so many rows, one after the other."""
     from clm.device.cpu import CpuDevice
     from clm.optim.adam import Adam, Betas
-    from clm.store.order import block_order
+    from clm.store.order import block_order, plain_entries
     from clm.store.store import Store
     from clm.strategy.default import Thresholds, clear_statistics, decide
     from clm.stream.lanes import Lanes
     from clm.stream.tiers import Tiers
 
-    store = Store.from_rows(*entries_of(rows), moments="f32")
+    geometry, colour = entries_of(rows)
+    order = block_order(plain_entries(geometry))
+    store = Store.from_rows(geometry[order], colour[order], moments="f32")
+    del geometry, colour, order
     store.refresh(None)
-    store.reorder(block_order(store.entries))
     with_moments(store)
     step = Adam(np.full((6, 100), 1e-4), Betas.for_batch(4)).at(50)
     limits = Thresholds(screen_gradient=1.0, split_scale=1e-9, prune_opacity=0.005, prune_scale=None)

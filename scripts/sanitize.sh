@@ -15,7 +15,7 @@ mkdir -p "$build"
 
 if [ "$kind" = thread ]; then
   "$cxx" -std=c++17 -O1 -g -pthread -Wno-psabi -ffp-contract=off -fsanitize=thread -I"$source" "$root/scripts/pool_race.cpp" \
-      "$source"/{pool,sort,permute,knn,rows}.cpp -o "$build/pool_race"
+      "$source"/{pool,sort,move,knn,rows}.cpp -o "$build/pool_race"
   exec env TSAN_OPTIONS="halt_on_error=1" setarch "$(uname -m)" -R "$build/pool_race"  # -R: its map of memory needs it
 fi
 [ "$kind" = address ] || { echo "address or thread, not $kind" >&2; exit 2; }

@@ -14,7 +14,7 @@ import numpy as np
 
 from clm.kernels import rows as row_kernels
 from clm.kernels.grow import put_rows
-from clm.kernels.permute import move_rows, permute_rows
+from clm.kernels.move import move_rows
 from clm.kernels.rows import AdamStep
 from clm.store.arrays import RowArrays
 from clm.store.growth import Growth
@@ -71,17 +71,6 @@ class Store(PagedRows):
             with self.arrays.hold(group, True):
                 self._put(ids, geometry[piece], colour[piece], theirs[piece])
             self.arrays.note_written(group, self.fill[group])
-
-    def reorder(self, order: np.ndarray) -> None:
-        """Row i becomes what row order[i] [N] was. Every page but the last must be full, and all in RAM.
-
-        In place: besides the store this takes 4.2 bytes per row. ValueError for an `order` that loses a row."""
-        if self.places != self.rows or self.disk is not None:
-            raise ValueError("only rows in RAM without free places between them are put into another order")
-        if len(order) != self.rows:
-            raise ValueError(f"an order of {len(order)} rows for {self.rows}")
-        self.changed[:] = True
-        permute_rows([array[: self.rows] for array in [*self.arrays.arrays, self._entries.array]], order)
 
     def apply(self, growth: Growth) -> np.ndarray:
         """Carry out a growth; returns the pages [A] i32 that changed, ascending: only they are read or written.

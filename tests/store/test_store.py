@@ -11,7 +11,7 @@ from clm import kernels
 from clm.camera import Camera
 from clm.kernels.grow import cut_order
 from clm.kernels.memory import RowPages
-from clm.kernels.permute import move_rows, permute_rows
+from clm.kernels.move import move_rows
 from clm.plan.budget import store_bytes, store_row_bytes
 from clm.plan.visibility import block_bounds, visible_rows
 from clm.store.growth import Growth
@@ -41,6 +41,13 @@ def random_store(rows: int, seed: int = 0, moments: str = "f32", page_rows: int 
     store.refresh(None)
     store.see_again()
     return store
+
+
+def reorder(store: Store, order: np.ndarray) -> None:
+    """Row i of a store of full pages becomes what row order[i] was."""
+    for name in (*store.names, "entries"):
+        array = getattr(store, name)
+        array[:] = array[order]
 
 
 def by_key(store: Store) -> dict[int, bytes]:
@@ -117,7 +124,7 @@ def test_children_stay_near_their_parents_and_pages_near_full() -> None:
     store.geometry[:, MEANS] = rng.uniform(size=(20_000, 3))
     store.geometry[:, LOG_SCALES] = -6
     store.refresh(None)
-    store.reorder(block_order(store.entries))
+    reorder(store, block_order(store.entries))
     store.refresh(None)
     for image in range(100):
         ids = np.concatenate(list(store.live()))
@@ -252,45 +259,6 @@ def test_store_order_keeps_neighbours_together() -> None:
     blocks = entries[block_order(entries), :3][: 2048 * 24].reshape(24, 2048, 3)
     volume = np.prod(blocks.max(axis=1) - blocks.min(axis=1), axis=1)
     assert np.median(volume) < 3 * 2048 / 50_000
-
-
-@BOTH
-def test_resorting_moves_moments_and_stamps_with_their_rows(moments: str) -> None:
-    store = random_store(5000, moments=moments)
-    tag = np.arange(5000)
-    store.m_colour[:, 5], store.v_colour[:, 40], store.stamp[:] = tag, tag + 7, tag
-    before = store.geometry.copy()
-    store.reorder(block_order(store.entries))
-    assert (store.stamp != tag).any() and sorted(store.stamp) == tag.tolist()
-    np.testing.assert_array_equal(store.m_colour[:, 5], store.stamp)
-    np.testing.assert_array_equal(store.v_colour[:, 40], store.stamp + 7)
-    np.testing.assert_array_equal(store.geometry, before[store.stamp])
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 300), st.integers(0, 100))
-def test_rows_permuted_in_place_are_those_of_a_copy(rows: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    widths = (np.float32, 48), (np.float32, 12), (np.uint16, 48), (np.uint16, 12), (np.float32, 2), (np.uint8, 7)
-    arrays = [rng.integers(0, 250, (rows, width)).astype(dtype) for dtype, width in widths]
-    arrays.append(rng.integers(0, 9**9, rows).astype(np.int32))
-    order = rng.permutation(rows)
-    if rows > 2:
-        order[: rows // 2] = np.arange(rows)[
-            np.isin(np.arange(rows), order[: rows // 2])
-        ]  # stretches, and rows that stay
-    expected = [array[order] for array in arrays]
-    permute_rows(arrays, order)
-    for array, wanted in zip(arrays, expected, strict=True):
-        np.testing.assert_array_equal(array, wanted)
-
-
-@pytest.mark.parametrize("order", [[0, 0, 1], [1, 2, 1], [0, 1, 3], [0, 1, -1], [2, 1, 1]])
-def test_an_order_that_loses_a_row_is_refused_and_nothing_moves(order: list[int]) -> None:
-    array = np.arange(6, dtype=np.float32).reshape(3, 2)
-    with pytest.raises(ValueError, match="twice"):
-        permute_rows([array], np.array(order))
-    np.testing.assert_array_equal(array, np.arange(6).reshape(3, 2))
 
 
 @pytest.mark.parametrize("held", [False, True])

@@ -22,7 +22,7 @@ from clm.strategy.default import (
     split_rows,
 )
 from tests.store.slow_identity import quats_to_rotations, slow_normals
-from tests.store.test_store import BOTH, by_key, random_store
+from tests.store.test_store import BOTH, by_key, random_store, reorder
 
 LIMITS = Thresholds(screen_gradient=2e-4, split_scale=0.05, prune_opacity=0.005, prune_scale=None)
 MANY = 10**9
@@ -58,7 +58,7 @@ def test_rows_by_identity_do_not_depend_on_pages_or_places(seed: int, room: int,
         if equal:
             store.statistics[:] = 1
         if order is not None:
-            store.reorder(order)
+            reorder(store, order)
         for image in (100, 200, 300):
             if image > 100:
                 ids = np.concatenate(list(store.live()))

@@ -25,7 +25,7 @@ from clm.optim.adam import Adam, Betas
 from clm.plan.budget import TURNS_UNDER_WAY
 from clm.plan.residency import Traffic, Turn, make_plan, rest_of
 from clm.plan.visibility import visible_rows, visible_sets
-from clm.store.order import block_order
+from clm.store.order import block_order, plain_entries
 from clm.store.store import Store
 from clm.stream import fetch as fetch_module
 from clm.stream import lanes as lanes_module
@@ -83,10 +83,9 @@ def scene(rows: int = 4000) -> Store:
     geometry[:, 3:7] = rng.normal(size=(rows, 4))
     geometry[:, 7:10] = rng.normal(-3, 0.4, size=(rows, 3))
     geometry[:, 10] = rng.normal(size=rows)
+    colour, order = rng.normal(scale=0.3, size=(rows, 48)).astype(np.float32), block_order(plain_entries(geometry))
     store = Store(rows, page_rows=PAGE_ROWS)
-    store.append(geometry, rng.normal(scale=0.3, size=(rows, 48)).astype(np.float32))
-    store.refresh(None)
-    store.reorder(block_order(store.entries))
+    store.append(geometry[order], colour[order], order.astype(np.uint64))
     store.refresh(None)
     return store
 
