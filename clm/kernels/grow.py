@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +27,10 @@ def _library() -> ctypes.CDLL:
     library.clm_normals.argtypes = [address, long, word, word, address]
     library.clm_split.argtypes = [address, address, address, long, word, word, number]
     library.clm_cut.argtypes = [address, long, long, address]
-    library.clm_plan_growth.argtypes = [address, long, long, *[address] * 13]
+    library.clm_plan_growth.argtypes = [address, address, long, long, *[address] * 17]
     library.clm_put_rows.argtypes = [address, address, address, long, *[address] * 4, long, *[address] * 3]
+    library.clm_find_gifts.argtypes = [address, address, long, long, address]
+    library.clm_find_gifts.restype = long
     for name in ("count_drawn", "see_drawn", "normals", "split", "cut", "plan_growth", "put_rows"):
         getattr(library, f"clm_{name}").restype = None
     return library
@@ -95,43 +98,89 @@ def split(geometry: np.ndarray, keys: np.ndarray, splits: np.ndarray, seed: int,
     )
 
 
-def cut_order(entries: np.ndarray, page_rows: int) -> np.ndarray:
+def cut_order(entries: np.ndarray, parts: int) -> np.ndarray:
     """Positions [n] i32 of entries [n, 4], part after part of the sizes that `clm.store.pages.part_sizes` says."""
     order = np.empty(len(entries), i32)
-    _library().clm_cut(pointer(entries, f32, None, 4), len(entries), page_rows, pointer(order, i32, None))
+    _library().clm_cut(pointer(entries, f32, None, 4), len(entries), parts, pointer(order, i32, None))
     return order
 
 
+CUT = 6  # how a page gives: a part, of the page cut into as many as it gives, and one that it keeps
+
+
+class Gifts(NamedTuple):
+    """Rows that pages give to others, as arrays over gifts; those of a page one after the other.
+
+    giver [G]: index in the list of pages; taker [G] i32: page; rows [G] i32: how many; how [G] i32: along which axis, and whether
+    towards larger centres (2 axis + 1) or smaller ones (2 axis), or CUT, which all gifts of a page are then."""
+
+    giver: np.ndarray
+    taker: np.ndarray
+    rows: np.ndarray
+    how: np.ndarray
+
+
+def find_gifts(fill: np.ndarray, bounds: np.ndarray, page_rows: int) -> np.ndarray:
+    """Gifts [G, 4] i32: giver, taker (indices in the list), rows, how, of pages with fill [A] i32 and bounds [A, 8] in an order in
+    which neighbours are near."""
+    gifts = np.empty((2 * len(fill), 4), i32)
+    count = _library().clm_find_gifts(
+        pointer(fill, i32, None), pointer(bounds, f32, len(fill), 8), len(fill), page_rows, pointer(gifts, i32, None, 4)
+    )
+    return gifts[:count]
+
+
 def plan_pages(
+    pages: np.ndarray,
     fill: np.ndarray,
     page_rows: int,
     leave: tuple[np.ndarray, np.ndarray],
     come_at: np.ndarray,
-    homes: tuple[np.ndarray, np.ndarray, np.ndarray],
-    most_moves: np.ndarray,
+    gifts: Gifts,
     entries: np.ndarray,
     children: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Places of children [C] i32, and moves: source, target [M] i32, runs [A + 1] i64 that cut them by page.
 
-    Of A pages: fill [A] i32; leave: ids i32, where each page's begin [A + 1] i64; come_at [A + 1] i64: where each page's children
-    begin; homes: pages that its rows go to, rows in each afterwards (both i32), where each page's begin [A + 1] i64; most_moves
-    [A] i64. entries [N, 4] of all rows, children [C, 12] geometry."""
-    count = len(fill)
-    move_at = np.cumsum(most_moves) - most_moves
-    most = int(most_moves.sum())
+    Of pages [A] i32, ascending: fill [A] i32; leave: ids i32, where each page's begin [A + 1] i64; come_at [A + 1] i64: where each
+    page's children begin. No page both gives and takes; those that take and are not listed are empty. entries [N, 4] of all rows,
+    children [C, 12] geometry."""
+    count, many = len(pages), len(gifts.rows)
+    gone, come = np.diff(leave[1]), np.diff(come_at)
+    given = np.bincount(gifts.giver, gifts.rows, count).astype(i64)
+    gift_at = np.searchsorted(gifts.giver, np.arange(count + 1))
+    # Places of gifts, those to one page together, in the order of pages.
+    order = np.argsort(gifts.taker, kind="stable")
+    places = np.empty(int(gifts.rows.sum()), i32)
+    gift_place = np.empty(many, i64)
+    gift_place[order] = np.cumsum(gifts.rows[order]) - gifts.rows[order]
+    takers, first = np.unique(gifts.taker[order], return_index=True)
+    begin, rows = gift_place[order][first], np.add.reduceat(gifts.rows[order], first) if many else gifts.rows
+    at = np.searchsorted(pages, takers)
+    listed = pages[np.minimum(at, count - 1)] == takers
+    taken, take_at = np.zeros(count, i32), np.zeros(count, i64)
+    taken[at[listed]], take_at[at[listed]] = rows[listed], begin[listed]
+    for page, n, where in zip(takers[~listed].tolist(), rows[~listed].tolist(), begin[~listed].tolist(), strict=True):
+        places[where : where + n] = np.arange(page * page_rows, page * page_rows + n)
+    most_moves = given + np.maximum(gone + given - come - taken, 0)
+    move_at, most = np.cumsum(most_moves) - most_moves, int(most_moves.sum())
     child_rows, source, target = np.empty(len(children), i32), np.empty(most, i32), np.empty(most, i32)
     moves = np.empty(count, i64)
     _library().clm_plan_growth(
-        pointer(fill, i32, None),
+        pointer(pages, i32, None),
+        pointer(fill, i32, count),
         count,
         page_rows,
         pointer(leave[0], i32, None),
         pointer(leave[1], i64, count + 1),
         pointer(come_at, i64, count + 1),
-        pointer(homes[0], i32, None),
-        pointer(homes[1], i32, len(homes[0])),
-        pointer(homes[2], i64, count + 1),
+        pointer(gift_at, i64, count + 1),
+        pointer(gifts.how, i32, many),
+        pointer(gifts.rows, i32, many),
+        pointer(gift_place, i64, many),
+        pointer(taken, i32, count),
+        pointer(take_at, i64, count),
+        pointer(places, i32, None),
         pointer(move_at, i64, count),
         pointer(entries, f32, None, 4),
         pointer(children, f32, None, GEOMETRY),

@@ -1,21 +1,22 @@
-"""Which pages give rows to which others, so that pages stay full and compact. Pure; found by `src/gifts.cpp`.
+"""Which pages give rows to which others, so that pages stay full and compact. Pure; `src/gifts.cpp` looks for it.
 
-As in a B*-tree: a page that overflows first gives rows to a near page with room; where that has none, both give to a new page, so
-that three are two thirds full; without a near page it is cut into equal parts. A page that is rather empty goes into one near page,
-or into two. A page gives what is nearest to the taker, whose box must not become much larger than the two boxes were; it gives or
-takes at most once per rebuild. Rows that are much larger than the others of their page go last: one of them inflates a whole
-page's box.
+As in a B*-tree. A page that overflows gives what is too much to a new page. A page that is rather empty, as those are, goes into
+one near page with room, or into two; where nobody has room, it takes from two, so that three are two thirds full, or from one. A
+page gives what is nearest to the taker, whose box must not become much larger than boxes were, and gives or takes at most once.
+Rows that are much larger than the others of their page go last: one of them inflates a whole page's box.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
 
-from clm.kernels.grow import Gifts, find_gifts_of_empty_pages, find_gifts_of_full_pages
+from clm.kernels.grow import CUT, Gifts, find_gifts
 from clm.kernels.sort import space_keys
 
+FULL = 0.9  # of a page that gave what was too much: the next rebuild finds room
 QUITE_EMPTY = 0.5  # of a page, at most: such a page is looked at again, whether it changed or not
 
 
@@ -44,20 +45,28 @@ def part_sizes(count: int, parts: int) -> list[int]:
 def gifts_of_full_pages(
     pages: np.ndarray, total: np.ndarray, bounds: np.ndarray, page_rows: int, free: FreePages
 ) -> Gifts:
-    """What pages [A] i32 with bounds [A, 8] give that would have more than page_rows of total [A] i64 rows."""
-    found = find_gifts_of_full_pages(total, bounds, page_rows)
-    new = range(max(0, int(found[:, 1].max(initial=-1)) + 1 - len(pages)))
-    return _gifts(found, np.append(pages, np.array([free.take() for _ in new], np.int32)))
+    """What pages [A] i32 with bounds [A, 8] give to new pages that would have more than page_rows of total [A] i64 rows: along
+    the longest axis what is too much, where that is less than half; else they are cut into equal parts."""
+    gifts, most = [], int(FULL * page_rows)
+    for page in np.flatnonzero(total > page_rows).tolist():
+        mine = int(total[page])
+        if most < mine <= 2 * most:
+            axis = int(np.argmax(bounds[page, 4:7] - bounds[page, :3]))
+            gifts.append((page, free.take(), mine - most, 2 * axis + 1))
+        else:
+            gifts += [(page, free.take(), n, CUT) for n in part_sizes(mine, math.ceil(mine / page_rows))[1:]]
+    giver, taker, rows, how = np.array(gifts, np.int64).reshape(-1, 4).T
+    return Gifts(giver, *(np.ascontiguousarray(column, np.int32) for column in (taker, rows, how)))
 
 
 def gifts_of_empty_pages(pages: np.ndarray, fill: np.ndarray, bounds: np.ndarray, page_rows: int) -> Gifts:
-    """What those of pages [A] i32, fill [A] i32 rows and bounds [A, 8], give that are rather empty: all they have."""
+    """What pages [A] i32, fill [A] i32 rows and bounds [A, 8], give give and take where some are rather empty."""
     if not len(pages):
-        return _gifts(np.zeros((0, 4), np.int32), pages)
+        return Gifts(np.zeros(0, np.int64), *[np.zeros(0, np.int32)] * 3)
     order = along_a_curve(bounds)
-    found = find_gifts_of_empty_pages(fill[order], bounds[order], page_rows)
-    found[:, 0] = order[found[:, 0]]
-    return _gifts(found, pages[order])
+    found = find_gifts(fill[order], bounds[order], page_rows)
+    giver, taker, rows, how = found[np.argsort(order[found[:, 0]], kind="stable")].T  # those of a page keep their order
+    return Gifts(order[giver], pages[order[taker]], np.ascontiguousarray(rows), np.ascontiguousarray(how))
 
 
 def along_a_curve(bounds: np.ndarray) -> np.ndarray:
@@ -67,9 +76,3 @@ def along_a_curve(bounds: np.ndarray) -> np.ndarray:
     corner, span = centres[:, :3].min(axis=0).astype(np.float64), np.ptp(centres[:, :3], axis=0).astype(np.float64)
     edges = (np.median(centres[:, 3]) * np.array([4.0, 16.0, 64.0])).astype(np.float32)
     return np.argsort(space_keys(centres, corner, np.where(span > 0, span, 1.0), edges), kind="stable")
-
-
-def _gifts(found: np.ndarray, pages: np.ndarray) -> Gifts:
-    """Of found [G, 4] (giver, index of the taker's page, rows, how), by giver; those of a page keep their order."""
-    giver, taker, rows, how = found[np.argsort(found[:, 0], kind="stable")].T
-    return Gifts(giver.astype(np.int64), pages[taker], np.ascontiguousarray(rows), np.ascontiguousarray(how))

@@ -17,11 +17,12 @@ from clm.kernels.grow import put_rows
 from clm.kernels.move import move_rows
 from clm.kernels.rows import AdamStep
 from clm.store.arrays import RowArrays
+from clm.store.gifts import FreePages
 from clm.store.growth import Growth
 from clm.store.identity import first_keys, identity_floats
 from clm.store.layout import CHUNK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS, IDENTITY
 from clm.store.paged import ENTRY_COLUMNS, PagedRows
-from clm.store.pages import FreePages, Moves, pages_of, plan_growth, plan_merges
+from clm.store.pages import Moves, pages_of, plan_growth, plan_merges
 
 _GROUP_ROWS = 1 << 17  # of the pages that change at a time
 
@@ -88,13 +89,14 @@ class Store(PagedRows):
             gone, come = (slice(*np.searchsorted(ids, ends)) for ids in (growth.leave, growth.parents))
             geometry, colour = growth.make(come)
             leave, parents = growth.leave[gone], growth.parents[come]
-            moves = plan_growth(pages, self.fill[pages], leave, parents, self.entries, geometry, size, free)
+            fill, bounds = self.fill[pages], self.bounds[pages]
+            moves = plan_growth(pages, fill, bounds, leave, parents, self.entries, geometry, size, free)
             self._carry_out(moves, geometry, colour, growth.keys[come])
             self.arrays.passed(k)
             changed.append(moves.pages)
         pages = np.unique(np.concatenate(changed))
         self.refresh_bounds(pages)
-        merges = plan_merges(self.fill, self.bounds, size)
+        merges = plan_merges(pages, self.fill, self.bounds, self.entries, size)
         if len(merges.pages):
             nothing = np.zeros((0, GEOMETRY_COLUMNS), np.float32), np.zeros((0, COLOUR_COLUMNS), np.float32)
             for moves in [merges] if self.disk is None else merges.by_run(size):
@@ -109,7 +111,7 @@ class Store(PagedRows):
         edges = np.append(affected, affected[-1:] + 1).astype(np.int64) * self.page_rows
         gone, come = (np.diff(np.searchsorted(ids, edges)) for ids in (growth.leave, growth.parents))
         share = (self.fill[affected] - gone + come) / self.page_rows
-        parts = 2.0 ** np.ceil(np.log2(np.maximum(share, 1.0)))  # a page is cut in halves until each fits
+        parts = np.maximum(np.ceil(share), 1.0)
         self.arrays.reserve_pages(self.pages + int((parts - 1.0).sum()))
 
     def _carry_out(self, moves: Moves, geometry: np.ndarray, colour: np.ndarray, keys: np.ndarray) -> None:

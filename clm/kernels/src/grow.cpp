@@ -71,34 +71,40 @@ uint32_t ordered(float x) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// Cuts entries [n] into parts of page_rows at most, in halves: order [n] lists part after part, each ascending; all but large
-// rows near each other. Parts have the sizes that `clm.store.pages.part_sizes` says.
-void cut(const float* entries, int64_t n, int64_t page_rows, int32_t* order) {
-    struct Key {
-        uint64_t value;  // large, then the centre along an axis
-        int32_t index;
-        bool operator<(const Key& other) const { return value != other.value ? value < other.value : index < other.index; }
-    };
-    std::vector<uint32_t> radius(static_cast<size_t>(n));
-    for (int64_t i = 0; i < n; ++i) {
-        radius[size_t(i)] = ordered(entries[4 * i + 3]);
-        order[i] = int32_t(i);
-    }
-    if (n <= page_rows) return;
-    std::vector<uint32_t> sorted = radius;
+struct Key {
+    uint64_t value;  // large, then the centre along an axis
+    int32_t index;
+    bool operator<(const Key& other) const { return value != other.value ? value < other.value : index < other.index; }
+};
+
+// From this radius on a row is much larger than the others of entries [n].
+float large_radius(const float* entries, int64_t n) {
+    std::vector<uint32_t> sorted(static_cast<size_t>(n));
+    for (int64_t i = 0; i < n; ++i) sorted[size_t(i)] = ordered(entries[4 * i + 3]);
     std::nth_element(sorted.begin(), sorted.begin() + n / 2, sorted.end());
     float median;
     uint32_t bits = sorted[size_t(n / 2)];
     bits = bits & 0x80000000u ? bits & 0x7FFFFFFFu : ~bits;
     std::memcpy(&median, &bits, sizeof median);
-    const float limit = kLarge * median;
+    return kLarge * median;
+}
+
+// Cuts entries [n] into `count` parts along the longest axis of their centres, again and again: order [n] lists part after
+// part, each ascending; all but large rows near each other. Parts have the sizes that `clm.store.pages.part_sizes` says.
+void cut(const float* entries, int64_t n, int64_t count, int32_t* order) {
+    for (int64_t i = 0; i < n; ++i) order[i] = int32_t(i);
+    if (count < 2 || n == 0) return;
+    const float limit = large_radius(entries, n);
+    struct Range {
+        int64_t begin, end, parts;
+    };
     std::vector<Key> keys;
-    std::vector<std::pair<int64_t, int64_t>> parts{{0, n}};
-    while (!parts.empty()) {
-        const auto [begin, end] = parts.back();
-        parts.pop_back();
-        const int64_t count = end - begin, half = (count + 1) / 2;
-        if (count <= page_rows) continue;
+    std::vector<Range> ranges{{0, n, count}};
+    while (!ranges.empty()) {
+        const auto [begin, end, parts] = ranges.back();
+        ranges.pop_back();
+        if (parts < 2) continue;
+        const int64_t rows = end - begin, lower = (parts + 1) / 2, first = (rows * lower + parts - 1) / parts;
         int axis = 0;
         float widest = -1.f;
         for (int a = 0; a < 3; ++a) {
@@ -109,18 +115,57 @@ void cut(const float* entries, int64_t n, int64_t page_rows, int32_t* order) {
             }
             if (high - low > widest) widest = high - low, axis = a;
         }
-        keys.resize(size_t(count));
-        for (int64_t i = 0; i < count; ++i) {
+        keys.resize(size_t(rows));
+        for (int64_t i = 0; i < rows; ++i) {
             const int32_t row = order[begin + i];
             const uint64_t large = entries[4 * int64_t(row) + 3] > limit;
             keys[size_t(i)] = {large << 32 | ordered(entries[4 * int64_t(row) + axis]), row};
         }
-        std::nth_element(keys.begin(), keys.begin() + half, keys.end());
-        for (int64_t i = 0; i < count; ++i) order[begin + i] = keys[size_t(i)].index;
-        std::sort(order + begin, order + begin + half);
-        std::sort(order + begin + half, order + end);
-        parts.push_back({begin + half, end});
-        parts.push_back({begin, begin + half});
+        std::nth_element(keys.begin(), keys.begin() + first, keys.end());
+        for (int64_t i = 0; i < rows; ++i) order[begin + i] = keys[size_t(i)].index;
+        std::sort(order + begin, order + begin + first);
+        std::sort(order + begin + first, order + end);
+        ranges.push_back({begin + first, end, parts - lower});
+        ranges.push_back({begin, begin + first, lower});
+    }
+}
+
+// What some pages give to others, as `clm_plan_growth` takes it.
+struct Gifts {
+    const int32_t *how, *rows;  // of each gift
+    const int64_t* place;       // where its places begin in `places`
+    const int32_t* places;
+};
+
+constexpr int32_t kCut = 6;  // how: a part of the page that is cut; others: 2 axis + (towards larger centres)
+
+// The rows of entries [n] that a page gives away: order [sum of rows] lists gift after gift, each ascending. What is nearest
+// to the receiver goes, large rows last.
+void choose(const float* entries, int64_t n, const int32_t* how, const int32_t* rows, int64_t gifts, std::vector<int32_t>& order) {
+    std::vector<int32_t> parts(static_cast<size_t>(n));
+    if (how[0] == kCut) {
+        cut(entries, n, gifts + 1, parts.data());
+        int64_t given = 0;
+        for (int64_t g = 0; g < gifts; ++g) given += rows[g];
+        order.assign(parts.end() - given, parts.end());
+        return;
+    }
+    const float limit = large_radius(entries, n);
+    std::vector<Key> keys(static_cast<size_t>(n));
+    for (int64_t i = 0; i < n; ++i) keys[size_t(i)].index = int32_t(i);
+    for (int64_t g = 0; g < gifts; ++g) {
+        const int axis = how[g] / 2;
+        for (Key& key : keys) {
+            const float* entry = entries + 4 * int64_t(key.index);
+            const uint32_t along = ordered(entry[axis]);
+            key.value = uint64_t(entry[3] > limit) << 32 | (how[g] & 1 ? ~along : along);
+        }
+        const auto end = keys.begin() + rows[g];
+        if (end < keys.end()) std::nth_element(keys.begin(), end, keys.end());
+        const size_t first = order.size();
+        for (auto key = keys.begin(); key < end; ++key) order.push_back(key->index);
+        std::sort(order.begin() + int64_t(first), order.end());
+        keys.erase(keys.begin(), end);
     }
 }
 
@@ -130,35 +175,33 @@ struct Plan {
     int32_t *child_rows, *source, *target;
 };
 
-// One page: rows `leave` [gone] go, children first .. first + come come; homes [parts]: pages, the first is this one, of which
-// sizes [parts] rows will be live. Writes moves from `at` on and returns behind the last.
-int64_t plan_page(const Plan& plan, const int32_t* leave, int64_t gone, int64_t fill, int64_t first, int64_t come,
-                  const int32_t* homes, const int32_t* sizes, int64_t parts, int64_t at) {
-    const int64_t base = int64_t(homes[0]) * plan.page_rows, size = sizes[0];
+// One page: rows `leave` [gone] go, children first .. first + come come, gifts [gifts] are given away, and `taken` rows are
+// taken, whose places are written to `room`. Writes moves from `at` on and returns behind the last.
+int64_t plan_page(const Plan& plan, int64_t page, const int32_t* leave, int64_t gone, int64_t fill, int64_t first, int64_t come,
+                  const Gifts& given, int64_t gift, int64_t gifts, int64_t taken, int32_t* room, int64_t at) {
+    const int64_t base = page * plan.page_rows;
+    int64_t size = fill - gone + come + taken;
+    for (int64_t g = gift; g < gift + gifts; ++g) size -= given.rows[g];
     std::vector<uint8_t> held(size_t(std::max(fill, size)), 0);  // places whose rows stay in the page
     std::memset(held.data(), 1, size_t(fill));
     for (int64_t i = 0; i < gone; ++i) held[size_t(leave[i] - base)] = 0;
-    std::vector<int32_t> mine;  // children of this page that stay in it
-    if (parts == 1) {
-        for (int64_t c = 0; c < come; ++c) mine.push_back(int32_t(first + c));
-    } else {
-        std::vector<int32_t> stay;
+    std::vector<uint8_t> away(size_t(come), 0);  // children that go to other pages
+    if (gifts) {
+        std::vector<int32_t> stay, order;
         for (int64_t place = 0; place < fill; ++place)
             if (held[size_t(place)]) stay.push_back(int32_t(place));
         const int64_t rows = int64_t(stay.size()), n = rows + come;
         std::vector<float> entries(size_t(n) * 4);
-        std::vector<int32_t> order(static_cast<size_t>(n));
         for (int64_t i = 0; i < rows; ++i) std::memcpy(&entries[size_t(i) * 4], plan.entries + (base + stay[size_t(i)]) * 4, 16);
         for (int64_t c = 0; c < come; ++c) plain_entry(plan.children + (first + c) * kGeometry, &entries[size_t(rows + c) * 4]);
-        cut(entries.data(), n, plan.page_rows, order.data());
-        int64_t i = 0;
-        for (; i < size; ++i)
-            if (order[size_t(i)] >= rows) mine.push_back(int32_t(first + order[size_t(i)] - rows));
-        for (int64_t part = 1; part < parts; ++part)
-            for (int64_t place = 0; place < sizes[part]; ++place, ++i) {
-                const int32_t to = int32_t(int64_t(homes[part]) * plan.page_rows + place), from = order[size_t(i)];
+        choose(entries.data(), n, given.how + gift, given.rows + gift, gifts, order);
+        size_t i = 0;
+        for (int64_t g = gift; g < gift + gifts; ++g)
+            for (int64_t k = 0; k < given.rows[g]; ++k) {
+                const int32_t to = given.places[given.place[g] + k], from = order[i++];
                 if (from >= rows) {
                     plan.child_rows[first + from - rows] = to;
+                    away[size_t(from - rows)] = 1;
                 } else {
                     held[size_t(stay[size_t(from)])] = 0;
                     plan.source[at] = int32_t(base + stay[size_t(from)]);
@@ -166,18 +209,20 @@ int64_t plan_page(const Plan& plan, const int32_t* leave, int64_t gone, int64_t 
                 }
             }
     }
-    // Children fill holes, and rows beyond the new end the holes that are left.
-    int64_t hole = 0, beyond = size;
+    // Children fill holes, then rows beyond the new end do; the holes that are left are for what other pages give.
+    int64_t hole = 0;
     auto next_hole = [&] {
         while (held[size_t(hole)]) ++hole;
         return int32_t(base + hole++);
     };
-    for (int32_t child : mine) plan.child_rows[child] = next_hole();
-    for (; beyond < fill; ++beyond)
+    for (int64_t c = 0; c < come; ++c)
+        if (!away[size_t(c)]) plan.child_rows[first + c] = next_hole();
+    for (int64_t beyond = size; beyond < fill; ++beyond)
         if (held[size_t(beyond)]) {
             plan.source[at] = int32_t(base + beyond);
             plan.target[at++] = next_hole();
         }
+    for (int64_t k = 0; k < taken; ++k) room[k] = next_hole();
     return at;
 }
 
@@ -235,21 +280,28 @@ CLM_API void clm_split(float* geometry, const uint64_t* keys, const uint8_t* spl
 }
 
 // How entries [n] are cut (see above).
-CLM_API void clm_cut(const float* entries, int64_t n, int64_t page_rows, int32_t* order) { cut(entries, n, page_rows, order); }
+CLM_API void clm_cut(const float* entries, int64_t n, int64_t count, int32_t* order) { cut(entries, n, count, order); }
 
 // Where rows go when pages [count] change. Of page k: rows leave[leave_at[k] .. leave_at[k + 1]) go, children [come_at[k] ..
-// come_at[k + 1]) come, homes and sizes [home_at[k] .. home_at[k + 1]) are its pages and their rows afterwards, moves are
-// written from move_at[k] on; moves[k]: how many. children [C, 12]: geometry; child_rows [C]: their places.
-CLM_API void clm_plan_growth(const int32_t* fill, int64_t count, int64_t page_rows, const int32_t* leave, const int64_t* leave_at,
-                             const int64_t* come_at, const int32_t* homes, const int32_t* sizes, const int64_t* home_at,
-                             const int64_t* move_at, const float* entries, const float* children, int32_t* child_rows,
-                             int32_t* source, int32_t* target, int64_t* moves) {
+// come_at[k + 1]) come. Gifts, those of page k from gift_at[k] on: how (see kCut), rows, and where their places begin in
+// `places`; page k takes taken[k] rows, whose places, from take_at[k] on, are written there (those in pages that are not listed
+// are there already). No page both gives and takes. Moves are written from move_at[k] on; moves[k]: how many. children [C, 12]:
+// geometry; child_rows [C]: their places.
+CLM_API void clm_plan_growth(const int32_t* pages, const int32_t* fill, int64_t count, int64_t page_rows, const int32_t* leave,
+                             const int64_t* leave_at, const int64_t* come_at, const int64_t* gift_at, const int32_t* how,
+                             const int32_t* gift_rows, const int64_t* gift_place, const int32_t* taken, const int64_t* take_at,
+                             int32_t* places, const int64_t* move_at, const float* entries, const float* children,
+                             int32_t* child_rows, int32_t* source, int32_t* target, int64_t* moves) {
     const Plan plan{entries, children, page_rows, child_rows, source, target};
-    clm::parallel(count, [&](int64_t k, int) {
-        moves[k] = plan_page(plan, leave + leave_at[k], leave_at[k + 1] - leave_at[k], fill[k], come_at[k],
-                             come_at[k + 1] - come_at[k], homes + home_at[k], sizes + home_at[k], home_at[k + 1] - home_at[k],
-                             move_at[k]) - move_at[k];
-    });
+    const Gifts given{how, gift_rows, gift_place, places};
+    for (bool giving : {false, true})  // who gives knows where to
+        clm::parallel(count, [&](int64_t k, int) {
+            const int64_t gifts = gift_at[k + 1] - gift_at[k];
+            if ((gifts > 0) != giving) return;
+            moves[k] = plan_page(plan, pages[k], leave + leave_at[k], leave_at[k + 1] - leave_at[k], fill[k], come_at[k],
+                                 come_at[k + 1] - come_at[k], given, gift_at[k], gifts, taken[k], places + take_at[k],
+                                 move_at[k]) - move_at[k];
+        });
 }
 
 // New rows: geometry [count, 12] and colour [count, 48] of rows [count] at places [count], with their cull entries; keys,
