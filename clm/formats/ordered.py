@@ -70,7 +70,7 @@ def _runs(ascending: np.ndarray) -> np.ndarray:
 
 def _read_rows(bucket: np.ndarray) -> int:
     """Rows that are read for those of a bucket, beginning a read counted as _GAP of them."""
-    ascending = np.sort(bucket)
+    ascending = np.sort(bucket).astype(np.int64)
     cuts = _runs(ascending)
     return int((ascending[cuts[1:] - 1] - ascending[cuts[:-1]] + _GAP).sum())
 

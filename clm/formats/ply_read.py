@@ -73,7 +73,7 @@ class _Header:
 
 
 class Numbered(NamedTuple):
-    """Rows and their numbers in the file [k] i32, ascending."""
+    """Rows and their numbers in the file [k] i64, ascending."""
 
     numbers: np.ndarray
     geometry: np.ndarray
@@ -138,7 +138,7 @@ class PlyRows:
         infinite = np.isinf(logits)
         np.copyto(logits, np.copysign(np.float32(INFINITE_LOGIT), logits), where=infinite)
         good = np.isfinite(geometry).all(axis=1) & np.isfinite(colour).all(axis=1) & geometry[:, QUATS].any(axis=1)
-        numbers = np.arange(first, first + len(table), dtype=np.int32)
+        numbers = np.arange(first, first + len(table))
         if not good.all():
             numbers, geometry, colour = numbers[good], geometry[good], colour[good]
         return Numbered(numbers, geometry, colour), int(infinite.sum())

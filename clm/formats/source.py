@@ -8,12 +8,13 @@ from typing import Protocol
 
 import numpy as np
 
-from clm.errors import ClmError
+from clm.errors import ClmError, ResourceError
 from clm.formats.ordered import in_order
 from clm.formats.ply_read import PlyRows
 from clm.progress import Report, counted, rows_of
 from clm.store.layout import MEANS
 from clm.store.order import plain_entries
+from clm.store.paged import MOST_PLACES
 from clm.store.store import Store
 
 FAR = 1e5  # coordinates beyond are taken for georeferenced
@@ -70,6 +71,11 @@ class PlySource:
 
     def entries(self) -> np.ndarray:
         ply, rows = self._ply, 0
+        if ply.count > MOST_PLACES:
+            raise ResourceError(
+                f"{ply.path} holds {ply.count:,} Gaussians, and a store has room for {MOST_PLACES:,}.",
+                "Take a part of it.",
+            )
         entries, numbers = np.empty((ply.count, 4), np.float32), np.empty(ply.count, np.int32)
         pieces = ply.numbered()
         what = f"reading places in {ply.path.name}"

@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 
 from clm.config import Config
+from clm.errors import ResourceError
+from clm.formats.ply_read import open_ply
 from clm.formats.ply_write import write_ply
+from clm.formats.source import PlySource
 from clm.formats.start import initial_store
+from clm.progress import unseen
 from clm.scene import Scene
 from clm.scene.open import open_scene
 from clm.store.identity import identity_floats
@@ -93,6 +97,13 @@ def test_starting_from_points_takes_fifty_bytes_per_point_beside_the_store(monke
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (peaks[1] - peaks[0]) / (counts[1] - counts[0]) < 35
+
+
+def test_a_ply_of_more_rows_than_a_store_has_places_is_refused_before_anything_is_taken(tmp_path: Path) -> None:
+    write_ply(tmp_path / "a.ply", [(np.ones((2, 12), np.float32), np.ones((2, 48), np.float32))])
+    huge = dataclasses.replace(open_ply(tmp_path / "a.ply"), count=2**31)
+    with pytest.raises(ResourceError, match=r"holds 2,147,483,648 Gaussians, and a store has room for 2,147,483,647"):
+        PlySource(huge, np.zeros(3), tmp_path, 1, print, unseen).entries()
 
 
 @pytest.mark.parametrize("bucket_rows", [1000, 1 << 20])
