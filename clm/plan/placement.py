@@ -42,7 +42,7 @@ from clm.plan.refusals import (
     too_large_in_core,
 )
 from clm.plan.residency import largest_turn
-from clm.store.frames import LEAST_FRAMES
+from clm.store.frames import LEAST_FRAMES, THREADS
 from clm.store.layout import PAGE_ROWS
 from clm.units import format_bytes
 
@@ -105,7 +105,8 @@ def choose_placement(
     largest view, such views go in pieces. Under `auto` and `disk` arena and resident rows compete: the arena gets no more
     than the usual union, and the rest goes to resident rows. `none` and `host` insist on all and on none.
     shared_memory: device memory is the host's (the CPU), so resident rows are not kept a second time on the host, and with
-    `disk` there are none: the arena gets a quarter of what there is, or up to half of it for the largest view, frames the rest.
+    `disk` there are none: the arena gets a quarter of what there is for two of the largest views, or half of it for one of them,
+    frames the rest.
     host_holds_device: the host's budget is to hold all that the device has, too.
     host_beside: bytes of the host's budget that are not for rows, nor for what the device counts; beside_frames: more of them,
     where frames take all that is left. disk_free: bytes free where the scratch file would be; 0: nowhere.
@@ -224,6 +225,7 @@ def _on_disk(case: _Case, because: str) -> Placement:
     """Pages on disk, those that fit in frames of the host. because: why, for the user."""
     frame, fewest = frame_bytes(case.page_rows, case.moments), LEAST_FRAMES
     kept = paged_bytes(case.rows, case.pages) + case.host_beside + case.beside_frames
+    kept += THREADS * page_file_bytes(case.page_rows, case.moments)  # a buffer each
     least = kept + fewest * frame + (case.smallest if case.shared_memory else 0)
     if least > case.host_budget:
         disk_too_small = case.file_bytes > scratch_room(case.disk_free)
@@ -232,8 +234,8 @@ def _on_disk(case: _Case, because: str) -> Placement:
     device = case.device_budget
     if case.shared_memory:
         left = case.host_budget - kept - fewest * frame
-        whole_view = case.arena(case.largest_view)
-        device = min(device, max(case.smallest, left // 4, min(whole_view, left // 2)))
+        two_views, whole_view = case.arena(2 * case.largest_view), case.arena(case.largest_view)
+        device = min(device, max(case.smallest, min(left // 4, two_views), min(left // 2, whole_view)))
     if case.smallest > device:
         raise device_too_small(case.largest_view, case.smallest, device)
     if case.file_bytes > scratch_room(case.disk_free):
@@ -266,6 +268,7 @@ def _disk_way(case: _Case, offload: str) -> str:
 def frames_to_grow(host_left: int, rows: int, moments: str, page_rows: int = PAGE_ROWS) -> int:
     """Pages that `host_left` bytes of the host hold beside what it keeps of so many rows, which are about to come."""
     kept = paged_bytes(rows, grown_pages(rows, page_rows)) + GROWTH_ROW_BYTES * rows
+    kept += THREADS * page_file_bytes(page_rows, moments)
     return max(LEAST_FRAMES, (host_left - kept) // frame_bytes(page_rows, moments))
 
 
@@ -274,7 +277,7 @@ def most_rows_on_disk(host_left: int, disk_free: int, *, moments: str, page_rows
     included, and its place in a page of the scratch file.
 
     host_left: bytes of the host for rows; disk_free: bytes free for the scratch file, with those that it has already."""
-    frames = LEAST_FRAMES * frame_bytes(page_rows, moments)
+    frames = LEAST_FRAMES * frame_bytes(page_rows, moments) + THREADS * page_file_bytes(page_rows, moments)
     in_pages = GROWN_FILL * page_rows  # rows of a page
     on_host = (host_left - frames - PAGE_TABLE_BYTES) / (CULL_BYTES + GROWTH_ROW_BYTES + PAGE_TABLE_BYTES / in_pages)
     on_disk = scratch_room(disk_free) // page_file_bytes(page_rows, moments) * in_pages
