@@ -41,6 +41,8 @@ def _library() -> ctypes.CDLL:
     library.clm_swap_pages.restype = ctypes.c_int
     library.clm_places.argtypes = [address, long, address, long, address]
     library.clm_places.restype = None
+    library.clm_page_runs.argtypes = [address, long, long, address, address]
+    library.clm_page_runs.restype = long
     return library
 
 
@@ -74,6 +76,16 @@ def swap_pages(
         pointer(done, i64, None),
     )
     return int(error), int(done[0]), bool(done[1])
+
+
+def page_runs(rows: np.ndarray, page_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pages [A] i32 of rows [M] i32 (ascending, not once each), and where the rows of each begin [A] i64."""
+    most = len(rows) and min(len(rows), int(rows[-1]) // page_rows - int(rows[0]) // page_rows + 1)
+    pages, starts = np.empty(most, i32), np.empty(most, i64)
+    count = _library().clm_page_runs(
+        pointer(rows, i32, None), len(rows), page_rows, pointer(pages, i32, None), pointer(starts, i64, None)
+    )
+    return pages[:count], starts[:count]
 
 
 def places(rows: np.ndarray, frame_of: np.ndarray, page_rows: int) -> np.ndarray:

@@ -190,7 +190,7 @@ class Console:
         if len(self._refused) > 1:
             self._say(
                 f"growth was refused {len(self._refused)} times, of up to {max(self._refused):,} Gaussians at once: "
-                "--gpu-memory, --host-memory and --max-gaussians set the budget"
+                "--host-memory, --max-gaussians and the disk of --scratch set the budget"
             )
         state = "stopped" if event.interrupted else "done"
         self._say(f"{state} at image {event.iteration} after {clock(event.seconds)}, {event.num_gaussians:,} Gaussians")

@@ -1,7 +1,7 @@
 """Rows in pages, wherever they lie: how many of each page are live, where they can be drawn, and the ways to them.
 
 A row's id is page * page_rows + place; the live places of a page are its first `fill`. Where the rows lie is up to `arrays`: in
-RAM at their ids, or in frames over a file, so whoever reads or writes rows goes through `parts` and `hold`, or `sweep`.
+RAM at their ids, or in frames over a file, so whoever reads or writes rows goes through `reach` or `sweep`.
 Invariants: `entries` bounds where each row can be drawn until its next gradient; `bounds` follows `entries` per page; what lies
 at free places is undefined.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,12 @@ import numpy as np
 from clm.errors import ResourceError
 from clm.kernels.cull import block_bounds
 from clm.kernels.memory import RowPages
+from clm.kernels.page_file import page_runs
 from clm.kernels.rows import StoreView
 from clm.store.arrays import RowArrays, row_bytes_of
 from clm.store.frames import LEAST_FRAMES, Frames
 from clm.store.layout import CHUNK_ROWS, PAGE_ROWS
-from clm.store.pages import live_rows, pages_of
+from clm.store.pages import live_rows
 
 ENTRY_COLUMNS = 4
 MOST_PLACES = 2**31 - 1  # ids are int32
@@ -113,23 +113,19 @@ class PagedRows:
 
     # ---- the rows ----
 
-    def parts(self, rows: np.ndarray) -> Iterator[slice]:
-        """Consecutive parts of rows [n] (ascending ids) whose pages can be held at once."""
-        most = self.arrays.most_pages
-        if self.disk is None or not len(rows):
-            return iter([slice(0, len(rows))])
-        starts = np.flatnonzero(np.diff(rows // self.page_rows, prepend=-1))[::most].tolist()
-        return (slice(a, b) for a, b in zip(starts, [*starts[1:], len(rows)], strict=True))
-
-    @contextmanager
-    def hold(self, rows: np.ndarray, changing: bool = False) -> Iterator[RowArrays]:
-        """Have the pages of rows [n] (ascending ids, one of `parts`) in RAM meanwhile; they lie at the places `at(rows)` of the
-        arrays. changing: rows are written."""
+    def reach(self, rows: np.ndarray, changing: bool = False) -> Iterator[tuple[slice, RowArrays, np.ndarray]]:
+        """Rows [n] (ascending ids, which may come more than once) part by part: which of them, the arrays, and the places [..] i32 in them at which they lie.
+        Their pages are in RAM until the next part is asked for. changing: rows are written."""
         if self.disk is None:
-            yield self.arrays
-        else:
-            with self.arrays.hold(pages_of(rows, self.page_rows), changing):
-                yield self.arrays
+            yield slice(0, len(rows)), self.arrays, rows
+            return
+        pages, starts = page_runs(rows, self.page_rows)
+        ends, most = np.append(starts[1:], len(rows)), self.arrays.most_pages
+        for first in range(0, len(pages), most):
+            held = pages[first : first + most]
+            part = slice(int(starts[first]), int(ends[first + len(held) - 1]))
+            with self.arrays.hold(held, changing):
+                yield part, self.arrays, self.arrays.at(rows[part])
 
     def sweep(
         self, pages: np.ndarray | None = None, changing: bool = False, at_once: int = CHUNK_ROWS

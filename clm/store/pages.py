@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from clm.kernels.grow import Gifts, plan_pages
+from clm.kernels.page_file import page_runs
 from clm.store.gifts import QUITE_EMPTY, FreePages, gifts_of_empty_pages, gifts_of_full_pages
 
 
@@ -50,9 +51,8 @@ def live_rows(pages: np.ndarray, fill: np.ndarray, page_rows: int) -> np.ndarray
 
 
 def pages_of(rows: np.ndarray, page_rows: int) -> np.ndarray:
-    """Pages [A] i32 (ascending) of rows [n] (ascending ids)."""
-    pages = rows // page_rows
-    return np.asarray(pages[np.flatnonzero(np.diff(pages, prepend=-1))], np.int32)
+    """Pages [A] i32 (ascending) of rows [n] i32 (ascending ids)."""
+    return page_runs(rows, page_rows)[0]
 
 
 def plan_growth(

@@ -142,10 +142,8 @@ def _growth(
         if len(rows) > len(room.geometry):  # kept: memory that is new each time is cleared by the system each time
             room = Rows(*(np.empty((len(rows) * 5 // 4, array.shape[1]), np.float32) for array in room))
         made = Rows(*(array[: len(rows)] for array in room))
-        for part in store.parts(rows):
-            with store.hold(rows[part]) as held:
-                to = made.geometry[part], made.colour[part]
-                row_kernels.fetch(held, step, held.at(rows[part]), *to, COLOUR_COLUMNS)
+        for part, held, at in store.reach(rows):
+            row_kernels.fetch(held, step, at, made.geometry[part], made.colour[part], COLOUR_COLUMNS)
         split(made.geometry, keys[piece], splits[piece], seed, image, np.log(SPLIT_SHRINK))
         return made
 

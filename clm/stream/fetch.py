@@ -85,10 +85,8 @@ class Fetch:
             if buffer.left is not None:
                 buffer.left.synchronize("the rows gathered before have left this staging buffer")
             packed = packed_rows(buffer.staging.host, count, columns, np.uint16 if batch.bf16_colours else None)
-            for part in tiers.store.parts(rows):
-                with tiers.store.hold(rows[part]) as held:
-                    to = packed.geometry[part], packed.colour[part]
-                    row_kernels.fetch(held, batch.adam, held.at(rows[part]), *to, columns)
+            for part, held, at in tiers.store.reach(rows):
+                row_kernels.fetch(held, batch.adam, at, packed.geometry[part], packed.colour[part], columns)
         with batch.span(stream, "load", "copy in", i):
             stream.run(tiers.device.to_device, buffer.staging, row_floats(count, columns, batch.bf16_colours))
         buffer.left = stream.record()

@@ -127,10 +127,9 @@ class SendBack:
         with batch.host_span("update", "host adam", i):
             entries = np.empty((len(rows), 4), np.float32)
             gradients = packed_gradients(buffer.staging.host, len(rows), columns)
-            for part in store.parts(rows):
-                mine, to = Gradients(gradients.grad_geometry[part], gradients.grad_colour[part]), entries[part]
-                with store.hold(rows[part], changing=True) as held:
-                    row_kernels.adam(held, batch.adam, held.at(rows[part]), mine, None, columns, held.statistics, to)
+            for part, held, at in store.reach(rows, changing=True):
+                mine = Gradients(gradients.grad_geometry[part], gradients.grad_colour[part])
+                row_kernels.adam(held, batch.adam, at, mine, None, columns, held.statistics, entries[part])
             batch.entries.append((rows, entries))
 
 

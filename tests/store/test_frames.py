@@ -67,9 +67,8 @@ def test_changes_through_frames_are_those_in_ram(
     store.arrays.expect([np.unique(np.array(look, np.int32)) for look in looks])
     for tick, (ids, value) in enumerate(changes):
         rows = np.unique(np.array(ids, np.int32))
-        for part in store.parts(rows):
-            with store.hold(rows[part], changing=True) as held:
-                held.colour[held.at(rows[part])] += np.float32(value)
+        for _, held, at in store.reach(rows, changing=True):
+            held.colour[at] += np.float32(value)
         plain.colour[rows] += np.float32(value)
         store.arrays.passed(tick)
     assert same(store, plain)
@@ -98,9 +97,10 @@ def test_several_threads_use_the_frames_at_once(tmp_path: Path) -> None:
         rng = np.random.default_rng(mine)
         for _ in range(5):
             rows = np.arange(mine, 2000, 3, dtype=np.int32)
-            for part in sorted(store.parts(rows), key=lambda part: rng.random()):
-                with store.hold(rows[part], changing=True) as held:
-                    held.colour[held.at(rows[part]), 0] += 1
+            for k in rng.permutation(7):
+                some = np.array_split(rows, 7)[k]
+                for _, held, at in store.reach(some, changing=True):
+                    held.colour[at, 0] += 1
 
     threads = [Thread(target=work, args=(k,)) for k in range(3)]
     for thread in threads:
@@ -228,3 +228,17 @@ def test_next_uses_follow_the_ticks_in_any_order() -> None:
 
 def test_seconds_of_overlapping_spans_count_once() -> None:
     assert seconds_of([(0.0, 1.0), (0.5, 2.0), (3.0, 4.0), (3.2, 3.4)]) == 3.0
+
+
+@given(
+    rows=st.lists(st.integers(0, 5000), max_size=300),
+    page_rows=st.sampled_from([1, 7, 8, 100, 2048]),
+)
+def test_runs_of_pages_are_those_of_the_ids(rows: list[int], page_rows: int) -> None:
+    ids = np.array(sorted(rows), np.int32)
+    pages, starts = page_file.page_runs(ids, page_rows)
+    wanted, first = np.unique(ids // page_rows, return_index=True)
+    assert np.array_equal(pages, wanted) and np.array_equal(starts, first)
+    frame_of = np.random.default_rng(0).permutation(5001 // page_rows + 1).astype(np.int32)
+    at = frame_of[ids // page_rows] * page_rows + ids % page_rows
+    assert np.array_equal(page_file.places(ids, frame_of, page_rows), at)

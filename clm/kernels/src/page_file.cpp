@@ -98,14 +98,37 @@ CLM_API int clm_swap_pages(int file, const PageArrays* a, int64_t entries, const
     return 0;
 }
 
+// Pages of ascending rows, which may be named more than once, and where the rows of each begin; returns how many.
+CLM_API int64_t clm_page_runs(const int32_t* rows, int64_t count, int64_t page_rows, int32_t* pages, int64_t* starts) {
+    int64_t runs = 0;
+    for (int64_t i = 0; i < count;) {
+        const int64_t page = rows[i] / page_rows, end = (page + 1) * page_rows;
+        pages[runs] = int32_t(page);
+        starts[runs++] = i;
+        int64_t low = i + 1, high = count;  // the first row behind the page lies here
+        while (low < high) {
+            const int64_t middle = (low + high) / 2;
+            if (rows[middle] < end) low = middle + 1;
+            else high = middle;
+        }
+        i = low;
+    }
+    return runs;
+}
+
 // places[i] = where row rows[i] lies in the frames: frame_of its page, the same place in it.
 CLM_API void clm_places(const int32_t* rows, int64_t count, const int32_t* frame_of, int64_t page_rows, int32_t* places) {
     constexpr int64_t chunk = 1 << 15;
     clm::parallel((count + chunk - 1) / chunk, [&](int64_t part, int) {
         const int64_t end = part * chunk + chunk < count ? part * chunk + chunk : count;
+        int64_t first = 0, last = 0, shift = 0;  // rows of the page of the row before, and how far they lie from their ids
         for (int64_t i = part * chunk; i < end; ++i) {
-            const int64_t page = rows[i] / page_rows;
-            places[i] = int32_t(frame_of[page] * page_rows + (rows[i] - page * page_rows));
+            if (rows[i] < first || rows[i] >= last) {
+                const int64_t page = rows[i] / page_rows;
+                first = page * page_rows, last = first + page_rows;
+                shift = frame_of[page] * page_rows - first;
+            }
+            places[i] = int32_t(rows[i] + shift);
         }
     });
 }
