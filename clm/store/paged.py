@@ -114,8 +114,8 @@ class PagedRows:
     # ---- the rows ----
 
     def reach(self, rows: np.ndarray, changing: bool = False) -> Iterator[tuple[slice, RowArrays, np.ndarray]]:
-        """Rows [n] (ascending ids, which may come more than once) part by part: which of them, the arrays, and the places [..] i32 in them at which they lie.
-        Their pages are in RAM until the next part is asked for. changing: rows are written."""
+        """Rows [n] (ascending ids, which may come more than once) part by part: which of them, the arrays, and the places [..] i32
+        in them at which they lie. Their pages are in RAM until the next part is asked for. changing: rows are written."""
         if self.disk is None:
             yield slice(0, len(rows)), self.arrays, rows
             return
