@@ -46,7 +46,7 @@ class CpuResidents:
         fresh = entries.device[: 4 * len(positions)].reshape(-1, 4)
         row_kernels.adam(self._store, step, positions, arena, slots, columns, self._store.statistics, fresh)
 
-    def write_back(self) -> None:
+    def write_back(self, pages: np.ndarray) -> None:
         """They are where they belong."""
 
 

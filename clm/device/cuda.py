@@ -20,7 +20,6 @@ import mmap
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,6 +33,7 @@ from clm.device.workspace import Workspace
 from clm.errors import OutOfDeviceMemory, ResourceError
 from clm.kernels.rows import AdamStep
 from clm.plan.budget import device_work_bytes
+from clm.store.arrays import RowArrays
 from clm.store.layout import CHUNK_ROWS
 from clm.store.store import Store
 from clm.units import format_bytes
@@ -107,22 +107,30 @@ class CudaResidents:
         self._adam: DeviceAdam | None = None
         self._steps: dict[tuple[int, float, bool], DeviceStep] = {}
         for name in _COPIED:
-            values = getattr(store, name)
+            values = getattr(store.arrays, name)
             dtype = torch.int32 if values.dtype == np.int32 else torch.float32
-            here = device.empty((len(rows), *values.shape[1:]), dtype, "resident Gaussians")
-            for there, at in self._runs():
-                here[there].copy_(_widened(values[at]))  # returns when it has arrived: any stream may read it
-            setattr(self, name, here)
+            setattr(self, name, device.empty((len(rows), *values.shape[1:]), dtype, "resident Gaussians"))
+        for here, held, there in self._pieces(np.arange(len(rows)), changing=False):
+            for name in _COPIED:  # returns when it has arrived: any stream may read it
+                getattr(self, name)[here].copy_(_widened(getattr(held, name)[there]))
         # Two, because rows are caught up on one stream while others are updated on another.
         self._fetching, self._updating = (device.workspace(min(at_once, len(rows))) for _ in range(2))
 
-    def _runs(self) -> Iterator[tuple[slice, slice]]:
-        """(positions, ids in the store) of runs of consecutive rows, CHUNK_ROWS at most: no row is picked out by itself."""
-        edges = np.flatnonzero(np.diff(self._rows) != 1) + 1
-        for begin, end in pairwise([0, *edges.tolist(), len(self._rows)]):
-            for first in range(begin, end, CHUNK_ROWS):
-                at, count = int(self._rows[first]), min(CHUNK_ROWS, end - first)
-                yield slice(first, first + count), slice(at, at + count)
+    def _pieces(self, positions: np.ndarray, changing: bool) -> Iterator[tuple[slice, RowArrays, slice | np.ndarray]]:
+        """(positions, arrays that hold the rows, their places there) of runs of consecutive rows at positions [n] (ascending),
+        CHUNK_ROWS at most: the one way to the store's rows, of which a few are held at a time."""
+        edges = np.flatnonzero((np.diff(self._rows[positions]) != 1) | (np.diff(positions) != 1)) + 1
+        for run in np.split(positions, edges):
+            for first in range(0, len(run), CHUNK_ROWS):
+                some = self._rows[run[first : first + CHUNK_ROWS]]
+                for part, held, at in self._store.reach(some, changing):
+                    begin = int(run[first]) + part.start
+                    together = bool((np.diff(at) == 1).all())  # in RAM; pages in frames may lie apart
+                    yield (
+                        slice(begin, begin + len(at)),
+                        held,
+                        slice(int(at[0]), int(at[-1]) + 1) if together else at,
+                    )
 
     def _at(self, step: AdamStep) -> DeviceStep:
         """The step's constants; the tables of a run are uploaded once."""
@@ -143,14 +151,18 @@ class CudaResidents:
         fresh = entries.device[: 4 * len(positions)].view(-1, 4)
         adam_rows(self, self._at(step), positions, arena, slots, columns, self.statistics, fresh, self._updating)
 
-    def write_back(self) -> None:
-        for name in _COPIED:
-            values, here = getattr(self._store, name), getattr(self, name)
-            values = values.view(np.int16) if values.dtype == np.uint16 else values  # torch knows their bits so
-            for there, at in self._runs():
-                torch.from_numpy(values[at]).copy_(
-                    _narrowed(here[there], values.dtype)
-                )  # waits: the store is read next
+    def write_back(self, pages: np.ndarray) -> None:
+        wanted = self._rows // self._store.page_rows
+        positions = np.flatnonzero(np.isin(wanted, pages, kind="table"))
+        for here, held, there in self._pieces(positions, changing=True):
+            for name in _COPIED:
+                values = getattr(held, name)
+                values = values.view(np.int16) if values.dtype == np.uint16 else values  # torch knows their bits so
+                rows = values[there]
+                fresh = _narrowed(getattr(self, name)[here], values.dtype)
+                torch.from_numpy(rows).copy_(fresh)  # waits: the store is read next
+                if not isinstance(there, slice):
+                    values[there] = rows
 
 
 def _widened(values: np.ndarray) -> Tensor:

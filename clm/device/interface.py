@@ -154,8 +154,9 @@ class ResidentRows(Protocol):
     ) -> None:
         """Apply `step` with the gradients at the slots; new cull entries [n, 4] go to `entries`, on the device."""
 
-    def write_back(self) -> None:
-        """Copy everything to the store's arrays on the host, and return when it is there."""
+    def write_back(self, pages: np.ndarray) -> None:
+        """Copy the rows of pages [A] (ids, ascending) to the store's arrays on the host, and return when they are there. Rows of
+        all other pages are there as they are here."""
 
 
 class Device(Protocol):

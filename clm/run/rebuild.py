@@ -13,16 +13,16 @@ class Rebuild:
 
     def __init__(self, store: Store, make_room: Callable[[int], None]):
         """make_room(rows): called before the rows become so many."""
-        self.store, self.pages, self.rows, self.every_row = store, 0, 0, False  # how many changed
+        self.store, self.rows = store, 0  # how many changed
         self._make_room = make_room
 
     def apply(self, growth: Growth) -> int:
         """Carry out a growth; returns how many pages changed."""
         self._make_room(self.store.rows - len(growth.leave) + len(growth.parents))
-        self.pages += (changed := len(self.store.apply(growth)))
+        changed = len(self.store.apply(growth))
         self.rows += len(growth.leave) + len(growth.parents)
         return changed
 
     def everything(self) -> None:
         """Every row changed in its place."""
-        self.every_row, self.rows = True, self.rows + self.store.rows
+        self.rows += self.store.rows

@@ -175,11 +175,11 @@ class Residence:
         placed anew afterwards; ResourceError, with the rows as they were changed, when they fit nowhere."""
         self._before_rebuilding()
         with self.whole() as store:
-            yield (rebuild := Rebuild(store, self._make_room))
+            yield Rebuild(store, self._make_room)
         if not self._placement_holds():
             self._replace()  # no write-back: what the device holds is of the rows as they were
-        elif rebuild.pages or rebuild.every_row:
-            self.tiers.update()
+        else:
+            self.tiers.update()  # also where no page changed: statistics were cleared
 
     def _placement_holds(self) -> bool:
         """Whether rows may stay where they are: about as many as when they were placed, within the budget, and batches in an

@@ -87,6 +87,7 @@ class Lanes:
         """Start loading for `plan`; rows are caught up to `adam.step - 1`, `columns` of their colours are active. coming: pages
         of the views after it, of a store on disk."""
         self.tiers.device.start_clock()
+        self.tiers.about_to_change(plan.union_rows)
         self._coming = coming
         self._begin(Batch(plan, adam, columns, plan.traffic, plan.union_rows))
 

@@ -1,7 +1,7 @@
 """Where rows are: the store on the host, resident pages and the arena on the device. Shared by lanes and rendering.
 
-Invariant: a row of a resident page is read and updated on the device only, until `write_back` copies it to the store;
-where the device shares the host's memory its rows never leave the store, and a row's position is its id.
+Invariant: a row of a resident page is read and updated on the device only, until `write_back` copies the pages that changed to the
+store; where the device shares the host's memory its rows never leave the store, and a row's position is its id.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import numpy as np
 
 from clm.device.interface import Arena, Device, ResidentRows
 from clm.plan.budget import resident_row_bytes
+from clm.store.pages import pages_of
 from clm.store.store import Store
 
 _NOTHING, _EVERYTHING = np.zeros(0, np.int32), slice(None)
@@ -41,6 +42,7 @@ class Tiers:
     def _settle_in(self, resident_pages: np.ndarray) -> None:
         """Residents are the rows of these pages now. A device with memory of its own takes them from the store."""
         self.resident_pages = resident_pages
+        self._ahead = np.zeros(len(resident_pages), bool)  # pages that the store does not have as the device has them
         fill = np.where(resident_pages, self.store.fill, 0).astype(np.int64)
         self.resident_rows = int(fill.sum())
         # A page's first position minus its first row: positions of its rows are their ids plus this.
@@ -103,10 +105,15 @@ class Tiers:
             self.device.release_unused()
             self.arena = self.device.arena(slots)
 
+    def about_to_change(self, rows: np.ndarray) -> None:
+        """Rows [n] (ascending ids) are updated from now on, wherever they are."""
+        self._ahead[pages_of(rows, self.store.page_rows)] = True
+
     def write_back(self) -> None:
         """Make the store's arrays whole: before it is saved, written as a PLY, or rebuilt."""
         if self.residents is not None:
-            self.residents.write_back()
+            self.residents.write_back(np.flatnonzero(self._ahead & self.resident_pages))
+        self._ahead[:] = False
 
     @property
     def device_bytes(self) -> int:

@@ -109,6 +109,7 @@ class FakeResidents:
         self.names = [name for name in store.names if name != "keys"]
         for name in self.names:
             getattr(self.here, name)[:] = getattr(store, name)[rows]
+        self.before = {name: getattr(self.here, name).copy() for name in self.names}  # what the store has of them
         self._poison()
 
     def _poison(self) -> None:
@@ -127,9 +128,16 @@ class FakeResidents:
         fresh = entries.device[: 4 * len(positions)].reshape(-1, 4)
         row_kernels.adam(self.here, step, positions, arena, slots, columns, self.here.statistics, fresh)
 
-    def write_back(self) -> None:
+    def write_back(self, pages: np.ndarray) -> None:
+        """Rows of other pages must be as they were."""
+        written = np.isin(self.rows // self.store.page_rows, pages)
         for name in self.names:
-            getattr(self.store, name)[self.rows] = getattr(self.here, name)
+            here, before = getattr(self.here, name), self.before[name]
+            assert here[~written].tobytes() == before[~written].tobytes(), (
+                f"{name}: a page that changed is not written back"
+            )
+            before[written] = here[written]
+            getattr(self.store, name)[self.rows] = before
 
 
 class FakeDevice(CpuDevice):

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from clm.device.cuda import CudaDevice, CudaResidents  # noqa: E402
+from clm.store.store import Store  # noqa: E402
 from scripts.doubles.cuda import Cuda  # noqa: E402
 from tests.stream.test_lanes import (  # noqa: E402
     Tape,
@@ -97,6 +98,24 @@ def test_resident_colours_are_exact_for_evaluation_and_rounded_for_the_batch_of_
         colours.append(arena.colour[:, :27].clone())
     assert torch.equal(colours[1], colours[0].bfloat16().float())
     assert torch.equal(colours[2], colours[0]) and not torch.equal(colours[1], colours[0])
+
+
+@pytest.mark.parametrize("moments", ["f32", "bf16"])
+def test_a_write_back_copies_the_rows_of_pages_that_changed_and_no_others(moments: str) -> None:
+    geometry = np.random.default_rng(0).normal(size=(40, 12)).astype(np.float32)
+    store = Store(40, moments=moments, page_rows=8)
+    store.append(geometry, np.ones((40, 48), np.float32))
+    pages = np.array([0, 2, 3])
+    residents = device().residents(store, store.rows_of(pages), 24)
+    for name in ("geometry", "m_colour", "stamp"):
+        getattr(residents, name).fill_(7)
+    residents.write_back(np.array([2]))
+    there = np.arange(16, 24)
+    for name in ("geometry", "m_colour", "stamp"):
+        values = getattr(store, name)
+        seven = 7.0 if values.dtype != np.uint16 else 0x40E0  # 7 in bf16
+        assert (values[there] == seven).all() and not (np.delete(values, there, axis=0) == seven).any()
+    assert not store.v_colour.any()
 
 
 class NoMemoryLeft(TorchDispatchMode):

@@ -109,7 +109,7 @@ def test_rows_with_bf16_moments_are_widened_and_narrowed_on_the_way() -> None:
         residents = device.residents(halves, np.arange(500, dtype=np.int32), 100)
         assert residents.m_colour.device == device.where and residents.m_colour.dtype == torch.float32
         with device.mode:
-            residents.write_back()
+            residents.write_back(np.array([0]))
 
 
 def a_slot_list_on_the_host(patch: pytest.MonkeyPatch) -> None:
