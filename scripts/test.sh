@@ -7,4 +7,5 @@ export OMP_WAIT_POLICY=passive
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest --durations=10 "$@"
+# A file per process at a time: the tests of a file share what they made.
+exec .venv/bin/python -m pytest -n 2 --dist loadfile --durations=10 "$@"

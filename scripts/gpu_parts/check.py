@@ -19,7 +19,7 @@ from clm.run.events import BatchDone
 from clm.run.loop import train_batch
 from clm.run.open import Run, open_run
 from clm.scene import Scene, load_scene
-from clm.store import store as store_module
+from clm.store import paged
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def use_doubles() -> None:
     from scripts.doubles import gsplat_stub
 
     torch.set_num_threads(1)
-    store_module.PAGE_ROWS = 32  # so that few rows have blocks to choose from
+    paged.PAGE_ROWS = 32  # so that few rows have blocks to choose from
     gsplat_stub.install(pytest.MonkeyPatch())
 
 
