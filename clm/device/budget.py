@@ -35,10 +35,6 @@ class DeviceBudget:
             return self.bytes
         return host_budget - (store_bytes(rows, store_row_bytes(moments)) if offload == "host" else 0)
 
-    def at_most(self, host_free: int) -> int:
-        """Bytes for an arena where nothing else is to come, beside a host that has so many free."""
-        return int(AVAILABLE_SHARE * host_free) if self.bytes is None else self.bytes
-
 
 def reserve_bytes(total: int) -> int:
     """What is left free of a device with so much memory."""

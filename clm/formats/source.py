@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Protocol
 
@@ -43,10 +44,13 @@ def store_of(source: Source, order: np.ndarray, moments: str | None, make: Make,
     """A store of rows `order` [n] i32 of a source, in that order; a row's key is its number. Memory: a chunk."""
     store, done = make(len(order), moments), 0
     what = f"making {len(order):,} Gaussians"
-    for geometry, colour in counted(source.chunks(order), what, len(order), "Gaussians", report, rows_of):
-        last = done + len(geometry)
-        store.append(geometry, colour, order[done:last].astype(np.uint64))
-        done = last
+    with ExitStack() as unless_done:
+        unless_done.enter_context(closing(store))
+        for geometry, colour in counted(source.chunks(order), what, len(order), "Gaussians", report, rows_of):
+            last = done + len(geometry)
+            store.append(geometry, colour, order[done:last].astype(np.uint64))
+            done = last
+        unless_done.pop_all()
     store.refresh_bounds(np.arange(store.pages, dtype=np.int32))
     return store
 

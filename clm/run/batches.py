@@ -70,7 +70,8 @@ class Batches:
         began, first = time.perf_counter(), self._schedule.image
         planned = self._take(first)
         views = self._schedule.views_of_batch(first)
-        coming = self._residence.pages_of(self._views(first + views, len(self._train)))
+        on_disk = self._residence.on_disk
+        coming = self._residence.pages_of(self._views(first + views, len(self._train))) if on_disk else []
         return NextBatch(first, views, planned, time.perf_counter() - began, coming)
 
     def plan_ahead(self, batch: NextBatch, after: Outcome[Any]) -> None:

@@ -109,6 +109,7 @@ def open_run(
     scene, schedule, store, saved, resume = begun
     unseen = np.ones(store.places, bool) if resume is None else None
     with ExitStack() as stack:
+        stack.enter_context(closing(store))
         cache = stack.enter_context(closing(cache or ImageCache(scene, memory.photos)))
         photos = Photos(scene, cache, config.strict, warn)
         cameras = [view.camera for view in scene.views]
@@ -164,11 +165,14 @@ def _fresh(scene: Scene, config: Config, store: Store | None, emit: Emit, room: 
 def _gone_on(scene: Scene, config: Config, folder: Path, checkpoint: Path, emit: Emit, room: Room) -> _Begun:
     """The scene is as the run has it: with the views held out that it began with, and lengths as they were."""
     checkpoint, saved, store = load_saved(checkpoint, emit, room)
-    for text in config_changes(saved.config, config):
-        _warner(emit)(text)
-    scene = with_split(scene, read_split(folder, saved.config))
-    scene = dataclasses.replace(scene, scale=saved.scene_scale)
-    schedule = Schedule.resumed(config, scene.scale, saved.progress, store, checkpoint)
+    with ExitStack() as unless_begun:
+        unless_begun.enter_context(closing(store))
+        for text in config_changes(saved.config, config):
+            _warner(emit)(text)
+        scene = with_split(scene, read_split(folder, saved.config))
+        scene = dataclasses.replace(scene, scale=saved.scene_scale)
+        schedule = Schedule.resumed(config, scene.scale, saved.progress, store, checkpoint)
+        unless_begun.pop_all()
     return _Begun(scene, schedule, store, saved, checkpoint)
 
 

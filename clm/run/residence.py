@@ -89,6 +89,10 @@ class Residence:
         return self._store.rows
 
     @property
+    def on_disk(self) -> bool:
+        return self._store.disk is not None
+
+    @property
     def tiers(self) -> Tiers:
         assert self._tiers is not None, "moved in"
         return self._tiers
@@ -186,7 +190,7 @@ class Residence:
         arena that holds them (or that the budget cannot make larger)."""
         rows, slots = self._store.rows, self.arena.slots
         if (
-            (self._store.disk is not None) != (self.placement.offload == "disk")  # it had to go there to grow
+            self.on_disk != (self.placement.offload == "disk")  # it had to go there to grow
             or not 0.75 * self._placed_rows <= rows <= 1.25 * self._placed_rows
             or (self._short_of_slots and self._more_slots)
         ):
@@ -225,9 +229,7 @@ class Residence:
         return planned
 
     def pages_of(self, views: list[int]) -> list[np.ndarray]:
-        """Pages [A] i32 that each of some views uses, as far as that is known; nothing where all rows are in RAM."""
-        if self._store.disk is None:
-            return []
+        """Pages [A] i32 that each of some views uses, as far as that is known."""
         return [self._pages_of_views[view] for view in views]
 
     # ---- placement ----
@@ -265,8 +267,6 @@ class Residence:
 
     def close(self) -> None:
         self.lanes.close()
-        if self._store.disk is not None:
-            self._store.close()
 
     def _refresh(self) -> None:
         """Cull entries and bounds of all rows, as of the step reached; before the first one new rows have theirs."""

@@ -7,7 +7,6 @@ a row lies at its id.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -165,6 +164,3 @@ class RowArrays:
 
     def close(self) -> None:
         """Nobody uses the rows any more."""
-
-    def row_bytes(self) -> int:
-        return sum(a.itemsize * math.prod(a.shape[1:]) for a in self.arrays)

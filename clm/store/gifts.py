@@ -15,6 +15,7 @@ import numpy as np
 
 from clm.kernels.grow import CUT, Gifts, find_gifts
 from clm.kernels.sort import space_keys
+from clm.store.order import CLASS_EDGES
 
 FULL = 0.9  # of a page that gave what was too much: the next rebuild finds room
 QUITE_EMPTY = 0.5  # of a page, at most: such a page is looked at again, whether it changed or not
@@ -74,5 +75,5 @@ def along_a_curve(bounds: np.ndarray) -> np.ndarray:
     low, high = bounds[:, :3], bounds[:, 4:7]
     centres = np.column_stack([(low + high) / 2, bounds[:, 3]]).astype(np.float32)
     corner, span = centres[:, :3].min(axis=0).astype(np.float64), np.ptp(centres[:, :3], axis=0).astype(np.float64)
-    edges = (np.median(centres[:, 3]) * np.array([4.0, 16.0, 64.0])).astype(np.float32)
+    edges = (np.median(centres[:, 3]) * np.asarray(CLASS_EDGES)).astype(np.float32)
     return np.argsort(space_keys(centres, corner, np.where(span > 0, span, 1.0), edges), kind="stable")

@@ -10,7 +10,7 @@ import numpy as np
 from clm.kernels.sort import sorted_rows, space_keys
 from clm.store.layout import EXTENT_SIGMAS, LOG_SCALES, MEANS
 
-_CLASS_EDGES = (4.0, 16.0, 64.0)  # multiples of the median bounding radius
+CLASS_EDGES = (4.0, 16.0, 64.0)  # multiples of the median bounding radius
 _SAMPLED_ROWS = 100_000  # at least, for the grid
 
 
@@ -30,7 +30,7 @@ def plain_entries(geometry: np.ndarray) -> np.ndarray:
 
 def space_keys_of(entries: np.ndarray) -> np.ndarray:
     """Keys [N] u64 in whose order rows with these cull entries [N, 4] f32 (centre, bounding radius) are laid out."""
-    edges = np.median(entries[:, 3]) * np.asarray(_CLASS_EDGES, np.float32)
+    edges = np.median(entries[:, 3]) * np.asarray(CLASS_EDGES, np.float32)
     return space_keys(entries, *_grid(entries[:, :3]), edges.astype(np.float32))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -199,37 +200,32 @@ class PagedRows:
         """From now on so many pages are in RAM, the others in a file in the folder `scratch`. Nobody holds rows or has taken
         arrays. Raises ResourceError, before anything moves, where there is no room."""
         frames = max(frames, LEAST_FRAMES)
-        if self.disk is not None:
+        if self.disk is None:
+            self._move_to(Frames(frames, self.moments, self.page_rows, scratch))
+        else:
             self.disk.resize(frames)
-            return
-        before, after = self.arrays, Frames(frames, self.moments, self.page_rows, scratch)
-        try:
-            after.set_fill(np.arange(self.pages), self.fill)
-        except BaseException:
-            after.close()
-            raise
-        for page in np.flatnonzero(self.fill).tolist():
-            one, rows = np.array([page], np.int32), int(self.fill[page])
-            with after.hold(one, True):
-                here, there = page * self.page_rows, int(after.frames_of(one)[0]) * self.page_rows
-                for source, target in zip(before.arrays, after.arrays, strict=True):
-                    target[there : there + rows] = source[here : here + rows]
-            before.release(one, np.zeros(1, np.int32))
-        self.arrays = after
 
     def keep_in_ram(self) -> None:
         """From now on all pages are in RAM, and nothing is on disk."""
-        if (before := self.disk) is None:
-            return
-        before.resize(LEAST_FRAMES)
-        after = RowArrays(self.capacity, self.moments, self.page_rows)
-        after.set_fill(np.arange(self.pages), self.fill)
-        for pages, held in self.sweep():
-            for page, frame in zip(pages.tolist(), held.frames_of(pages).tolist(), strict=True):
-                here, there, rows = frame * self.page_rows, page * self.page_rows, int(self.fill[page])
-                for source, target in zip(held.arrays, after.arrays, strict=True):
-                    target[there : there + rows] = source[here : here + rows]
-        after.note_written(np.arange(self.pages), self.fill)
+        if self.disk is not None:
+            self.disk.resize(LEAST_FRAMES)
+            self._move_to(RowArrays(self.capacity, self.moments, self.page_rows))
+
+    def _move_to(self, after: RowArrays) -> None:
+        """All rows to other arrays; those that had them let go of each page as it is there."""
+        before = self.arrays
+        with ExitStack() as unless_done:
+            unless_done.enter_context(closing(after))
+            after.set_fill(np.arange(self.pages), self.fill)
+            for pages, _ in self.sweep(at_once=self.page_rows):
+                rows = int(self.fill[pages[0]])
+                with after.hold(pages, True):
+                    here, there = (int(held.frames_of(pages)[0]) * self.page_rows for held in (before, after))
+                    for source, target in zip(before.arrays, after.arrays, strict=True):
+                        target[there : there + rows] = source[here : here + rows]
+                before.release(pages, np.zeros(1, np.int32))
+            after.note_written(np.arange(self.pages), self.fill)
+            unless_done.pop_all()
         self.arrays = after
         before.close()
 

@@ -6,10 +6,12 @@ Each turn uses pages twice: its loads are gathered, and its final rows are stepp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 
-from clm.plan.residency import Plan
+from clm.plan.residency import Plan, Turn
+from clm.store.pages import pages_of
 from clm.stream.tiers import Tiers
 
 
@@ -22,17 +24,17 @@ class Ticks:
         self._loads, self._updates = [0] * len(plan.turns), [0] * len(plan.turns)
         self._ticks: list[np.ndarray] = []
         for i, turn in enumerate(plan.turns):
-            self._loads[i] = self._add(tiers, turn.load_rows)
+            self._loads[i] = self._add(tiers, turn.load_rows[: turn.load_early], turn.load_rows[turn.load_early :])
             if i:
-                before = plan.turns[i - 1]
-                self._updates[i - 1] = self._add(tiers, before.send_rows[: before.finals])
+                self._updates[i - 1] = self._add(tiers, _finals(plan.turns[i - 1]))
         if plan.turns:
-            self._updates[-1] = self._add(tiers, plan.turns[-1].send_rows[: plan.turns[-1].finals])
+            self._updates[-1] = self._add(tiers, _finals(plan.turns[-1]))
         self._arrays.expect([*self._ticks, *coming])
 
-    def _add(self, tiers: Tiers, rows: np.ndarray) -> int:
-        pages = np.unique(rows[tiers.split(rows)[0]] // tiers.store.page_rows)
-        self._ticks.append(pages.astype(np.int32))
+    def _add(self, tiers: Tiers, *lists: np.ndarray) -> int:
+        """A tick of the pages of rows [n] (ascending ids, each list) that are not resident; returns its number."""
+        pages = (pages_of(rows[tiers.split(rows)[0]], tiers.store.page_rows) for rows in lists)
+        self._ticks.append(reduce(np.union1d, pages))
         return len(self._ticks) - 1
 
     def loaded(self, i: int) -> None:
@@ -42,3 +44,7 @@ class Ticks:
     def updated(self, i: int) -> None:
         """The final rows of turn i are stepped on."""
         self._arrays.passed(self._updates[i])
+
+
+def _finals(turn: Turn) -> np.ndarray:
+    return turn.send_rows[: turn.finals]

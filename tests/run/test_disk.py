@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,12 @@ def test_a_disk_that_fails_half_way_ends_the_run_with_its_last_checkpoint_good(
     assert len(swaps) >= 1500
     run_demo(tmp_path / "run", offload="disk", resume=True, **options)
     assert_same_model(tmp_path / "all", tmp_path / "run")
+
+
+def test_a_refused_run_leaves_neither_threads_nor_space_behind(
+    survey: Path, tmp_path: Path, small_pages: list[tuple[int, int]]
+) -> None:
+    before = threading.active_count()
+    with pytest.raises(ResourceError):
+        run_demo(tmp_path / "run", data=survey, offload="disk", gpu_memory="1KiB", **SURVEY)
+    assert threading.active_count() == before and not list((tmp_path / "run" / "scratch").glob("*"))
