@@ -27,7 +27,7 @@ from PIL import Image
 
 from clm.config import load_config
 from clm.formats.ply_write import write_ply
-from clm.run import grow, loop
+from clm.run import loop
 from clm.run import open as opening
 from clm.run.evaluate import Evaluation
 from clm.run.grow import Growth
@@ -38,13 +38,14 @@ from clm.run.run_files import RunFiles
 from clm.run.saver import Saver
 from clm.scene.open import open_scene
 from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS, SH0
+from clm.strategy import default
 
 SIDE, HEIGHT = 100.0, 10.0  # of the field, and of the cameras above it
 WIDTH, TALL = 96, 64  # px
 PHASES: dict[Any, tuple[str, ...]] = {  # what is watched, by whose it is
     opening: ("initial_store",),
     loop: ("train_batch",),
-    grow: ("decide", "reset_opacity"),
+    default: ("decide", "reset_opacity"),
     RunFiles: ("start", "finish"),
     Residence: ("_refresh", "_place", "_move_in"),
     Growth: ("rebuild",),

@@ -86,8 +86,3 @@ class Leg:
 def sh_degree_at(config: Config, iteration: int) -> int:
     """Active spherical-harmonics degree: one more every `sh_interval` training images."""
     return min(config.sh_degree, iteration // max(config.sh_interval, 1))
-
-
-def crossed(every: int, before: int, now: int) -> bool:
-    """Whether a multiple of `every` images lies in (before, now]; batches may jump over the exact image."""
-    return every > 0 and now // every > before // every

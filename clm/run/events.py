@@ -1,22 +1,16 @@
-"""What happens during training, as frozen values. The trainer emits them; bar, `events.jsonl` and tests consume them."""
+"""What happens during training, as frozen values. The trainer emits them; bar, `events.jsonl` and tests consume them.
+
+Those of a rebuild are the strategies' own."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from clm.event import Event as Event
 from clm.progress import Report
-
-
-@dataclass(frozen=True)
-class Event:
-    """Base of all events; `type` in a JSON line is the class name in snake_case."""
-
-    def record(self) -> dict[str, Any]:
-        name = "".join("_" + c.lower() if c.isupper() else c for c in type(self).__name__).lstrip("_")
-        return {"type": name, **dataclasses.asdict(self)}
+from clm.strategy.strategy import Densified as Densified
+from clm.strategy.strategy import OpacityReset as OpacityReset
 
 
 @dataclass(frozen=True)
@@ -54,24 +48,6 @@ class BatchDone(Event):
     device_bytes: int
     hidden_fraction: float
     disk_hit_rate: float | None = None
-
-
-@dataclass(frozen=True)
-class Densified(Event):
-    """Rows cloned, split, pruned, and refused for lack of budget."""
-
-    iteration: int
-    cloned: int
-    split: int
-    pruned: int
-    refused: int
-    num_gaussians: int
-    pages: int  # that changed, of all
-
-
-@dataclass(frozen=True)
-class OpacityReset(Event):
-    iteration: int
 
 
 @dataclass(frozen=True)

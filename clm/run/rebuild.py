@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from clm.kernels.rows import AdamStep
 from clm.store.growth import Growth
 from clm.store.store import Store
 
 
 class Rebuild:
-    """The store while it changes, and which of its pages did."""
+    """As `clm.strategy.strategy.Rebuild`, and how many rows changed."""
 
-    def __init__(self, store: Store, make_room: Callable[[int], None]):
-        """make_room(rows): called before the rows become so many."""
-        self.store, self.rows = store, 0  # how many changed
-        self._make_room = make_room
+    def __init__(self, store: Store, step: AdamStep, limit: Callable[[], int], make_room: Callable[[int], None]):
+        """limit(): how many rows there may be; make_room(rows): called before they become so many."""
+        self.store, self.step, self.rows = store, step, 0  # rows: how many changed
+        self._limit, self._make_room = limit, make_room
+
+    @property
+    def most_rows(self) -> int:
+        return self._limit()
 
     def apply(self, growth: Growth) -> int:
-        """Carry out a growth; returns how many pages changed."""
         self._make_room(self.store.rows - len(growth.leave) + len(growth.parents))
         changed = len(self.store.apply(growth))
         self.rows += len(growth.leave) + len(growth.parents)
         return changed
 
     def everything(self) -> None:
-        """Every row changed in its place."""
         self.rows += self.store.rows

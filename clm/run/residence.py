@@ -112,9 +112,10 @@ class Residence:
         return device, host
 
     def row_limit(self) -> int:
-        """How many rows the budgets of host and disk admit, growth included; at least those that there are."""
+        """How many rows --max-gaussians and the budgets of host and disk admit; at least those that there are."""
         in_ram, on_disk = self._row_limits()
-        return max(0 if self._config.offload == "disk" else in_ram, on_disk, self._store.rows)
+        admitted = max(0 if self._config.offload == "disk" else in_ram, on_disk)
+        return max(min(admitted, self._config.max_gaussians or admitted), self._store.rows)
 
     def _row_limits(self) -> tuple[int, int]:
         """How many rows there can be in host memory, and on disk."""
@@ -155,8 +156,7 @@ class Residence:
         tiers, lanes = self.tiers, self.lanes
         device = tiers.device_bytes + lanes.device_staging_bytes + self.rasterizer.peak_temporaries
         in_core = in_core_bytes(self._store.rows, self._store.rows, tiers.resident_row_bytes)
-        host = tiers.host_bytes + lanes.staging_bytes + self.rasterizer.host_bytes
-        return device, host, in_core
+        return device, tiers.host_bytes + lanes.staging_bytes + self.rasterizer.host_bytes, in_core
 
     def see_held(self) -> int:
         """Bytes that the device's allocator keeps; what that is beyond what was counted is left free by placements to come."""
@@ -179,7 +179,7 @@ class Residence:
         placed anew afterwards; ResourceError, with the rows as they were changed, when they fit nowhere."""
         self._before_rebuilding()
         with self.whole() as store:
-            yield Rebuild(store, self._make_room)
+            yield Rebuild(store, self._schedule.next_step(), self.row_limit, self._make_room)
         if not self._placement_holds():
             self._replace()  # no write-back: what the device holds is of the rows as they were
         else:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from clm.calendar import crossed
 from clm.config import Config, parse_background
 from clm.errors import ClmError
 from clm.kernels.rows import AdamStep
-from clm.optim.schedules import Leg, crossed, sh_degree_at
+from clm.optim.schedules import Leg, sh_degree_at
 from clm.store.store import Store
 
 

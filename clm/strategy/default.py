@@ -1,4 +1,4 @@
-"""Default densification (clone, split, prune, opacity reset): decisions that read the store and change nothing.
+"""Default densification (clone, split, prune, opacity reset): its calendar, and decisions that read the store and change nothing.
 
 Thresholds and formulas: gsplat's DefaultStrategy and Kerbl et al. 2023, section 5. Only rows that were drawn since the last
 growth are looked at, as they are after all steps so far, without settling them: which rows these are, what becomes of
@@ -13,6 +13,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from clm.calendar import crossed
+from clm.config import Config
+from clm.event import Event
 from clm.kernels import rows as row_kernels
 from clm.kernels.grow import see_drawn, split
 from clm.kernels.rows import AdamStep
@@ -21,6 +24,7 @@ from clm.store.growth import Growth, Rows
 from clm.store.identity import child_keys
 from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOGIT_OPACITIES
 from clm.store.store import Store
+from clm.strategy.strategy import Densified, OpacityReset, Rebuild
 
 SPLIT_SHRINK = 1.6  # children of a split are this much smaller (gsplat)
 
@@ -33,6 +37,48 @@ class Thresholds:
     split_scale: float
     prune_opacity: float
     prune_scale: float | None  # None: large rows are kept
+
+
+class DefaultStrategy:
+    """As `clm.strategy.strategy.Strategy`."""
+
+    def __init__(self, config: Config, scene_scale: float):
+        self._config, self._scale = config, scene_scale
+
+    def due(self, before: int, now: int) -> bool:
+        return self._densify_due(before, now) or self._reset_due(before, now)
+
+    def rebuild(self, rebuild: Rebuild, before: int, now: int) -> Iterator[Event]:
+        store, config = rebuild.store, self._config
+        if self._densify_due(before, now):
+            decision = decide(store, rebuild.step, self._thresholds(now), rebuild.most_rows, config.seed, now)
+            pages = rebuild.apply(decision.growth)
+            clear_statistics(store)
+            done = decision.cloned, decision.split, decision.pruned, decision.refused
+            yield Densified(now, *done, store.rows, pages)
+        if self._reset_due(before, now):
+            reset_opacity(store, rebuild.step, config.reset_opacity)
+            rebuild.everything()
+            yield OpacityReset(now)
+
+    def _densify_due(self, before: int, now: int) -> bool:
+        """Every `densify_every` images within (densify_from, densify_until]."""
+        config = self._config
+        return config.densify_from < now <= config.densify_until and crossed(config.densify_every, before, now)
+
+    def _reset_due(self, before: int, now: int) -> bool:
+        """Only while densification may still prune what stays transparent."""
+        return now < self._config.densify_until and crossed(self._config.opacity_reset_every, before, now)
+
+    def _thresholds(self, now: int) -> Thresholds:
+        config, scale = self._config, self._scale
+        after_reset = 0 < config.opacity_reset_every < now
+        return Thresholds(
+            screen_gradient=config.grow_screen_gradient,
+            split_scale=config.split_scale * scale,
+            prune_opacity=config.prune_opacity,
+            prune_scale=config.prune_scale * scale if after_reset else None,
+        )
 
 
 @dataclass(frozen=True)

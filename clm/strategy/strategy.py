@@ -1,0 +1,66 @@
+"""What a strategy is: it says when rows come and go, and decides which; the store carries it out.
+
+A strategy is a function of rows, configuration and seed. It keeps no state between rebuilds that a resumed run would not have,
+and its random numbers and ties follow the identities of rows, so that neither placement, page size nor threads change a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from clm.event import Event
+from clm.kernels.rows import AdamStep
+from clm.store.growth import Growth
+from clm.store.store import Store
+
+
+@dataclass(frozen=True)
+class Densified(Event):
+    """Rows cloned, split, pruned, and refused for lack of budget."""
+
+    iteration: int
+    cloned: int
+    split: int
+    pruned: int
+    refused: int
+    num_gaussians: int
+    pages: int  # that changed, of all
+
+
+@dataclass(frozen=True)
+class OpacityReset(Event):
+    iteration: int
+
+
+class Rebuild(Protocol):
+    """The rows between two batches, while they may change."""
+
+    @property
+    def store(self) -> Store:
+        """Every row, wherever it lives, as its last update left it."""
+
+    @property
+    def step(self) -> AdamStep:
+        """The next optimizer step: rows as they are now are caught up to the step before it."""
+
+    @property
+    def most_rows(self) -> int:
+        """How many rows --max-gaussians and the budgets admit; at least those that there are."""
+
+    def apply(self, growth: Growth) -> int:
+        """Carry out a growth; returns how many pages changed."""
+
+    def everything(self) -> None:
+        """Say that every row changed in its place."""
+
+
+class Strategy(Protocol):
+    """Batches are (before, now]: the image before their first, and their last."""
+
+    def due(self, before: int, now: int) -> bool:
+        """Whether a batch is followed by a rebuild, so that no plan can be made ahead. From any thread."""
+
+    def rebuild(self, rebuild: Rebuild, before: int, now: int) -> Iterator[Event]:
+        """Do what is due after a batch; yields an event for each thing done, when it is done."""
