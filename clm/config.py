@@ -170,6 +170,13 @@ class Config:
         resume="begun",
         planned=True,
     )
+    test_list: str | None = _option(
+        None,
+        "Hold out the images that this file names instead: names or stems, one a line.",
+        metavar="FILE",
+        resume="begun",
+        planned=True,
+    )
     near: float | None = _option(
         None, "Nothing nearer is drawn; default: a hundredth of the scene's unit.", metavar="X", lo=1e-18, hi=1e18
     )

@@ -14,6 +14,7 @@ from clm.formats.model import image_of_ply
 from clm.run.begun import read_run_config, read_split, scene_of_run, with_split
 from clm.run.evaluate import measure_views
 from clm.run.events import Emit, reporter
+from clm.run.figures import in_words
 from clm.run.viewing import Budgets, loaded_store, model_renderer
 from clm.scene import ImageCache
 from clm.scene.open import open_scene
@@ -31,7 +32,7 @@ def evaluate_run(
     before, config = read_run_config(run)
     model = budgets.open(run, emit)
     data = data or scene_of_run(run, before, f"clm eval {run} --data DIR")
-    scene = with_split(open_scene(data, config, report=reporter(emit)), read_split(run, config))
+    scene = with_split(open_scene(data, config, test_list=None, report=reporter(emit)), read_split(run, config))
     views = scene.test if split == "test" else scene.train
     if not len(views):
         raise ClmError(f"The run held out no views (test_every {config.test_every}).", "Use --split train.")
@@ -55,8 +56,7 @@ def evaluate_run(
 
 
 def format_figures(figures: dict[str, Any], split: str, as_json: bool) -> str:
-    """Figures as JSON, or their means in a line."""
+    """Figures as JSON, or in words."""
     if as_json:
         return json.dumps(finite(figures), indent=2)
-    means = figures[split]
-    return f"{split}: PSNR {means['psnr']:.2f} dB, SSIM {means['ssim']:.4f} over {len(means['per_view'])} views"
+    return "\n".join(in_words(split, figures[split]))

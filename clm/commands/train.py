@@ -139,7 +139,8 @@ def _train_locked(run: Path, begin: _Begin, *, as_json: bool, quiet: bool) -> bo
     emit, close = _consumers(run, resume, as_json, quiet)
     stop = StopRequest()
     try:
-        scene = open_scene(begin.data, config, report=reporter(emit))
+        begun = {"test_list": None} if resume else {}  # a run's own split.json says what it holds out
+        scene = open_scene(begin.data, config, report=reporter(emit), **begun)
         for message in scene.messages:
             emit(Message(message))
         if config.near is None:

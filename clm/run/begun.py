@@ -45,8 +45,8 @@ def read_run_config(run: Path) -> tuple[Path, Config]:
 def write_run_config(run: Path, data: Path, config: Config) -> None:
     """Paths are absolute, so that the run finds its scene again from anywhere."""
     values = to_dict(config)
-    for key in ("images", "masks"):  # relative to the scene, or else to the working directory
-        if values[key] is not None and not (data / values[key]).is_dir():
+    for key in ("images", "masks", "test_list"):  # relative to the scene, or else to the working directory
+        if values[key] is not None and not (data / values[key]).exists():
             values[key] = str(Path(values[key]).absolute())
     with atomic_write(run / "config.yaml", "w") as file:
         yaml.safe_dump({"data": str(data.absolute()), **values}, file, sort_keys=False)
@@ -67,10 +67,13 @@ def read_split(run: Path, config: Config) -> Split | None:
             return Split(frozenset(map(str, split["train"])), frozenset(map(str, split["test"])))
         if not (run / "cameras.json").exists():
             return None
+        if config.test_list is not None:
+            raise KeyError
         names = [str(entry["img_name"]) for entry in json.loads((run / "cameras.json").read_text())]
     except (ValueError, KeyError, TypeError):
         raise ClmError(
-            f"{run / 'split.json'} is damaged: it says which views are held out.", "Restore it from a copy of the run."
+            f"{run / 'split.json'} is damaged or gone: it says which views are held out.",
+            "Restore it from a copy of the run.",
         ) from None
     test = {name for k, name in enumerate(names) if config.test_every and k % config.test_every == 0}
     test = set() if len(test) == len(names) else test  # none is held out where none would be left to train

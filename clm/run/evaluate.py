@@ -1,4 +1,4 @@
-"""Held-out quality: PSNR and SSIM per view, rendered out of core through the same arena as training."""
+"""Held-out quality: PSNR and SSIM per view, as it is and colour-corrected, rendered out of core through training's own arena."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import numpy as np
 from clm.camera import Camera
 from clm.errors import ClmError, ResourceError
 from clm.files import write_json
+from clm.image.colour_fit import colour_corrected
 from clm.pictures import file_stems, save_png, to_uint8
 from clm.progress import counted
 from clm.render import Render, metrics
 from clm.run.events import Emit, Evaluated, Message, reporter
+from clm.run.figures import FIGURES, split_figures
 from clm.run.photos import FirstFew, Photos
 from clm.run.residence import Residence
 from clm.run.schedule import Schedule
@@ -34,7 +36,7 @@ def measure_views(
     folder: Path | None = None,
     skip: tuple[type[ClmError], ...] = (CorruptImage,),
 ) -> dict[str, Any]:
-    """`{"psnr", "ssim", "per_view": {name: {...}}}` over views; renders are saved to `folder` if given.
+    """`split_figures` of views, each as it is and after `colour_corrected`; renders are saved to `folder` if given.
 
     A view that raises one of `skip` is left out with a warning; other errors pass. The first few that are left out are
     named, the others counted.
@@ -50,18 +52,18 @@ def measure_views(
         except skip as error:
             left_out.add(f"{view.name} is not evaluated: {error}")
             continue
-        psnr, ssim = metrics(image.rgb, photo, mask)
-        if math.isnan(psnr) or math.isnan(ssim):
+        figures: tuple[float, ...] = metrics(image.rgb, photo, mask)
+        if any(map(math.isnan, figures)):
             why = "its mask leaves no pixel" if mask is not None and not mask.any() else "its render is not finite"
             left_out.add(f"{view.name} is not evaluated: {why}.")
             continue
-        per_view[view.name] = {"psnr": psnr, "ssim": ssim}
+        figures += metrics(colour_corrected(image.rgb, photo, mask), photo, mask)
+        per_view[view.name] = dict(zip(FIGURES, figures, strict=True))
         if folder is not None:
             save_png(folder / f"{stems[index]}.png", to_uint8(image.rgb))
     if left_out.more:
         emit(Message(f"Not evaluated either: {left_out.more} more of {len(views)} views.", "warning"))
-    means = {key: float(np.mean([v[key] for v in per_view.values()])) for key in ("psnr", "ssim")} if per_view else {}
-    return {"psnr": means.get("psnr"), "ssim": means.get("ssim"), "per_view": per_view}
+    return split_figures(per_view)
 
 
 class Evaluation:
@@ -95,5 +97,6 @@ class Evaluation:
         write_json(self._folder / "metrics.json", result)
         shown, split = (test, "test") if test else (train, "train")
         if shown["per_view"]:
-            self._emit(Evaluated(image, split, shown["psnr"], shown["ssim"], len(shown["per_view"])))
+            count, corrected = len(shown["per_view"]), shown["psnr_colour_corrected"]
+            self._emit(Evaluated(image, split, shown["psnr"], shown["ssim"], count, shown["median"]["psnr"], corrected))
         return result

@@ -52,13 +52,15 @@ class BatchDone(Event):
 
 @dataclass(frozen=True)
 class Evaluated(Event):
-    """Mean metrics over the held-out views (PSNR in dB)."""
+    """Mean metrics over the held-out views (PSNR in dB); the median of their PSNR, and the mean of it after `colour_corrected`."""
 
     iteration: int
     split: str
     psnr: float
     ssim: float
     views: int
+    median_psnr: float
+    psnr_colour_corrected: float
 
 
 @dataclass(frozen=True)

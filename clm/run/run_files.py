@@ -13,6 +13,7 @@ from clm.run.begun import read_split, write_run_config, write_split
 from clm.run.checkpoint import clean_checkpoints
 from clm.run.evaluate import Evaluation
 from clm.run.events import Emit, Message, reporter
+from clm.run.figures import in_words
 from clm.run.residence import Residence
 from clm.run.results import exact_rows, ply_path, write_result
 from clm.run.schedule import Schedule
@@ -59,7 +60,10 @@ class RunFiles:
     def finish(self) -> None:
         """PLY, metrics and the receipt of a run that reached its last image."""
         self._write_ply()
-        self._evaluation.run()
+        figures = self._evaluation.run()
+        split = "test" if figures["test"] else "train"
+        for line in in_words(split, figures[split]) if figures[split]["per_view"] else []:
+            self._emit(Message(line))
         totals, residence = self._accounts.totals, self._residence
         kind, offload = residence.device.kind, residence.placement.offload
         receipt = report(totals, self._schedule.image, residence.rows, kind, offload)
@@ -99,5 +103,5 @@ def _cfg_args(config: Config, scene: Scene, run: Path) -> Namespace:
         resolution=-1,
         white_background=config.background == "white",
         data_device="cpu",
-        eval=config.test_every > 0,
+        eval=config.test_every > 0 or config.test_list is not None,
     )

@@ -18,6 +18,7 @@ def open_scene(data: Path, config: Config, **overrides: Any) -> Scene:
         "downscale": downscale,
         "max_size": config.max_size,
         "test_every": config.test_every,
+        "test_list": config.test_list,
         "masks": config.masks,
         "near": config.near,
         "far": config.far,

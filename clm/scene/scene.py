@@ -9,6 +9,7 @@ pixels; the world is the input's, minus `offset` (zeros unless float32 could not
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from clm.progress import Report, counted, unseen
 from clm.scene.colmap import Model, ModelImage, read_model
 from clm.scene.decode import CorruptImage, Header, image_header
 from clm.scene.georef import find_offset, shifted_pose
+from clm.scene.split import split_by_list, split_views
 from clm.scene.undistort import SourceCamera, Training, plan_training
 
 _POINTS_AT_ONCE = 1 << 16
@@ -76,6 +78,7 @@ def load_scene(
     downscale: int | str = "auto",
     max_size: int = 1600,
     test_every: int = 8,
+    test_list: Path | str | None = None,
     masks: Path | str | None = None,
     near: float | None = None,
     far: float | None = None,
@@ -87,9 +90,10 @@ def load_scene(
     """Load a folder with a COLMAP model and its photos.
 
     images, masks: folders, relative to `path` or to the working directory. downscale: "auto" (only the cap applies), 1,
-    2, 4, 8. max_size: px, cap of the longer side. test_every: every Nth view by name is held out, 0: none. near, far: scene
-    units; None: from the scene (`clm.extent`). strict: fail on an unreadable photo instead of leaving the view out.
-    require_images=False: the model alone, at the sizes it states. colmap: the model, where it was read before.
+    2, 4, 8. max_size: px, cap of the longer side. test_every: every Nth view by name is held out, 0: none; test_list: the views
+    that a file names instead. near, far: scene units; None: from the scene (`clm.extent`). strict: fail on an unreadable photo
+    instead of leaving the view out. require_images=False: the model alone, at the sizes it states. colmap: the model, where it was
+    read before.
     Raises ClmError for anything missing, damaged or contradictory.
     """
     path = Path(path)
@@ -112,25 +116,17 @@ def load_scene(
         View(f.image.name, t.camera(shifted_pose(f.image.world_to_camera, offset), *limits), t, f.path, m)
         for f, t, m in zip(files, trainings, mask_paths, strict=True)
     )
-    train, test = split_views(len(views), test_every, messages)
+    if test_list is None:
+        train, test = split_views(len(views), test_every, messages)
+    else:
+        registered = [image.name for image in colmap.images]
+        train, test = split_by_list([view.name for view in views], registered, _file(path, test_list), messages)
     points = np.empty((len(colmap.points), 3), np.float32)
     for first in range(0, len(points), _POINTS_AT_ONCE):
         piece = slice(first, first + _POINTS_AT_ONCE)
         points[piece] = colmap.points[piece] - offset
     scale = scene_scale(centres, colmap.points)
     return Scene(path, colmap.folder, views, train, test, points, colmap.point_colors, offset, scale, tuple(messages))
-
-
-def split_views(count: int, test_every: int, messages: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Train and test indices (i32): index % test_every == 0 is test; all train where none would be left to train on."""
-    index = np.arange(count, dtype=np.int32)
-    held_out = index % test_every == 0 if test_every > 0 else np.zeros(count, bool)
-    if held_out.all():
-        messages.append(
-            f"Holding out every {test_every}. of {count} images would leave none to train: none is held out."
-        )
-        held_out[:] = False
-    return index[~held_out], index[held_out]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,11 +138,20 @@ class _File:
 
 def _folder(path: Path, given: Path | str) -> Path:
     """A folder the user named: inside the scene, or relative to the working directory."""
-    for folder in (path / given, Path(given)):
-        if folder.is_dir():
-            return folder
+    return _named(path, given, "folder", Path.is_dir)
+
+
+def _file(path: Path, given: Path | str) -> Path:
+    """A file the user named: inside the scene, or relative to the working directory."""
+    return _named(path, given, "file", Path.is_file)
+
+
+def _named(path: Path, given: Path | str, kind: str, fits: Callable[[Path], bool]) -> Path:
+    for found in (path / given, Path(given)):
+        if fits(found):
+            return found
     looked = path / given if Path(given).is_absolute() else f"{path / given} and {Path(given).absolute()}"
-    raise ClmError(f"No such folder: {given} (looked for {looked}).")
+    raise ClmError(f"No such {kind}: {given} (looked for {looked}).")
 
 
 def _image_folder(path: Path, images: Path | str | None) -> Path:

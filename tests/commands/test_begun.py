@@ -151,6 +151,22 @@ def test_another_test_every_changes_nothing_for_a_run_that_has_begun(folder: Pat
     assert read_json(folder / "run" / "split.json") == before and started(folder / "run")["test_views"] == 5
 
 
+def test_a_list_of_views_to_hold_out_is_needed_once(folder: Path) -> None:
+    names = sorted(path.name for path in (folder / "scene" / "images").iterdir())
+    (folder / "held_out.txt").write_text(f"{names[3]}\n{Path(names[7]).stem}\n")
+    options = ["--iterations", "4", *OPTIONS, "--test-list", folder / "held_out.txt"]
+    result = clm("train", folder / "scene", "-o", folder / "listed", *options)
+    assert result.returncode == 0 and "2 of 40 images are held out" in result.stderr
+    assert read_json(folder / "listed" / "split.json")["test"] == [names[3], names[7]]
+    os.remove(folder / "held_out.txt")
+    assert clm("train", "--resume", "-o", folder / "listed", "--iterations", "8").returncode == 0
+    assert set(read_json(folder / "listed" / "metrics.json")["test"]["per_view"]) == {names[3], names[7]}
+    assert clm("eval", folder / "listed").returncode == 0
+    os.remove(folder / "listed" / "split.json")
+    result = clm("eval", folder / "listed")
+    assert result.returncode == 2 and "split.json" in result.stderr
+
+
 def test_a_run_from_before_the_split_was_stored_keeps_the_views_of_its_cameras(folder: Path) -> None:
     before = read_json(folder / "run" / "split.json")
     os.remove(folder / "run" / "split.json")

@@ -90,6 +90,9 @@ def test_report_and_metrics_have_the_keys_of_the_contract(run: Path) -> None:
     for split in ("test", "train"):
         values = [view["psnr"] for view in metrics[split]["per_view"].values()]
         assert metrics[split]["psnr"] == pytest.approx(np.mean(values))
+        assert metrics[split]["median"]["psnr"] == pytest.approx(np.median(values))
+        assert metrics[split]["worst"][0]["psnr"] == min(values)
+        assert metrics[split]["psnr_colour_corrected"] >= metrics[split]["psnr"]
     assert len(metrics["test"]["per_view"]) == 5
 
 
@@ -201,7 +204,7 @@ def test_paths_depth_and_video(run: Path, tmp_path: Path) -> None:
 def test_eval_agrees_with_the_metrics_of_training(run: Path) -> None:
     before = read_json(run / "metrics.json")["test"]["psnr"]
     result = clm("eval", run)
-    assert result.returncode == 0 and f"{before:.1f}" in result.stdout
+    assert result.returncode == 0 and f"{before:.1f}" in result.stdout and "worst views" in result.stdout
     measured = read_json(run / "eval" / "step_120" / "test.json")["test"]["psnr"]
     assert measured == pytest.approx(before, abs=0.01)
 
