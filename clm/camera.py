@@ -47,6 +47,16 @@ class Camera:
         intrinsics = (self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy)
         return Camera(width, height, *intrinsics, self.world_to_camera, self.near, self.far)
 
+    def fitted(self, width: int, height: int) -> Camera:
+        """For a picture of width x height whatever its shape, without stretching: the angle across its diagonal stays. The same
+        as `resized` where the shape does, up to a pixel."""
+        if abs(width * self.height - height * self.width) <= max(self.width, self.height):
+            return self.resized(width, height)
+        sx, sy = width / self.width, height / self.height
+        scale = float(np.hypot(width, height) / np.hypot(self.width, self.height))
+        intrinsics = (self.fx * scale, self.fy * scale, self.cx * sx, self.cy * sy)
+        return Camera(width, height, *intrinsics, self.world_to_camera, self.near, self.far)
+
     @cached_property
     def packed(self) -> np.ndarray:
         """What the kernels take: rows of [R|t] (12), fx, fy, cx, cy, width, height, centre xyz. [21] f32, read-only."""

@@ -43,7 +43,6 @@ def _complete_preset(incomplete: str) -> list[tuple[str, str]]:
 _PRESETS = "A named set of options. " + " ".join(f"[bold]{name}[/bold]: {text}" for name, text in presets().items())
 Preset = Annotated[str | None, typer.Option(help=_PRESETS, metavar="NAME", autocompletion=_complete_preset)]
 ConfigFile = Annotated[Path | None, typer.Option(help="YAML file of options.", metavar="FILE")]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Device = Annotated[str, typer.Option("--gpu-memory", help="Device budget for the arena; auto: what is free.")]
 Host = Annotated[str, typer.Option("--host-memory", help="Budget of host memory; auto: 80% of what is free.")]
@@ -153,15 +152,41 @@ _add_command(plan, _config_options(planned=True))
 @app.command()
 def render(
     model: Annotated[Path, typer.Argument(metavar="RUN|PLY", help="A run directory or a PLY of any tool.")],
-    output: Output,
-    cameras: Annotated[str, typer.Option(metavar="test|train|all|FILE.json", help="Which cameras.")] = "test",
-    path: Annotated[
-        str | None, typer.Option(metavar="interp|ellipse", help="A camera path instead of single views.")
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR|OUT.mp4", help="Folder to write to, or a video alone.")
+    ],
+    cameras: Annotated[
+        str,
+        typer.Option(
+            metavar="test|train|all|FILE.json",
+            help="Which cameras: of the run; of a cameras.json, a camera path of nerfstudio, a transforms.json; or a folder "
+            "with a COLMAP model.",
+        ),
+    ] = "test",
+    views: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Of these cameras some: names or patterns, with commas between.")
     ] = None,
-    frames: Annotated[int, typer.Option(help="Frames of a camera path.")] = 120,
-    video: Annotated[bool, typer.Option("--video", help="Also write a video of the frames.")] = False,
+    path: Annotated[
+        str | None,
+        typer.Option(
+            metavar="interp|ellipse", help="A smooth path through the cameras, or an ellipse, instead of them."
+        ),
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of a path; default: 120.", show_default=False)] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; default: the cameras' own.", show_default=False)] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; default: follows --width.", show_default=False)] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="Size as a factor of the cameras' own.", show_default=False)
+    ] = None,
+    video: Annotated[
+        bool, typer.Option("--video", help="Also write video.mp4 of the frames (needs the package av).")
+    ] = False,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames per second; default: the camera file's, or 30.", show_default=False)
+    ] = None,
     depth: Annotated[
-        bool, typer.Option("--depth", help="Also write depth (.npy in world units and a 16-bit PNG).")
+        bool,
+        typer.Option("--depth", help="Also write depth: .npy in world units, 16-bit PNG (scale in depth.json), video."),
     ] = False,
     background: Annotated[str, typer.Option(help="black, white, or r,g,b in 0..1.")] = "black",
     gpu_memory: Device = "auto",
@@ -169,17 +194,17 @@ def render(
     scratch: Scratch = None,
     quiet: Quiet = False,
 ) -> None:
-    """Render a run or a PLY without loading the whole model on the device."""
-    from clm.commands.render import render_model
+    """Render views, camera paths and videos of a run or a PLY without loading the whole model on the device."""
+    from clm.commands.render import Wanted, render_model
     from clm.run.viewing import Budgets
 
+    wanted = Wanted(cameras, views, path, frames, width, height, scale, video, fps, depth, background)
     with _console(quiet) as emit:
-        count = render_model(
-            model, output, cameras, path=path, frames=frames, video=video, depth=depth, background=background,
-            budgets=Budgets(gpu_memory, host_memory, scratch), emit=emit,
-        )  # fmt: skip
+        done = render_model(model, output, wanted, Budgets(gpu_memory, host_memory, scratch), emit)
     if not quiet:
-        typer.echo(f"{count} images in {output}")
+        typer.echo(f"{done} in {output}")
+    if done.stopped:
+        raise typer.Exit(130)
 
 
 @app.command("eval")

@@ -1,7 +1,7 @@
-"""What ends a training run from outside: signals, and readers of its output that go away.
+"""What ends long work from outside: signals, and readers of its output that go away.
 
-Ctrl-C, SIGTERM and SIGHUP (a closed terminal; not under nohup) finish the batch and save. A second one abandons the batch,
-but never a save: that ends first. Output that nobody reads any more is dropped; the run goes on.
+Ctrl-C, SIGTERM and SIGHUP (a closed terminal; not under nohup) finish the batch that trains and save. A second one abandons
+the batch, but never a save: that ends first. Output that nobody reads any more is dropped; the run goes on.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
-    """Whether the run was asked to stop. Invariant: KeyboardInterrupt is never raised while `saving` is entered."""
+    """Whether the work was asked to stop. Invariant: KeyboardInterrupt is never raised while `saving` is entered."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        stopping: str = "stopping after this batch, then saving; once more abandons what is not saved",
+        abandoning: str = "abandoning what was trained since the last checkpoint",
+    ) -> None:
+        """What is said at the first signal, and at the second."""
+        self._stopping, self._abandoning = stopping, abandoning
         self.requested = False
         self._saving = False
 
@@ -40,11 +46,11 @@ class StopRequest:
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         if not self.requested:
             self.requested = True
-            _tell("stopping after this batch, then saving; once more abandons what is not saved")
+            _tell(self._stopping)
         elif self._saving:
             _tell("the save in progress ends first")
         else:
-            _tell("abandoning what was trained since the last checkpoint")
+            _tell(self._abandoning)
             raise KeyboardInterrupt
 
     @contextmanager

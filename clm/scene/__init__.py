@@ -1,7 +1,7 @@
-"""COLMAP model and photos -> views, start points, decoded training images; cameras in and out."""
+"""COLMAP model and photos -> views, start points, decoded training images; cameras in and out, and along paths."""
 
 from clm.scene.cache import ImageCache
-from clm.scene.cameras import camera_from_json, cameras_json, ellipse_path, interp_path
+from clm.scene.cameras import camera_from_json, cameras_json
 from clm.scene.colmap import Model, read_model
 from clm.scene.decode import CorruptImage
 from clm.scene.georef import read_georef, write_georef
@@ -15,8 +15,6 @@ __all__ = [
     "View",
     "camera_from_json",
     "cameras_json",
-    "ellipse_path",
-    "interp_path",
     "load_scene",
     "read_georef",
     "read_model",

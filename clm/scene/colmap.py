@@ -51,8 +51,9 @@ class Model:
     messages: tuple[str, ...]
 
 
-def read_model(path: Path | str, *, model: int | None = None, report: Report = unseen) -> Model:
-    """The COLMAP model of a scene folder; with several (sparse/0, sparse/1, ...) the one with most images, or `model`.
+def read_model(path: Path | str, *, model: int | None = None, points: bool = True, report: Report = unseen) -> Model:
+    """The COLMAP model of a scene folder; with several (sparse/0, sparse/1, ...) the one with most images, or `model`. points:
+    False where only its cameras are wanted.
 
     Raises ClmError where there is none, or where a file of it is damaged (naming the file).
     """
@@ -67,12 +68,14 @@ def read_model(path: Path | str, *, model: int | None = None, report: Report = u
         )
     if skipped:
         messages.append(f"{len(skipped)} images have no usable pose (first: {skipped[0]}). Training without them.")
-    points, colors, dropped = read_points(folder / f"points3D{_suffix(folder)}", report)
+    if not points:
+        return Model(folder, images, np.zeros((0, 3)), np.zeros((0, 3), np.uint8), tuple(messages))
+    places, colors, dropped = read_points(folder / f"points3D{_suffix(folder)}", report)
     if dropped:
-        messages.append(f"{dropped} of {len(points) + dropped} points are not finite and were dropped.")
-    if len(points) == 0:
+        messages.append(f"{dropped} of {len(places) + dropped} points are not finite and were dropped.")
+    if len(places) == 0:
         messages.append(f"The COLMAP model in {folder} has no 3D points: Gaussians start at random places.")
-    return Model(folder, images, points, colors, tuple(messages))
+    return Model(folder, images, places, colors, tuple(messages))
 
 
 def _suffix(folder: Path) -> str | None:

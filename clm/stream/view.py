@@ -6,15 +6,16 @@ A view that is only rendered is a batch of one without an optimizer step, carrie
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from clm.camera import Camera
 from clm.device.interface import Arena, Indices
 from clm.kernels.rows import AdamStep, colour_columns
 from clm.plan.residency import Turn, make_plan
-from clm.plan.visibility import visible_rows
+from clm.plan.visibility import visible_rows, visible_sets
 from clm.render import Rasterizer, Render
+from clm.store.pages import pages_of
 from clm.stream.batch import Batch
 from clm.stream.fetch import Fetch
 from clm.stream.ticks import Ticks
@@ -55,17 +56,21 @@ def render_view(
     background: tuple[float, float, float],
     *,
     depth: bool = False,
+    coming: Sequence[Camera] = (),
 ) -> Render:
     """Render `camera`; the images are on the host. fetch: of lanes that are idle, or of none; adam: rows are caught up to
-    `adam.step - 1` (None: a store without moments). A view larger than the arena is rendered in pieces."""
+    `adam.step - 1` (None: a store without moments). A view larger than the arena is rendered in pieces. coming: the cameras
+    after it, as far as they are known: where rows are on disk, their pages are read while this one is rasterised."""
     tiers, compute = fetch.tiers, fetch.tiers.device.stream("compute")
     store, device = tiers.store, tiers.device
-    rows = visible_rows(store.entries, store.bounds, camera, page_rows=store.page_rows, fill=store.fill)
-    plan = make_plan([0], [rows], tiers.arena.slots, store.page_rows, trains=False)
+    size, fill = store.page_rows, store.fill
+    rows = visible_rows(store.entries, store.bounds, camera, page_rows=size, fill=fill)
+    plan = make_plan([0], [rows], tiers.arena.slots, size, trains=False)
     batch = Batch(plan, adam, colour_columns(sh_degree), plan.traffic, plan.union_rows)
     fetch.reserve(batch)
     if store.disk is not None:
-        batch.ticks = Ticks(plan, tiers)
+        next_sets = visible_sets(store.entries, store.bounds, coming, page_rows=size, fill=fill) if coming else []
+        batch.ticks = Ticks(plan, tiers, [pages_of(seen, size) for seen in next_sets])
 
     def draw() -> Render:
         render = rasterizer.rasterize(background, depth)

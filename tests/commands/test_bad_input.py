@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 import math
 import re
 import shutil
@@ -361,9 +360,6 @@ def test_a_camera_file_that_is_none_is_refused(tmp_path: Path, small_run: Path, 
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (("--cameras", "nosuch.json"), "nosuch.json"),
-        (("--path", "spiral"), "--path"),
-        (("--path", "interp", "--frames", "0"), "--frames"),
         (("--background", "pink"), "pink"),
         (("--gpu-memory", "lots"), "lots"),
     ],
@@ -377,16 +373,6 @@ def test_a_bad_value_for_rendering_is_named(
 def test_a_model_without_a_run_asks_for_cameras(tmp_path: Path, small_run: Path) -> None:
     model = shutil.copy(small_run / "input.ply", tmp_path / "model.ply")
     assert "--cameras FILE.json" in refused(tmp_path, "render", model, "-o", tmp_path / "out")
-
-
-def test_a_video_of_pictures_of_several_sizes_is_refused_before_anything_is_rendered(
-    tmp_path: Path, small_run: Path
-) -> None:
-    cameras = read_json(small_run / "cameras.json")[:2]
-    cameras[1]["width"] += 2
-    (tmp_path / "cameras.json").write_text(json.dumps(cameras))
-    arguments = ("render", small_run, "--cameras", tmp_path / "cameras.json", "-o", tmp_path / "out", "--video")
-    assert "one size" in refused(tmp_path, *arguments)
 
 
 def test_a_damaged_configuration_of_a_run_is_named(tmp_path: Path, small_run: Path) -> None:

@@ -195,7 +195,7 @@ def test_paths_depth_and_video(run: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     files = files_under(tmp_path)
     assert {"frame_00000.png", "frame_00002.png", "frame_00001.depth.npy", "frame_00001.depth.png"} <= files
-    assert {"video.mp4", "video.webp"} & files
+    assert {"video.mp4", "video.depth.mp4", "depth.json"} <= files
     depth = np.load(tmp_path / "frame_00001.depth.npy")
     assert np.isfinite(depth).all() and depth.max() > 0
     assert clm("render", run, "--path", "interp", "--frames", 2, "-o", tmp_path / "b").returncode == 0

@@ -32,7 +32,7 @@ def start(*arguments: str, where: Path = REPOSITORY) -> subprocess.CompletedProc
         ("train data --means-lr 1e-4", "write `means_lr: VALUE` into FILE.yaml and pass `--config FILE.yaml`."),
         ("export run out.ply --shh 1", "`clm export` has no option --shh. Did you mean --sh?"),
         ("train", "`clm train` needs DATA: COLMAP scene"),
-        ("render run", "`clm render` needs --output: folder to write to."),
+        ("render run", "`clm render` needs --output: folder to write to, or a video alone."),
         ("train data --iterations many", "--iterations is `many`: it must be a whole number."),
         ("train data --iterations=", "--iterations is ``: it must be a whole number."),
         ("train data --iterations", "--iterations needs a value. See `clm train --help`."),

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from clm.camera import Camera
 from clm.formats.model import open_model
 from clm.formats.ply_write import write_ply
 from clm.plan.budget import WRITING_BYTES
+from clm.plan.residency import Plan
 from clm.run.events import Message
 from clm.run.host_memory import resident_bytes
 from clm.run.viewing import Budgets, loaded_store, model_renderer
+from clm.stream import view
+from clm.stream.ticks import Ticks
+from clm.stream.tiers import Tiers
 
 SIDE = 100.0
 
@@ -55,7 +61,8 @@ def images(ply: Path, host_memory: str, said: list[str]) -> list[np.ndarray]:
     memory = budgets.host(emit)
     with loaded_store(model, memory, budgets.folder(ply), emit) as store:
         render = model_renderer(model, store, memory, (0.0, 0.0, 0.0), "auto", emit)
-        return [np.array(render(above(x, y)).rgb) for x, y in [(20, 20), (50, 70), (90, 10)]]
+        cameras = [above(x, y) for x, y in [(20, 20), (50, 70), (90, 10)]]
+        return [np.array(render(c, coming=cameras[k + 1 : k + 2]).rgb) for k, c in enumerate(cameras)]
 
 
 def test_a_model_that_memory_does_not_hold_is_rendered_from_pages_on_disk(tmp_path: Path) -> None:
@@ -73,16 +80,31 @@ def test_a_model_that_memory_does_not_hold_is_rendered_from_pages_on_disk(tmp_pa
 RENDER = """
 import json, resource, sys
 from pathlib import Path
-from clm.commands.render import render_model
+from clm.commands.render import Wanted, render_model
 from clm.plan.budget import WRITING_BYTES
 from clm.run.host_memory import resident_bytes
 from clm.run.viewing import Budgets
 ply, cameras, out = map(Path, sys.argv[1:4])
 import clm.render.cpu, clm.scene, numpy
 budgets = Budgets(host_memory=str(resident_bytes() + WRITING_BYTES + (48 << 20)))
-render_model(ply, out, str(cameras), path=None, frames=1, video=False, depth=False, background="black", budgets=budgets)
+render_model(ply, out, Wanted(cameras=str(cameras)), budgets)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
 """
+
+
+def test_pages_of_the_next_frame_are_expected_while_this_one_is_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected: list[int] = []
+
+    class Watched(Ticks):
+        def __init__(self, plan: Plan, tiers: Tiers, coming: Sequence[np.ndarray] = ()):
+            expected.append(sum(len(pages) for pages in coming))
+            super().__init__(plan, tiers, coming)
+
+    monkeypatch.setattr(view, "Ticks", Watched)
+    images(write_field(tmp_path / "field.ply", 50_000), str(resident_bytes() + WRITING_BYTES + (16 << 20)), [])
+    assert [pages > 0 for pages in expected] == [True, True, False]
 
 
 def test_rendering_takes_a_few_bytes_of_memory_for_each_row_that_is_on_disk(tmp_path: Path) -> None:
