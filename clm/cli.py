@@ -232,19 +232,47 @@ def evaluate(
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(metavar="RUN|PLY", help="A run directory or a PLY of any tool.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.ply", help="The file to write.")],
-    sh: Annotated[int, typer.Option(min=0, max=3, help="Highest SH degree to keep.")] = 3,
+    model: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="A run directory, or a model of any format below.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="The file to write; its ending says the format: .ply, .compressed.ply, .spz, .splat, .glb.",
+        ),
+    ],
+    sh: Annotated[
+        int | None, typer.Option(min=0, max=3, metavar="N", help="Highest SH degree to keep, 0 to 3.")
+    ] = None,
+    min_opacity: Annotated[
+        float, typer.Option(metavar="X", help="Leave out Gaussians of less opacity (0 to 1).")
+    ] = 0.0,
+    crop: Annotated[
+        str | None,
+        typer.Option(metavar="x0,y0,z0,x1,y1,z1", help="Leave out Gaussians whose centre is outside this box."),
+    ] = None,
+    nan: Annotated[
+        str, typer.Option(metavar="drop|refuse", help="Gaussians that are not finite: leave out, or write nothing.")
+    ] = "drop",
+    sh_bits: Annotated[
+        str | None,
+        typer.Option(metavar="8|5,4", help=".spz: bits of the first SH degree and of the others; default 5,4."),
+    ] = None,
+    spz_axes: Annotated[
+        str | None, typer.Option(metavar="rdf|rub", help="Axes of an .spz that is read: rub if its writer turned it.")
+    ] = None,
     host_memory: Host = "auto",
     scratch: Scratch = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model as a PLY that every viewer opens."""
+    """Write a model in a format that viewers open, streamed."""
     from clm.commands.export import export_model
+    from clm.formats.options import Filters, Options, parse_box
     from clm.run.viewing import Budgets
 
+    filters = Filters(sh, min_opacity, parse_box(crop) if crop is not None else None, nan)
+    options, budgets = Options(sh_bits=sh_bits), Budgets("auto", host_memory, scratch)
     with _console(quiet) as emit:
-        count = export_model(model, out, sh, Budgets("auto", host_memory, scratch), emit)
+        count = export_model(model, out, filters, options, budgets, emit, spz_axes=spz_axes)
     if not quiet:
         typer.echo(f"{count:,} Gaussians in {out}")
 

@@ -184,7 +184,10 @@ class Config:
         None, "Nothing farther away is drawn; default: 1e12 times near.", metavar="X", lo=1e-18, hi=1e30
     )
     init_ply: str | None = _option(
-        None, "Start from the Gaussians of a PLY instead of the COLMAP points.", metavar="PLY", resume="begun"
+        None,
+        "Start from the Gaussians of a model (any format) instead of the COLMAP points.",
+        metavar="FILE",
+        resume="begun",
     )
     strict: bool = _option(False, "Fail on a corrupt image instead of skipping it.")
     # Model

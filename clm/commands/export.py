@@ -1,24 +1,65 @@
-"""`clm export`: a model rewritten as a PLY, streamed."""
+"""`clm export`: a model rewritten in any format, filtered, in bounded memory."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from clm.errors import ClmError
-from clm.formats.ply_write import write_ply
+from clm.formats.options import Filters, Options
+from clm.formats.registry import check_options, format_of
+from clm.formats.select import select
+from clm.formats.spz import SpzRows
+from clm.plan.budget import AUTO
 from clm.run.events import Emit, Message, reporter
 from clm.run.viewing import Budgets
 
+_AXES = ("rdf", "rub")
 
-def export_model(model: Path, out: Path, sh_degree: int, budgets: Budgets, emit: Emit = lambda event: None) -> int:
-    """Write `out` with spherical harmonics up to `sh_degree`; returns the number of rows."""
-    if out.suffix != ".ply" or out.name.endswith(".compressed.ply"):
-        raise ClmError(f"Cannot write {out.name}: this version writes .ply only.", "Name the output OUT.ply.")
-    opened = budgets.open(model, emit)
+
+def export_model(
+    model: Path,
+    out: Path,
+    filters: Filters,
+    options: Options,
+    budgets: Budgets,
+    emit: Emit = lambda event: None,
+    *,
+    spz_axes: str | None = None,
+) -> int:
+    """Write `out` in the format that its name says; returns the number of rows.
+
+    spz_axes: of an SPZ that is read; `rub` where its writer turned it."""
+    format = format_of(out)
+    check_options(format, filters, options)
+
+    def warn(text: str) -> None:
+        emit(Message(text, "warning"))
+
+    opened, room = budgets.open(model, emit), budgets.host(emit).room(AUTO, budgets.folder(model))
+    rows = opened.rows
+    _set_axes(opened.ply, rows, spz_axes)
     if out.exists() and out.samefile(opened.ply):
         raise ClmError(f"{out} is the model itself.", "Choose another name for the output.")
-    chunks = opened.chunks(f"exporting {out.name}", reporter(emit))
-    count = write_ply(out, chunks, sh_degree=sh_degree, antialiased=opened.rows.antialiased)
-    for text in opened.rows.messages:
-        emit(Message(text, "warning"))
+    if filters.sh is None and rows.sh_degree > format.most_sh:
+        warn(f"{format.ending} holds spherical harmonics up to degree {format.most_sh}: those above are left out.")
+    if rows.antialiased and not format.antialiased:
+        warn(f"{format.ending} cannot say that the model was trained with antialiasing: set it in the viewer.")
+    degree = min(format.most_sh, 3 if filters.sh is None else filters.sh)
+    selection = select(
+        rows, filters, format.order, sh_degree=degree, scratch=budgets.folder(model), bucket_rows=room.bucket_rows, warn=warn,
+        report=reporter(emit),
+    )  # fmt: skip
+    count = format.write(out, selection, options)
+    for text in rows.messages:
+        warn(text)
     return count
+
+
+def _set_axes(path: Path, rows: object, spz_axes: str | None) -> None:
+    if spz_axes is None:
+        return
+    if spz_axes not in _AXES:
+        raise ClmError(f"--spz-axes is `{spz_axes}`.", "Use rdf (as in a PLY), or rub (older writers).")
+    if not isinstance(rows, SpzRows):
+        raise ClmError(f"--spz-axes is for models in .spz, and {path.name} is none.", "Leave it out.")
+    rows.axes = spz_axes

@@ -1,4 +1,4 @@
-"""`clm info`: what a run, a PLY or a scene contains, as facts for programs and in words for people."""
+"""`clm info`: what a run, a model or a scene contains, as facts for programs and in words for people."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from clm.errors import ClmError
-from clm.formats.model import image_of_ply, newest_ply, open_model
-from clm.formats.ply_read import ply_header_summary
+from clm.formats.model import ModelFile, image_of_ply, newest_ply, open_model
+from clm.formats.registry import format_of, open_rows
 from clm.progress import Report, unseen
 from clm.run.bars import clock
 from clm.store.layout import MEANS
@@ -22,21 +22,29 @@ _MANY_VIEWS = 200  # scenes of more cameras are usually flown, and each sees lit
 
 
 def describe(path: Path, report: Report = unseen) -> dict[str, Any]:
-    """Facts about a run directory, a .ply file or a COLMAP scene, as one JSON-ready dictionary."""
+    """Facts about a run directory, a model of any format or a COLMAP scene, as one JSON-ready dictionary."""
     if not path.exists():
-        raise ClmError(f"No such file or directory: {path}.", "Pass a run directory, a .ply file or a COLMAP scene.")
+        raise ClmError(f"No such file or directory: {path}.", "Pass a run directory, a model or a COLMAP scene.")
     if path.is_file():
-        return {"kind": "ply", "path": str(path), **ply_header_summary(path), **_values(path, report)}
+        opened = open_model(path)
+        return {"kind": _kind(path), "path": str(path), **opened.rows.facts(), **_values(opened, report)}
     if (path / "config.yaml").exists() and (path / "cameras.json").exists():
         return _describe_run(path)
     return _describe_scene(path, report)
 
 
-def _values(path: Path, report: Report) -> dict[str, Any]:
-    """What only the rows of a PLY tell, which are read in a stream: where they are, and how many are of no use."""
-    opened = open_model(path)
+def _kind(path: Path) -> str:
+    """A model's format by its file's name: `ply`, `spz`."""
+    try:
+        return format_of(path).ending.removeprefix(".")
+    except ClmError:
+        return "ply"  # which needs no name
+
+
+def _values(opened: ModelFile, report: Report) -> dict[str, Any]:
+    """What only the rows of a model tell, which are read in a stream: where they are, and how many are of no use."""
     low, high, usable = np.full(3, np.inf), np.full(3, -np.inf), 0
-    for geometry, _ in opened.chunks(f"reading {path.name}", report):
+    for geometry, _ in opened.chunks(f"reading {opened.ply.name}", report):
         means = geometry[:, MEANS]
         low, high, usable = np.minimum(low, means.min(axis=0)), np.maximum(high, means.max(axis=0)), usable + len(means)
     bounds = [low.tolist(), high.tolist()] if usable else None
@@ -55,7 +63,7 @@ def _describe_run(run: Path) -> dict[str, Any]:
     reached = [image_of_checkpoint(p) for p in saved]
     try:
         ply = newest_ply(run)
-        facts["ply"] = {"path": str(ply), **ply_header_summary(ply)}
+        facts["ply"] = {"path": str(ply), **open_rows(ply).facts()}
         reached.append(image_of_ply(ply))
     except ClmError:
         facts["ply"] = None  # training has not finished yet
@@ -115,7 +123,7 @@ def format_description(facts: dict[str, Any], as_json: bool) -> str:
     """Facts as JSON, or as sentences."""
     if as_json:
         return json.dumps(facts, indent=2)
-    title, lines = {"run": _run_in_words, "ply": _ply_in_words, "scene": _scene_in_words}[facts["kind"]](facts)
+    title, lines = {"run": _run_in_words, "scene": _scene_in_words}.get(facts["kind"], _model_in_words)(facts)
     return "\n".join([f"{facts['path']}: {title}", *(f"  {line}" for line in lines)])
 
 
@@ -169,7 +177,7 @@ def _gaussians_in_words(ply: dict[str, Any]) -> str:
     return f"{ply['gaussians']:,} Gaussians, SH degree {ply['sh_degree']}{antialiased}, {format_bytes(ply['bytes'])}"
 
 
-def _ply_in_words(facts: dict[str, Any]) -> tuple[str, list[str]]:
+def _model_in_words(facts: dict[str, Any]) -> tuple[str, list[str]]:
     lines = [_gaussians_in_words(facts), f"format {facts['format']}"]
     if facts["bounds"] is not None:
         low, high = (", ".join(f"{v:.4g}" for v in corner) for corner in facts["bounds"])
@@ -179,7 +187,7 @@ def _ply_in_words(facts: dict[str, Any]) -> tuple[str, list[str]]:
     if facts["extra_properties"]:
         lines.append(f"properties that are not used: {', '.join(facts['extra_properties'])}")
     lines += [f"comment: {comment}" for comment in facts["comments"]]
-    return "a Gaussian ply", lines
+    return f"a Gaussian {facts['kind']}", lines
 
 
 def _scene_in_words(facts: dict[str, Any]) -> tuple[str, list[str]]:

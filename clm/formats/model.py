@@ -1,4 +1,4 @@
-"""A trained model opened for rendering or export: a run directory or a PLY of any tool, streamed into a store."""
+"""A trained model opened for rendering or export: a run directory or a file of any format, streamed into a store."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from clm.errors import ClmError
-from clm.formats.ply_read import PlyRows, open_ply
-from clm.formats.source import Make, PlySource, store_of
+from clm.formats.registry import open_rows
+from clm.formats.rows import Rows
+from clm.formats.source import FileSource, Make, store_of
 from clm.progress import Report, counted, rows_of, unseen
 from clm.store.layout import CHUNK_ROWS
 from clm.store.order import block_order
@@ -21,8 +22,8 @@ from clm.store.store import Store
 class ModelFile:
     """Where a model's rows are; `run` is the run directory it belongs to, if any."""
 
-    ply: Path
-    rows: PlyRows
+    ply: Path  # or a file of another format
+    rows: Rows
     run: Path | None
 
     def store(self, make: Make, scratch: Path, bucket_rows: int, report: Report = unseen) -> Store:
@@ -30,7 +31,7 @@ class ModelFile:
         of space is read for few views, in store order. scratch, bucket_rows: of `in_order`."""
         store = make(self.rows.count, None)
         if store.disk is not None and self.rows.count:
-            source = PlySource(self.rows, np.zeros(3), scratch, bucket_rows, lambda text: None, report)
+            source = FileSource(self.rows, np.zeros(3), scratch, bucket_rows, lambda text: None, report)
             return store_of(source, block_order(source.entries()), None, lambda rows, moments: store, report)
         for geometry, colour in self.chunks(f"loading {self.ply.name}", report):
             store.append(geometry, colour)
@@ -60,11 +61,11 @@ def newest_ply(run: Path) -> Path:
 
 
 def open_model(path: Path) -> ModelFile:
-    """A run directory or a .ply file; ClmError says what was looked for otherwise."""
+    """A run directory, or a file of any format that is read; ClmError says what was looked for otherwise."""
     if path.is_dir():
         ply = newest_ply(path)
-        return ModelFile(ply, open_ply(ply), path)
+        return ModelFile(ply, open_rows(ply), path)
     if not path.exists():
         raise ClmError(f"No such file or directory: {path}.", "Pass a run directory or a .ply file.")
     run = path.resolve().parents[2] if len(path.resolve().parents) > 2 else None
-    return ModelFile(path, open_ply(path), run if run is not None and (run / "cameras.json").exists() else None)
+    return ModelFile(path, open_rows(path), run if run is not None and (run / "cameras.json").exists() else None)

@@ -1,4 +1,4 @@
-"""Rows of a PLY in another order than the file's, in bounded memory.
+"""Rows of a file in another order than its own, in bounded memory.
 
 They are brought into order a bucket at a time, of so many rows that they fit into memory. Where the rows of each bucket lie near
 each other in the file, as in what this program exports, a bucket is read from there. Of a shuffled file that would be nearly all
@@ -19,7 +19,7 @@ import numpy as np
 
 from clm.errors import ResourceError
 from clm.files import storage_failure
-from clm.formats.ply_read import PlyRows
+from clm.formats.rows import Rows
 from clm.progress import Report, counted, unseen
 from clm.store.layout import CHUNK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS
 from clm.units import format_bytes
@@ -34,13 +34,13 @@ _Load = Callable[[int, np.ndarray, np.ndarray], None]
 
 
 def in_order(
-    ply: PlyRows, numbers: np.ndarray, scratch: Path, report: Report = unseen, *, bucket_rows: int = BUCKET_ROWS
+    ply: Rows, numbers: np.ndarray, scratch: Path, report: Report = unseen, *, bucket_rows: int = BUCKET_ROWS
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(geometry [k, 12] f32, colour [k, 48] f32) of rows `numbers` [n] i32, each usable and named once, in that order; arrays
     are overwritten later.
 
     scratch: folder for a file of 244 bytes per row, where one is needed. Memory: a bucket; with the file 4 bytes per row of the
-    PLY more. ResourceError where the folder has no room."""
+    file more. ResourceError where the folder has no room."""
     buckets = [numbers[first : first + bucket_rows] for first in range(0, len(numbers), bucket_rows)]
     if ply.seekable and sum(map(_read_rows, buckets)) <= _COPY_READS * ply.count:
         yield from _pieces(buckets, lambda k, geometry, colour: _load_from_file(ply, buckets[k], geometry, colour))
@@ -75,7 +75,7 @@ def _read_rows(bucket: np.ndarray) -> int:
     return int((ascending[cuts[1:] - 1] - ascending[cuts[:-1]] + _GAP).sum())
 
 
-def _load_from_file(ply: PlyRows, bucket: np.ndarray, geometry: np.ndarray, colour: np.ndarray) -> None:
+def _load_from_file(ply: Rows, bucket: np.ndarray, geometry: np.ndarray, colour: np.ndarray) -> None:
     order = np.argsort(bucket)
     ascending = bucket[order]
     cuts = _runs(ascending)
@@ -95,7 +95,7 @@ def _load_from_file(ply: PlyRows, bucket: np.ndarray, geometry: np.ndarray, colo
 
 
 @contextmanager
-def _copied(ply: PlyRows, numbers: np.ndarray, scratch: Path, report: Report, bucket_rows: int) -> Iterator[_Load]:
+def _copied(ply: Rows, numbers: np.ndarray, scratch: Path, report: Report, bucket_rows: int) -> Iterator[_Load]:
     needed = len(numbers) * _ROW.itemsize
     scratch.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(scratch).free
@@ -119,7 +119,7 @@ def _copied(ply: PlyRows, numbers: np.ndarray, scratch: Path, report: Report, bu
         raise storage_failure(error, scratch, needed) or error from None
 
 
-def _write_buckets(ply: PlyRows, numbers: np.ndarray, file: int, report: Report, bucket_rows: int) -> list[int]:
+def _write_buckets(ply: Rows, numbers: np.ndarray, file: int, report: Report, bucket_rows: int) -> list[int]:
     """Every row of `numbers` into its bucket's part of the file; returns the rows of each bucket."""
     place = np.full(ply.count, -1, np.int32)
     place[numbers] = np.arange(len(numbers), dtype=np.int32)

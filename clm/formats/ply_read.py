@@ -10,15 +10,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from plyfile import PlyData, PlyParseError
 
 from clm.errors import ClmError
 from clm.formats.ply_write import property_names
+from clm.formats.rows import Chunk, Rows
 from clm.store.layout import (
-    CHUNK_ROWS,
     COLOUR_COLUMNS,
     GEOMETRY_COLUMNS,
     LOG_SCALES,
@@ -29,8 +29,6 @@ from clm.store.layout import (
     SHN,
 )
 
-# An infinite logit opacity is read as +-20: sigmoid(20) is 1 in float32, and the logit can be trained.
-INFINITE_LOGIT = 20.0
 _READ_ROWS = 1024  # picked apart at a time: columns are strided, so the piece has to stay in the first-level caches
 _HEADER_BYTES = 1 << 20
 _SH_DEGREE = {0: 0, 9: 1, 24: 2, 45: 3}  # number of f_rest properties -> degree
@@ -72,76 +70,40 @@ class _Header:
         return np.dtype([(name, _ORDERS[self.format] + kind) for name, kind in self.properties])
 
 
-class Numbered(NamedTuple):
-    """Rows and their numbers in the file [k] i64, ascending."""
-
-    numbers: np.ndarray
-    geometry: np.ndarray
-    colour: np.ndarray
-
-
 @dataclass
-class PlyRows:
-    """A Gaussian PLY, opened. `messages` says what reading had to change; it is complete once `chunks` has run out."""
+class PlyRows(Rows):
+    """A Gaussian PLY of any tool, opened."""
 
-    path: Path
-    count: int  # rows in the file; `chunks` yields fewer where rows are not finite
-    sh_degree: int
-    antialiased: bool
-    header: _Header = field(repr=False)
-    messages: list[str] = field(default_factory=list)
+    kind = "PLY"
 
-    def chunks(self, size: int = CHUNK_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows in file order, at most `size` at a time: geometry [k, 12] f32 and colour [k, 48] f32, fresh arrays.
-
-        Coefficients above the file's degree are zero, quaternions are as stored. Memory: one chunk (ASCII: the file).
-        """
-        for piece in self.numbered(size):
-            if len(piece.geometry):
-                yield piece.geometry, piece.colour
-
-    def numbered(self, size: int = CHUNK_ROWS) -> Iterator[Numbered]:
-        """As `chunks`, with each row's number in the file."""
-        dropped = clamped = first = 0
-        for table in _tables(self.path, self.header, size):
-            piece, of_these = self._rows(table, first)
-            first, clamped, dropped = first + len(table), clamped + of_these, dropped + len(table) - len(piece.geometry)
-            yield piece
-        self.messages = []
-        if clamped:
-            self.messages.append(
-                f"{clamped} of {self.count} opacities were infinite: read as logits of +-{INFINITE_LOGIT:g}."
-            )
-        if dropped:
-            self.messages.append(f"{dropped} of {self.count} Gaussians were not finite or had no rotation: left out.")
+    header: _Header = field(kw_only=True, repr=False)
 
     @property
     def seekable(self) -> bool:
-        """Whether rows can be read from the middle of the file."""
         return self.header.format != "ascii"
 
-    def read(self, first: int, last: int) -> Numbered:
-        """Rows first..last-1 of the file, those that can be used."""
-        return self._rows(next(_tables(self.path, self.header, last - first, first)), first)[0]
+    def facts(self) -> dict[str, Any]:
+        known = set(property_names(self.sh_degree))
+        return super().facts() | {
+            "format": self.header.format,
+            "extra_properties": [name for name, _ in self.header.properties if name not in known],
+            "comments": list(self.header.comments),
+        }
 
-    def _rows(self, table: np.ndarray, first: int) -> tuple[Numbered, int]:
-        """The rows of some records, the first of which is `first` in the file, and how many opacities were clamped."""
-        geometry = np.zeros((len(table), GEOMETRY_COLUMNS), np.float32)
-        colour = np.zeros((len(table), COLOUR_COLUMNS), np.float32)
+    def pieces(self, size: int, first: int = 0) -> Iterator[Chunk]:
+        """As `Rows.pieces`; an ASCII file is read whole, and only from the start."""
         columns = _columns(self.header, self.sh_degree)
-        with np.errstate(over="ignore", invalid="ignore"):  # a double beyond float32 becomes infinite, then is dropped
-            for start in range(0, len(table), _READ_ROWS):
-                piece = slice(start, start + _READ_ROWS)
-                for name, of_colour, column in columns:
-                    (colour if of_colour else geometry)[piece, column] = table[name][piece]
-        logits = geometry[:, LOGIT_OPACITIES]
-        infinite = np.isinf(logits)
-        np.copyto(logits, np.copysign(np.float32(INFINITE_LOGIT), logits), where=infinite)
-        good = np.isfinite(geometry).all(axis=1) & np.isfinite(colour).all(axis=1) & geometry[:, QUATS].any(axis=1)
-        numbers = np.arange(first, first + len(table))
-        if not good.all():
-            numbers, geometry, colour = numbers[good], geometry[good], colour[good]
-        return Numbered(numbers, geometry, colour), int(infinite.sum())
+        for table in _tables(self.path, self.header, size, first):
+            geometry = np.zeros((len(table), GEOMETRY_COLUMNS), np.float32)
+            colour = np.zeros((len(table), COLOUR_COLUMNS), np.float32)
+            with np.errstate(
+                over="ignore", invalid="ignore"
+            ):  # a double beyond float32 becomes infinite, then is dropped
+                for start in range(0, len(table), _READ_ROWS):
+                    piece = slice(start, start + _READ_ROWS)
+                    for name, of_colour, column in columns:
+                        (colour if of_colour else geometry)[piece, column] = table[name][piece]
+            yield geometry, colour
 
 
 def _columns(header: _Header, sh_degree: int) -> list[tuple[str, bool, int]]:
@@ -193,10 +155,16 @@ def _header_lines(path: Path) -> tuple[list[str], int]:
     return [line.strip() for line in head[: end.start()].decode("utf-8", "replace").split("\n")], end.end()
 
 
-def _parse_header(path: Path) -> _Header:
+Elements = list[
+    tuple[str, int, list[tuple[str, str]]]
+]  # (name, count, [(property, numpy type without byte order, or `list`)])
+
+
+def parse_header(path: Path) -> tuple[str, Elements, tuple[str, ...], int]:
+    """Format, elements, comments, and the bytes from the start of the file to the first element; ClmError where it is no PLY."""
     lines, offset = _header_lines(path)
     form, comments = "", []
-    elements: list[tuple[str, int, list[tuple[str, str]]]] = []
+    elements: Elements = []
     for line in lines[1:]:
         word, _, rest = line.partition(" ")
         fields = rest.split()
@@ -214,22 +182,18 @@ def _parse_header(path: Path) -> _Header:
             raise ClmError(f"{path} has a header line that is not PLY: `{line[:80]}`.")
     if not form:
         raise ClmError(f"{path} has no `format` line in its header.")
-    return _vertex_header(path, form, elements, tuple(comments), offset)
+    return form, elements, tuple(comments), offset
 
 
-def _vertex_header(
-    path: Path,
-    form: str,
-    elements: list[tuple[str, int, list[tuple[str, str]]]],
-    comments: tuple[str, ...],
-    offset: int,
-) -> _Header:
+def said_antialiased(comments: tuple[str, ...]) -> bool:
+    """Whether comments of ours, of Brush or of Postshot say that the model was trained with antialiasing."""
+    modes = [comment.lower().split() for comment in comments]
+    return any(mode in (["splatrendermode:", "mip"], ["antialiased", "1"]) for mode in modes)
+
+
+def _vertex_header(path: Path) -> _Header:
     """Finds the vertex element behind those that precede it."""
-    if any(name == "chunk" for name, _, _ in elements):
-        raise ClmError(
-            f"{path} is a compressed PLY (element `chunk`), which is not read.",
-            "Convert it to a plain PLY with the tool that wrote it.",
-        )
+    form, elements, comments, offset = parse_header(path)
     for name, count, properties in elements:
         has_list = any(kind == "list" for _, kind in properties)
         if name == "vertex":
@@ -265,12 +229,11 @@ def _degree(path: Path, names: set[str]) -> int:
 def open_ply(path: Path | str) -> PlyRows:
     """Open the Gaussian PLY of any tool: any property order and numeric type, extra properties, ASCII or binary.
 
-    SH degree 0 to 3 by the number of f_rest properties (channel-major with that degree's stride). Infinite opacities
-    are read as logits of +-20; rows with another value that is not finite, or with a zero quaternion, are left out;
-    `messages` says how many. ClmError when it is no PLY, no Gaussians, compressed, or shorter than its header says.
+    SH degree 0 to 3 by the number of f_rest properties (channel-major with that degree's stride). ClmError when it is no
+    PLY, no Gaussians, or shorter than its header says.
     """
     path = Path(path)
-    header = _parse_header(path)
+    header = _vertex_header(path)
     sh_degree = _degree(path, {name for name, _ in header.properties})
     if header.format != "ascii":
         missing = header.offset + header.count * header.dtype.itemsize - path.stat().st_size
@@ -278,21 +241,4 @@ def open_ply(path: Path | str) -> PlyRows:
             raise ClmError(
                 f"{path} is {missing} bytes shorter than its {header.count} Gaussians need.", "Copy it again."
             )
-    modes = [comment.lower().split() for comment in header.comments]
-    antialiased = any(mode in (["splatrendermode:", "mip"], ["antialiased", "1"]) for mode in modes)
-    return PlyRows(path, header.count, sh_degree, antialiased, header)
-
-
-def ply_header_summary(path: Path | str) -> dict[str, Any]:
-    """What `clm info` shows of a Gaussian PLY, from its header alone; raises as `open_ply` does."""
-    rows = open_ply(path)
-    known = set(property_names(rows.sh_degree))
-    return {
-        "gaussians": rows.count,
-        "sh_degree": rows.sh_degree,
-        "antialiased": rows.antialiased,
-        "format": rows.header.format,
-        "bytes": rows.path.stat().st_size,
-        "extra_properties": [name for name, _ in rows.header.properties if name not in known],
-        "comments": list(rows.header.comments),
-    }
+    return PlyRows(path, header.count, sh_degree, said_antialiased(header.comments), header=header)

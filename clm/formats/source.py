@@ -11,7 +11,7 @@ import numpy as np
 
 from clm.errors import ClmError, ResourceError
 from clm.formats.ordered import in_order
-from clm.formats.ply_read import PlyRows
+from clm.formats.rows import Rows
 from clm.progress import Report, counted, rows_of
 from clm.store.layout import MEANS
 from clm.store.order import plain_entries
@@ -55,12 +55,12 @@ def store_of(source: Source, order: np.ndarray, moments: str | None, make: Make,
     return store
 
 
-class PlySource:
-    """The usable rows of a PLY, which stay in the file until they are asked for."""
+class FileSource:
+    """The usable rows of a model in a file, which stay in the file until they are asked for."""
 
     def __init__(
         self,
-        ply: PlyRows,
+        ply: Rows,
         offset: np.ndarray,
         scratch: Path,
         bucket_rows: int,

@@ -1,4 +1,4 @@
-"""The rows that a run starts from: those of a PLY, of the COLMAP points, or random ones inside the cameras' bounds."""
+"""The rows that a run starts from: those of a model in a file, of the COLMAP points, or random ones inside the cameras' bounds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from clm.config import Config
 from clm.formats.ordered import BUCKET_ROWS
-from clm.formats.ply_read import open_ply
-from clm.formats.source import Make, PlySource, Source, in_ram, store_of
+from clm.formats.registry import open_rows
+from clm.formats.source import FileSource, Make, Source, in_ram, store_of
 from clm.kernels.sort import sorted_rows
 from clm.progress import Report, pending, unseen
 from clm.scene import Scene
@@ -31,10 +31,10 @@ def initial_store(
     make: Make = in_ram,
     bucket_rows: int = BUCKET_ROWS,
 ) -> Store:
-    """Rows from a PLY, from the COLMAP points, or random inside the cameras' bounds; sorted into pages.
+    """Rows from a model in a file, from the COLMAP points, or random inside the cameras' bounds; sorted into pages.
 
     Their order is decided first, from places and sizes alone; then rows are made, a chunk at a time, where they stay. Memory
-    beside the store: 50 bytes per point, the points included, and for a PLY 24, and a bucket (`clm.formats.ordered`). A row's
+    beside the store: 50 bytes per point, the points included, and for a model 24, and a bucket (`clm.formats.ordered`). A row's
     key is its number in the input. make: an empty store for so many rows. scratch, bucket_rows: of `in_order`."""
     source = _source(scene, config, warn, report, scratch, bucket_rows)
     order = _order(source, config, warn, report)
@@ -45,7 +45,7 @@ def _source(
     scene: Scene, config: Config, warn: Callable[[str], None], report: Report, scratch: Path, bucket_rows: int
 ) -> Source:
     if config.init_ply:
-        return PlySource(open_ply(config.init_ply), scene.offset, scratch, bucket_rows, warn, report)
+        return FileSource(open_rows(Path(config.init_ply)), scene.offset, scratch, bucket_rows, warn, report)
     points, colors = scene.points, scene.point_colors
     if not len(points):
         warn("The model has no points: starting from random Gaussians inside the cameras' bounds.")

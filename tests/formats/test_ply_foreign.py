@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from plyfile import PlyData, PlyElement
 
 from clm.errors import ClmError
-from clm.formats.ply_read import INFINITE_LOGIT, open_ply, ply_header_summary
+from clm.formats.ply_read import open_ply
 from clm.formats.ply_write import property_names, write_ply
+from clm.formats.rows import INFINITE_LOGIT
 from tests.conftest import scene_path
 from tests.formats.whole import read_all
 
@@ -84,7 +85,7 @@ def test_ascii_reads_the_same(tmp_path: Path) -> None:
     table = random_table(30, property_names(1))
     path = save(tmp_path / "a.ply", table, text=True)
     assert path.read_bytes().startswith(b"ply\nformat ascii")
-    assert ply_header_summary(path)["format"] == "ascii"
+    assert open_ply(path).facts()["format"] == "ascii"
     geometry, colour = read_all(path, 7)
     check_rows(geometry, colour, PlyData.read(path)["vertex"].data, 1)
     np.testing.assert_allclose(geometry[:, 0], table["x"], rtol=1e-6)
@@ -120,7 +121,7 @@ def test_crlf_headers_and_long_type_names_of_careless_writers_are_read(tmp_path:
 def test_the_render_mode_comment_decides_antialiased(tmp_path: Path, comment: str, antialiased: bool) -> None:
     path = save(tmp_path / "a.ply", random_table(2, property_names(0)), comments=["made by hand", comment])
     assert open_ply(path).antialiased is antialiased
-    assert ply_header_summary(path)["comments"] == ["made by hand", comment]
+    assert open_ply(path).facts()["comments"] == ["made by hand", comment]
 
 
 def test_infinite_opacities_are_read_finite_and_broken_rows_left_out_with_a_message(tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_doubles_beyond_float32_are_left_out_not_turned_into_infinity(tmp_path: 
 def test_summary_comes_from_the_header_alone(tmp_path: Path) -> None:
     table = random_table(9, [*property_names(1), "red", "confidence"])
     path = save(tmp_path / "a.ply", table)
-    summary = ply_header_summary(path)
+    summary = open_ply(path).facts()
     assert (summary["gaussians"], summary["sh_degree"], summary["bytes"]) == (9, 1, path.stat().st_size)
     assert summary["format"] == "binary_little_endian" and summary["extra_properties"] == ["red", "confidence"]
 
@@ -207,11 +208,6 @@ def test_a_file_that_lacks_properties_is_refused_by_name(tmp_path: Path, names: 
             "x is there twice",
         ),
         (b"ply\nformat ascii 1.0\nelement vertex 1\nproperty list uchar int x\nend_header\n", "is a list"),
-        (
-            b"ply\nformat binary_little_endian 1.0\nelement chunk 2\nproperty float min_x\nelement vertex 300\n"
-            b"property uint packed_position\nend_header\n",
-            "is a compressed PLY",
-        ),
         (
             b"ply\nformat binary_little_endian 1.0\nelement face 2\nproperty list uchar int i\nelement vertex 3\n"
             b"property float x\nend_header\n",

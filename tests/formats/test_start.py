@@ -14,7 +14,7 @@ from clm.config import Config
 from clm.errors import ResourceError
 from clm.formats.ply_read import open_ply
 from clm.formats.ply_write import write_ply
-from clm.formats.source import PlySource
+from clm.formats.source import FileSource
 from clm.formats.start import initial_store
 from clm.progress import unseen
 from clm.scene import Scene
@@ -103,7 +103,7 @@ def test_a_ply_of_more_rows_than_a_store_has_places_is_refused_before_anything_i
     write_ply(tmp_path / "a.ply", [(np.ones((2, 12), np.float32), np.ones((2, 48), np.float32))])
     huge = dataclasses.replace(open_ply(tmp_path / "a.ply"), count=2**31)
     with pytest.raises(ResourceError, match=r"holds 2,147,483,648 Gaussians, and a store has room for 2,147,483,647"):
-        PlySource(huge, np.zeros(3), tmp_path, 1, print, unseen).entries()
+        FileSource(huge, np.zeros(3), tmp_path, 1, print, unseen).entries()
 
 
 @pytest.mark.parametrize("bucket_rows", [1000, 1 << 20])
