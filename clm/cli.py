@@ -291,6 +291,27 @@ def info(
     typer.echo(format_description(facts, as_json))
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, finished or not.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Default: RUN/report.html.", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The scene, if it is not where the run found it.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's report anew: one page with its curves, costs, views and settings."""
+    from clm.commands.report import report_run
+
+    with _console(quiet) as emit:
+        path = report_run(run, output, data, emit)
+    if not quiet:
+        typer.echo(str(path))
+
+
 def _version(show: bool) -> None:
     if show:
         from clm import __version__

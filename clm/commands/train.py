@@ -6,12 +6,15 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clm.config import Config, from_dict, load_config
 from clm.errors import ClmError
 from clm.run.events import Emit, Message, reporter
 from clm.run.stopping import StopRequest, outlasting_output
+
+if TYPE_CHECKING:
+    from clm.scene import Scene
 
 
 def near_reason(near: float) -> str:
@@ -150,11 +153,24 @@ def _train_locked(run: Path, begin: _Begin, *, as_json: bool, quiet: bool) -> bo
         with stop.listening():
             finished = train(scene, config, run, emit, resume=begin.checkpoint, stop=stop, saving=stop.saving)
         if finished:
-            emit(
-                Message(f"results: {run}/point_cloud/iteration_{config.iterations}/point_cloud.ply, {run}/metrics.json")
-            )
+            page = f", {run}/report.html" if _write_page(run, scene, emit) else ""
+            ply = f"{run}/point_cloud/iteration_{config.iterations}/point_cloud.ply"
+            emit(Message(f"results: {ply}, {run}/metrics.json{page}"))
         else:
             emit(Message(f"Stopped and saved. Go on with the same command and --resume (-o {run})."))
     finally:
         close()
     return finished
+
+
+def _write_page(run: Path, scene: Scene, emit: Emit) -> bool:
+    """`report.html`. The model is saved by now: whatever fails here costs a warning, and nothing else."""
+    try:
+        from clm.report.page import write_report
+
+        write_report(run, scene)
+        return True
+    except Exception as error:
+        why = str(error) or type(error).__name__
+        emit(Message(f"report.html was not written: {why} Try again with `clm report {run}`.", "warning"))
+        return False

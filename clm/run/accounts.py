@@ -8,16 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clm.calendar import crossed
 from clm.kernels.rows import colour_columns
 from clm.plan.residency import Traffic
 from clm.run.batches import NextBatch
 from clm.run.disk_account import DiskMeter, DiskTotals
-from clm.run.events import BatchDone
+from clm.run.events import BatchDone, Emit, LanesSampled
 from clm.run.photos import Photos
 from clm.run.residence import Residence
 from clm.run.schedule import Schedule
 from clm.run.totals import Totals
 from clm.stream.spans import LaneSeconds, Span, Trace
+
+_SAMPLES, _MOST_SPANS = 10, 2000  # batches of a run whose lanes are told, and spans of one
 
 
 @dataclass
@@ -55,9 +58,16 @@ class Accounts:
     """Totals over the batches of a run, across resumes; the clock of its seconds; its trace, where one is asked for."""
 
     def __init__(
-        self, schedule: Schedule, residence: Residence, photos: Photos, totals: Totals, trace: Path | None = None
+        self,
+        schedule: Schedule,
+        residence: Residence,
+        photos: Photos,
+        totals: Totals,
+        emit: Emit,
+        trace: Path | None = None,
     ):
         self.totals = totals
+        self._emit = emit
         self.trace = Trace(trace) if trace else None
         self._schedule, self._residence, self._photos = schedule, residence, photos
         self._counted, self._disk = time.perf_counter(), DiskMeter()
@@ -96,6 +106,7 @@ class Accounts:
     def _add(self, account: BatchAccount) -> None:
         totals, residence, planned = self.totals, self._residence, account.batch.planned
         assert account.moved is not None, "a batch that is over has moved something"
+        self._sample(account)
         if self.trace is not None:
             plan = Span("plan", "cull, order, plan", 0, planned.began, planned.began + planned.seconds)
             self.trace.add([plan, *account.spans])
@@ -107,3 +118,14 @@ class Accounts:
         totals.add_disk(account.disk)
         device, host, in_core = residence.held_bytes()
         totals.see_peak(device, host + self._photos.bytes, in_core, residence.see_held())
+
+    def _sample(self, account: BatchAccount) -> None:
+        """Tell what the lanes did in some batches: a tenth of the run apart."""
+        batch, iterations = account.batch, self._schedule.config.iterations
+        if crossed(max(1, iterations // _SAMPLES), batch.first, batch.first + batch.views):
+            began = account.began
+            spans = sorted(
+                (s for s in account.spans if s.start >= began), key=lambda span: span.start
+            )  # of this batch alone
+            told = [[s.lane, s.name, s.turn, round(s.start - began, 6), round(s.end - began, 6)] for s in spans]
+            self._emit(LanesSampled(batch.first + batch.views, account.elapsed, told[:_MOST_SPANS]))

@@ -102,7 +102,7 @@ def with_split(scene: Scene, split: Split | None) -> Scene:
     return dataclasses.replace(scene, train=index[~held_out], test=index[held_out])
 
 
-_RESULTS = ("checkpoints/step_*/*", "point_cloud/*/*", "metrics.json", "report.json")
+_RESULTS = ("checkpoints/step_*/*", "point_cloud/*/*", "metrics.json", "report.json", "report.html")
 _BEGINNINGS = ("cfg_args", "cameras.json", "split.json", "georef.json", "input.ply", "events.jsonl", "eval/*/*")
 
 

@@ -20,6 +20,7 @@ from clm.run.events import (
     Evaluated,
     Event,
     Finished,
+    LanesSampled,
     Message,
     OpacityReset,
     Started,
@@ -125,7 +126,7 @@ class Console:
             self._finish(event)
         elif isinstance(event, Working):
             self._work(event, position=int(self._bar is not None))
-        elif not isinstance(event, OpacityReset):
+        elif not isinstance(event, OpacityReset | LanesSampled):
             raise TypeError(f"unknown event {event}")
 
     def close(self) -> None:

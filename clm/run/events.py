@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from clm.event import Event as Event
 from clm.progress import Report
@@ -48,6 +49,15 @@ class BatchDone(Event):
     device_bytes: int
     hidden_fraction: float
     disk_hit_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class LanesSampled(Event):
+    """What the lanes did in one batch, ten times in a run. spans: [lane, name, turn, start, end], seconds from its begin."""
+
+    iteration: int
+    seconds: float
+    spans: list[list[Any]]
 
 
 @dataclass(frozen=True)

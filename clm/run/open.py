@@ -129,6 +129,7 @@ def open_run(
             residence,
             photos,
             saved.totals if saved else Totals(),
+            emit,
             Path(config.trace) if config.trace else None,
         )
         views = Views(scene, photos, schedule, residence)

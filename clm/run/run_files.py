@@ -17,6 +17,7 @@ from clm.run.figures import in_words
 from clm.run.residence import Residence
 from clm.run.results import exact_rows, ply_path, write_result
 from clm.run.schedule import Schedule
+from clm.run.this_machine import this_machine
 from clm.run.totals import report
 from clm.scene import Scene, cameras_json, write_georef
 from clm.units import format_bytes
@@ -67,8 +68,9 @@ class RunFiles:
         totals, residence = self._accounts.totals, self._residence
         kind, offload = residence.device.kind, residence.placement.offload
         receipt = report(totals, self._schedule.image, residence.rows, kind, offload)
+        budget, host = residence.budgets()
+        receipt |= {"budget": {"device_bytes": budget, "host_bytes": host}, "machine": this_machine(kind)}
         write_json(self._folder / "report.json", receipt)
-        budget, _ = residence.budgets()
         self._emit(
             Message(
                 f"device peak {format_bytes(totals.device_bytes)} of a budget of {format_bytes(budget)}; everything on the "
