@@ -19,6 +19,7 @@ from clm.camera import MAX_PIXELS, MAX_SIDE, Camera
 from clm.config import parse_background
 from clm.errors import ClmError
 from clm.extent import FAR_PER_NEAR, near_plane
+from clm.files import remove_leftovers
 from clm.formats.model import ModelFile
 from clm.pictures import (
     DepthScale,
@@ -272,6 +273,7 @@ class _Files:
 
     def begin(self, stack: ExitStack, scale: DepthScale | None) -> Callable[[int, Render], None]:
         """A function that writes picture k. Videos appear when `stack` is closed without an error."""
+        remove_leftovers(self.video.parent)  # of a call that was killed
         size, rate = (self.like.width, self.like.height), Fraction(self.rate).limit_denominator(1001)
         adders = [stack.enter_context(open_video(path, *size, rate)) for path in self.videos]
         if scale is not None and not self.alone:

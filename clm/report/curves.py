@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _MOST = 480  # buckets
-_LARGE = 64 << 20  # bytes of events; of longer files only some batches are read
+_LARGE = 16 << 20  # bytes of events; of longer files only some batches are read
 _WARNINGS = 30
 _BATCH = b'{"type": "batch_done"'
 

@@ -196,6 +196,10 @@ def test_files_of_others_are_never_overwritten(run: Path, tmp_path: Path) -> Non
         assert files_under(folder) == {name} and (folder / name).read_text() == "[]"
     for _ in range(2):
         render(run, tmp_path / "ours", "--depth", "--video", "--views", "view_00")
+        left = tmp_path / "ours" / ".video.mp4.999999999.clm.tmp"  # of a process that was killed
+        left.touch()
+    render(run, tmp_path / "ours" / "video.mp4", "--views", "view_00")
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(("signals", "kept"), [(1, True), (2, False)])
