@@ -125,7 +125,9 @@ def _write_buckets(ply: Rows, numbers: np.ndarray, file: int, report: Report, bu
     place[numbers] = np.arange(len(numbers), dtype=np.int32)
     filled = [0] * -(-len(numbers) // bucket_rows)
     what = f"sorting {ply.path.name} into pieces"
-    for piece in counted(ply.numbered(), what, ply.count, "Gaussians", report, lambda piece: len(piece.numbers)):
+    for piece in counted(
+        ply.numbered(CHUNK_ROWS), what, ply.count, "Gaussians", report, lambda piece: len(piece.numbers)
+    ):
         places = place[piece.numbers]
         order = np.argsort(places, kind="stable")
         order = order[np.searchsorted(places[order], 0) :]

@@ -7,52 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clm.formats.options import Filters, Options
-from clm.formats.registry import format_of, open_rows
-from clm.formats.select import select
+from clm.formats.registry import open_rows
 from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS, SH0, SH_C0, SHN
-from tests.formats.models import model_rows, written
+from tests.formats.models import angle, export, in_order_of, model_rows, sigmoid, written
 
 ROWS = 1000  # no multiple of 256
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(tmp_path_factory.mktemp("source") / "model.ply", *model_rows(ROWS), antialiased=True)
-
-
-def export(
-    source: Path, out: Path, options: Options | None = None, filters: Filters | None = None, **more
-) -> list[str]:
-    """Writes `out` as the command does; returns what it warned of."""
-    said: list[str] = []
-    form, filters = format_of(out), filters or Filters()
-    degree = min(form.most_sh, 3 if filters.sh is None else filters.sh)
-    selection = select(
-        open_rows(source), filters, form.order, sh_degree=degree, scratch=out.parent, warn=said.append, **more
-    )
-    form.write(out, selection, options or Options())
-    return said
-
-
-def in_order_of(theirs: np.ndarray, source: Path, within: float) -> tuple[np.ndarray, np.ndarray]:
-    """Geometry and colour of the source's rows, each beside the row of `theirs` [n, 3] whose centre is within so many units."""
-    geometry, colour = (np.concatenate(arrays) for arrays in zip(*open_rows(source).chunks(), strict=True))
-    ours = geometry[:, MEANS].astype(np.float64)
-    nearest = ((theirs[:, None].astype(np.float64) - ours[None]) ** 2).sum(axis=2).argmin(axis=1)
-    assert len(set(nearest.tolist())) == len(ours) == len(theirs), "every row is there once"
-    assert np.abs(theirs - ours[nearest]).max() <= within
-    return geometry[nearest], colour[nearest]
-
-
-def angle(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest angle in radians between rotations given as quaternions [n, 4] of any norm and sign."""
-    one, other = (q / np.linalg.norm(q.astype(np.float64), axis=1, keepdims=True) for q in (one, other))
-    return float(2 * np.arccos(np.minimum(1, np.abs((one * other).sum(axis=1)))).max())
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x.astype(np.float64)))
+    """A model beside a file of it in every format, of which nothing had to be said."""
+    source = written(tmp_path_factory.mktemp("source") / "source.ply", *model_rows(ROWS), antialiased=True)
+    assert not [text for name in TOLERANCES for text in export(source, source.with_name(name))]
+    return source
 
 
 # ---- what we read back ----
@@ -69,10 +36,8 @@ TOLERANCES = {
 
 
 @pytest.mark.parametrize("name", TOLERANCES)
-def test_every_field_comes_back_within_what_the_format_holds(source: Path, tmp_path: Path, name: str) -> None:
-    said = export(source, tmp_path / name)
-    assert not said
-    rows = open_rows(tmp_path / name)
+def test_every_field_comes_back_within_what_the_format_holds(source: Path, name: str) -> None:
+    rows = open_rows(source.with_name(name))
     assert rows.count == ROWS and rows.antialiased == (name != "model.splat")
     geometry, colour = (np.concatenate(arrays) for arrays in zip(*rows.chunks(300), strict=True))
     assert not rows.messages and len(geometry) == ROWS
@@ -90,10 +55,9 @@ def test_every_field_comes_back_within_what_the_format_holds(source: Path, tmp_p
         np.testing.assert_allclose(colour[:, SHN], colours[:, SHN], atol=sh, rtol=0)
 
 
-def test_rows_can_be_read_from_the_middle(source: Path, tmp_path: Path) -> None:
+def test_rows_can_be_read_from_the_middle(source: Path) -> None:
     for name in TOLERANCES:
-        export(source, tmp_path / name)
-        rows = open_rows(tmp_path / name)
+        rows = open_rows(source.with_name(name))
         whole = [np.concatenate(arrays) for arrays in zip(*rows.chunks(), strict=True)]
         piece = rows.read(301, 777)
         np.testing.assert_array_equal(piece.numbers, np.arange(301, 777))
