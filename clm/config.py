@@ -225,6 +225,13 @@ class Config:
     grow_screen_gradient: float = _option(
         2e-4, "Mean screen gradient (half image sizes) above which a row grows.", flag=False, lo=0.0, hi=1e9
     )
+    grow_evidence: float = _option(
+        450.0,
+        "A row grows only if pairs of views share so many pixels of it: n (n - 1) v for n views with v pixels each.",
+        flag=False,
+        lo=0.0,
+        hi=1e12,
+    )
     absgrad: bool = _option(False, "Screen gradient from absolute per-pixel sums (AbsGS).", flag=False)
     split_scale: float = _option(
         0.01, "Rows above this size (times scene scale) are split, below cloned.", flag=False, lo=0.0, hi=1e9

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clm.device.cuda_tables import DeviceStep
 from clm.device.workspace import Workspace
-from clm.store.layout import EXTENT_SIGMAS, GRAD_DRAWN, GRAD_SCREEN, GROUPS, LOG_SCALES, MEANS
+from clm.store.layout import EXTENT_SIGMAS, GRAD_DRAWN, GROUPS, LOG_SCALES, MEANS, STATISTICS
 
 _PARAMETERS = 11  # columns of geometry that are parameters; the twelfth is padding, in a gradient row a count
 
@@ -134,8 +134,8 @@ def adam_rows(
 ) -> None:
     """Apply `step` to rows [M] with the gradients at slots [M] (None: positions 0..M-1). As `clm.kernels.rows.adam`.
 
-    rows, slots: i32 or i64, unique. A row that no view drew keeps all it has, its stamp too. statistics [N, 2] (views that
-    drew the row, summed screen gradient) accumulates; entries [M, 4] receives the new cull entries, radius -1 where the row
+    rows, slots: i32 or i64, unique. A row that no view drew keeps all it has, its stamp too. statistics [N, 4]
+    adds up those of the gradient rows; entries [M, 4] receives the new cull entries, radius -1 where the row
     did not change. With `work` nothing is allocated; None: one that goes with the call.
     """
     work = work or Workspace(len(rows), rows.device)
@@ -175,9 +175,7 @@ def _step_rows(
     drawn = torch.logical_not(undrawn, out=work.take(len(ids), dtype=torch.bool))
     store.stamp.index_copy_(0, ids, stamp.masked_fill_(drawn, step.step))
     if statistics is not None:
-        seen = work.take(len(ids), 2)
-        seen[:, 0].copy_(grad_geometry[:, GRAD_DRAWN])
-        seen[:, 1].copy_(grad_geometry[:, GRAD_SCREEN])
+        seen = work.take(len(ids), statistics.shape[1]).copy_(grad_geometry[:, STATISTICS])
         seen.masked_fill_(undrawn[:, None], 0.0)
         statistics.index_copy_(0, ids, work.select(statistics, ids).add_(seen))
 

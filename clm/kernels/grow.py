@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clm.kernels import ids, load, pointer
-from clm.kernels.numbers import COLOUR, GEOMETRY
+from clm.kernels.numbers import COLOUR, GEOMETRY, STATISTICS
 from clm.kernels.rows import AdamStep, StoreArrays, step_address
 
 f32, i32, i64, u64 = np.float32, np.int32, np.int64, np.uint64
@@ -23,7 +23,7 @@ def _library() -> ctypes.CDLL:
     library = load()
     address, long, word, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_float
     library.clm_count_drawn.argtypes = [address, address, long, address, address, long, address]
-    library.clm_see_drawn.argtypes = [*[address] * 5, long, address, address, long, *[address] * 6]
+    library.clm_see_drawn.argtypes = [*[address] * 5, long, address, address, long, *[address] * 8]
     library.clm_normals.argtypes = [address, long, word, word, address]
     library.clm_split.argtypes = [address, address, address, long, word, word, number]
     library.clm_cut.argtypes = [address, long, long, address]
@@ -45,17 +45,17 @@ def see_drawn(
     page_rows: int,
     pages: np.ndarray,
     frames: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of pages [A], which lie in frames [A] i64 of the store's arrays, with statistics [N, 2] (views, summed screen
-    gradient) of at least one view, page by page: ids [n] i32, mean gradient, largest log-scale and logit of opacity [n] f32 as
-    they are after `step - 1`, and keys [n] u64. fill [pages] i32: of all."""
+) -> tuple[np.ndarray, ...]:
+    """Rows of pages [A], which lie in frames [A] i64 of the store's arrays, with statistics [N, 4] of at least one view, page by
+    page: ids [n] i32, mean gradient, largest log-scale and logit of opacity [n] f32 as they are after `step - 1`, keys [n] u64, and
+    sums over views of their pixels and of the squares [n] f32. fill [pages] i32: of all."""
     pages, counts = np.ascontiguousarray(pages, i64), np.empty(len(pages), i64)
-    seen, live, those = pointer(statistics, f32, None, 2), pointer(fill, i32, None), pointer(pages, i64, None)
+    seen, live, those = pointer(statistics, f32, None, STATISTICS), pointer(fill, i32, None), pointer(pages, i64, None)
     there = pointer(frames, i64, len(pages))
     _library().clm_count_drawn(seen, live, page_rows, those, there, len(pages), pointer(counts, i64, None))
     starts, total = np.cumsum(counts) - counts, int(counts.sum())
     rows, gradient, log_scale, logit_opacity = np.empty(total, i32), *(np.empty(total, f32) for _ in range(3))
-    keys = np.empty(total, u64)
+    keys, pixels, squares = np.empty(total, u64), np.empty(total, f32), np.empty(total, f32)
     _library().clm_see_drawn(
         ctypes.byref(store.view()),
         step_address(step),
@@ -70,8 +70,10 @@ def see_drawn(
         pointer(rows, i32, None),
         *(pointer(column, f32, None) for column in (gradient, log_scale, logit_opacity)),
         pointer(keys, u64, None),
+        pointer(pixels, f32, None),
+        pointer(squares, f32, None),
     )
-    return rows, gradient, log_scale, logit_opacity, keys
+    return rows, gradient, log_scale, logit_opacity, keys, pixels, squares
 
 
 def normals(keys: np.ndarray, seed: int, image: int) -> np.ndarray:
@@ -220,6 +222,6 @@ def put_rows(
         pointer(written, i32, None),
         page_rows,
         pointer(store_keys, u64, None),
-        pointer(statistics, f32, None, 2),
+        pointer(statistics, f32, None, STATISTICS),
         pointer(entries, f32, None, 4),
     )

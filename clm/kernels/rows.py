@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from clm.kernels import DEBUG, ids, load, pointer
-from clm.kernels.numbers import COLOUR, GEOMETRY, GRAD_GEOMETRY
+from clm.kernels.numbers import COLOUR, GEOMETRY, GRAD_GEOMETRY, STATISTICS
 
 f32, u16 = np.float32, np.uint16
 
@@ -218,7 +218,7 @@ def adam(
         grad_colour,
         columns,
         stride,
-        pointer(statistics, f32, None, 2),
+        pointer(statistics, f32, None, STATISTICS),
         pointer(entries, f32, None, 4),
     )
 

@@ -14,8 +14,8 @@ COLOUR_BUS_BYTES = {"f32": 4, "bf16": 2}  # one colour value of a row on its way
 STAMP_BYTES = 4  # int32 step of the last update
 KEY_BYTES = 8  # identity
 CULL_BYTES = 16  # centre and bounding radius
-STATISTICS_BYTES = 8  # densification: accumulated screen gradient and count of views
-GRADIENT_BYTES = 256  # geometry gradient 16 floats (two are statistics, three padding), colour gradient 48 floats
+STATISTICS_BYTES = 16  # densification: count of views, screen gradient, pixels and their squares
+GRADIENT_BYTES = 256  # geometry gradient 16 floats (four are statistics, one padding), colour gradient 48 floats
 SLOT_BYTES = PARAMETER_BYTES + GRADIENT_BYTES
 
 TURNS_UNDER_WAY = 4  # of one batch: routed, and not over

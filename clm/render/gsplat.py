@@ -164,7 +164,7 @@ class GsplatRasterizer:
         false the view has no gradients. Raises OutOfDeviceMemory; then the view begins again."""
         if not self._view.rasterized or self._view.due or (self._view.drawn and self._view.raster is None):
             raise ValueError("backward needs a forward of its own: the graph of an image is freed by its backward")
-        if v_depth is not None and self._view.raster is not None and self._view.raster.image.shape[-1] == 3:
+        if v_depth is not None and self._view.raster is not None and self._view.raster.depth is None:
             raise ValueError("v_depth needs a forward with depth=True")
 
         def differentiate() -> SplatGradients | None:

@@ -23,6 +23,8 @@ from clm.render.splats import SplatGradients, Splats
 PAIR_BYTES = 24  # of a pair while pairs are sorted: keys and ids, twice
 MOST_PAIRS = 2**31 - 1  # gsplat keeps where a tile's pairs begin in int32
 
+_COUNTED = 4  # channels of an image without depths: red, green, blue, and one that counts pixels
+
 Band = tuple[int, int]  # tile rows [begin, end)
 
 
@@ -31,7 +33,7 @@ class Leaves(NamedTuple):
 
     means2d: Tensor  # [1, n, 2]
     conics: Tensor  # [1, n, 3]
-    colours: Tensor  # [1, n, 3 or 4]
+    colours: Tensor  # [1, n, 4 or 5] a fourth channel, and depths
     opacities: Tensor  # [1, n]
 
     def moved_up(self, pixels: int) -> Leaves:
@@ -53,9 +55,9 @@ class Raster:
 
     leaves: Leaves
     splats: Splats
-    image: Tensor  # [1, H, W, 3 or 4] background blended in; the fourth channel is the sum of weighted depths
+    image: Tensor  # [1, H, W, 4 or 5] background blended in; then zeros, and the sum of weighted depths
     alpha: Tensor  # [1, H, W, 1]
-    backdrop: Tensor  # [1, 3 or 4]
+    backdrop: Tensor  # [1, 4 or 5]
     absgrad: bool
     pairs: int  # (tile, splat) pairs that were listed at a time
     bands: tuple[Band, ...]  # with more than one, image and alpha have no graph
@@ -68,9 +70,9 @@ class Raster:
     @property
     def depth(self) -> Tensor | None:
         """[H, W] expected depth; 0 where nothing was drawn."""
-        if self.image.shape[-1] == 3:
+        if self.image.shape[-1] == _COUNTED:
             return None
-        return self.image.detach()[0, ..., 3] / self.alpha.detach()[0, ..., 0].clamp_min(1e-10)
+        return self.image.detach()[0, ..., _COUNTED] / self.alpha.detach()[0, ..., 0].clamp_min(1e-10)
 
 
 def rasterize(
@@ -88,9 +90,11 @@ def rasterize(
     band_bytes: what tile lists may take at a time. More pairs than gsplat can count are cut into bands, too; ResourceError
     where one tile row has as many.
     """
-    colours, behind = splats.colours, [float(value) for value in background]
+    # The fourth channel is 0 and changes nothing; its gradient is what the splats weigh in the pixels that count.
+    channels, behind = [splats.colours, torch.zeros_like(splats.depths)[:, None]], [*map(float, background), 0.0]
     if depth:
-        colours, behind = torch.cat([colours, splats.depths[:, None]], -1), [*behind, 0.0]
+        channels, behind = [*channels, splats.depths[:, None]], [*behind, 0.0]
+    colours = torch.cat(channels, -1)
     leaves = Leaves(splats.means2d[None], splats.conics[None], colours[None], splats.opacities[None])
     backdrop = seam.on_device(np.array([behind], np.float32), splats.means2d.device)
     bands: tuple[Band, ...] = ((0, -(-height // _TILE)),)
@@ -114,8 +118,10 @@ def rasterize_backward(
     ops: Ops, raster: Raster, v_rgb: Tensor, v_alpha: Tensor | None, v_depth: Tensor | None
 ) -> SplatGradients:
     """Gradients of the splats from those of rgb [3, H, W], alpha and expected depth [H, W]."""
-    v_image = v_rgb.permute(1, 2, 0)[None]
-    if raster.image.shape[-1] == 4:
+    v_pixels = v_rgb.permute(1, 2, 0)[None]
+    counted = (v_pixels != 0).any(-1, keepdim=True).to(v_rgb.dtype)
+    v_channels = [v_pixels, counted]
+    if raster.image.shape[-1] > _COUNTED:
         last, alpha = torch.zeros_like(raster.alpha), raster.alpha.detach()
         if v_depth is not None:  # depth = D / max(alpha, 1e-10)
             depth, above = raster.depth, alpha > 1e-10
@@ -123,7 +129,8 @@ def rasterize_backward(
             last = v_depth[None, ..., None] / alpha.clamp_min(1e-10)
             through_alpha = torch.where(above, last * -depth[None, ..., None], 0.0)[0, ..., 0]
             v_alpha = through_alpha if v_alpha is None else v_alpha + through_alpha
-        v_image = torch.cat([v_image, last], -1)
+        v_channels.append(last)
+    v_image = torch.cat(v_channels, -1)
     v_above = None if v_alpha is None else v_alpha[None, ..., None]
     if len(raster.bands) == 1:
         gradients = _differentiated(raster.leaves, raster.image, v_image, raster.alpha, v_above)
@@ -135,8 +142,9 @@ def rasterize_backward(
         conics,
         colours[:, :3],
         opacities,
-        colours[:, 3] if v_depth is not None else None,
+        colours[:, _COUNTED] if v_depth is not None else None,
         means2d if absolute is None else absolute[0],
+        colours[:, 3],
     )
 
 

@@ -19,15 +19,18 @@ PAIRS_PER_ROW = 5  # assumed (16 px tile, row) pairs of a drawn row; large rows 
 GATHERED_BYTES = 40  # of every row of a piece
 SPLAT_BYTES = 48  # of a splat
 GRAPH_BYTES = 56  # beside it, of a drawn row of the piece whose graph is held, without its coefficients
-GRADIENT_BYTES = 44  # of a splat's gradients
-BACKWARD_BYTES = 285  # of a drawn row at the end of backward, all of these included, without two times coefficients
+CHANNEL_BYTES = 16  # of a splat's colours as they are blended
+GRADIENT_BYTES = 48  # of a splat's gradients
+BACKWARD_BYTES = 289  # of a drawn row at the end of backward, all of these included, without two times coefficients
 WHERE_BYTES = 32  # of a splat whose piece is not held: its row's number, its gradients' place on the screen
 OTHER_ROW_BYTES = (
-    SPLAT_BYTES + 8 + 12 + 24 * PAIRS_PER_ROW
+    SPLAT_BYTES + 8 + CHANNEL_BYTES + 12 + 24 * PAIRS_PER_ROW
 )  # of a row of a piece whose graph is not held, while pairs are sorted
-OTHER_ROW_LEAST = SPLAT_BYTES + 8 + GRADIENT_BYTES + 8  # the same without pairs: at the end of the pixels' backward
+OTHER_ROW_LEAST = (
+    SPLAT_BYTES + 8 + CHANNEL_BYTES + GRADIENT_BYTES + 8
+)  # the same without pairs: at the end of the pixels' backward
 ROW_BYTES = GATHERED_BYTES + BACKWARD_BYTES + 4 * PAIRS_PER_ROW
-PIXEL_BYTES = 130
+PIXEL_BYTES = 134
 FIXED_BYTES = 32 * 2**20  # sort and scan workspaces, allocator rounding
 HOST_ROW_BYTES, HOST_SUM_BYTES, HOST_PAIR_BYTES = 108, 48, 64
 HOST_PIXEL_BYTES = (5120 + 128 + 8) / TILE**2
@@ -53,10 +56,11 @@ def view_bytes(
       beside them       56  ids of batch, camera and row 8 each, slots 8, directions, colours before the clamp 12
       coefficients      4c  from here on held = 40 rows + (56 + 4c) drawn of the piece, 48 drawn of the view
       joining           48  where there are several pieces
+      channels          16  until the pixels' backward is done: colours, and one that counts pixels
       while sorting     12  counts and their sums, and 24 per pair: keys and ids, twice
-      blended            -  4 per pair; per pixel the image 12, alpha and last ids 8, photo 3, the loss 84 at its peak
-      backward, pixels  44  gradients of the splats (in bands twice), and 4 per pair; per pixel 48: images and their gradients
-      backward, rows   285  the former, gradients of means 12, quats 16, scales 12, directions 12 and
+      blended            -  4 per pair; per pixel the image 16, alpha and last ids 8, photo 3, the loss 84 at its peak
+      backward, pixels  48  gradients of the splats (in bands twice), and 4 per pair; per pixel 60: images and their gradients
+      backward, rows   289  the former, gradients of means 12, quats 16, scales 12, directions 12 and
                   + 2 * 4c  coefficients; rows in the arena's layout 64
     Not counted are workspaces of sorts and sums, which `FIXED_BYTES` stands for.
     """
@@ -68,9 +72,9 @@ def view_bytes(
         held += SPLAT_BYTES * piece_drawn
     return max(
         held + (SPLAT_BYTES * others if others else 0),
-        held + 12 * drawn + 24 * pairs,
-        held + 4 * pairs + 107 * pixels,
-        held + GRADIENT_BYTES * drawn * (2 if in_bands else 1) + 4 * pairs + 48 * pixels,
+        held + (CHANNEL_BYTES + 12) * drawn + 24 * pairs,
+        held + CHANNEL_BYTES * drawn + 4 * pairs + 111 * pixels,
+        held + (CHANNEL_BYTES + GRADIENT_BYTES * (2 if in_bands else 1)) * drawn + 4 * pairs + 60 * pixels,
         gathered + piece_drawn * (BACKWARD_BYTES + 2 * coefficients) + others * (GRADIENT_BYTES + WHERE_BYTES),
     )
 
@@ -86,7 +90,7 @@ class Temporaries:
         at most `piece_rows` rows (None: in one).
 
         All rows are taken as drawn, and the largest share of each kind is added up, as if it were one moment: per row
-        345 + 8c, of which 20 for tile pairs, or 188 while another piece's graph is held; per pixel 130 (107 of the loss, and
+        349 + 8c, of which 20 for tile pairs, or 204 while another piece's graph is held; per pixel 134 (111 of the loss, and
         room for a mask and for depth).
         """
         return FIXED_BYTES + math.ceil(self.factor * _linear(rows, pixels, sh_degree, piece_rows, OTHER_ROW_BYTES))

@@ -24,8 +24,13 @@ from clm.run.arrays import Damaged, Listed
 from clm.run.segments import NotLinked, Pages, read_index, write_pages
 from clm.store.store import Store
 
-FORMAT = 3
-FORMATS = (1, 2, 3)  # that are read: 1 had no manifest; 1 and 2 had one array a file, no keys and no pages
+FORMAT = 4
+FORMATS = (
+    1,
+    2,
+    3,
+    4,
+)  # that are read: 1 had no manifest; 1 and 2 had one array a file, no keys and no pages; before 4 two statistics
 STATE, MANIFEST = "state.json", "manifest.json"
 _STEP = re.compile(r"step_(\d{1,18})")
 

@@ -102,6 +102,7 @@ class Console:
         self._stream = stream or sys.stderr
         self._bar: Any = None
         self._work = WorkBar(self._stream, self._say)
+        self._unproven = False  # whether it was said that growth ends for lack of evidence
         self._refused: list[int] = []  # Gaussians that one densification wanted and the budget did not admit
         self._loss: float | None = None
         self._psnr: float | None = None
@@ -120,6 +121,7 @@ class Console:
             self._say(f"image {event.iteration}: {event.split} PSNR {event.psnr:.2f} dB, SSIM {event.ssim:.4f}")
         elif isinstance(event, Densified):
             self._refusal(event)
+            self._no_evidence(event)
         elif isinstance(event, CheckpointSaved):
             self._say(f"saved {event.path}")
         elif isinstance(event, Finished):
@@ -141,6 +143,15 @@ class Console:
         if event.refused and not self._refused:
             self._say(f"image {event.iteration}: {event.refused:,} Gaussians more were wanted than the budget admits")
         self._refused += [event.refused] * bool(event.refused)
+
+    def _no_evidence(self, event: Densified) -> None:
+        """Growth that ends by itself is said once: when fewer rows grow than may not."""
+        if event.unproven > event.cloned + event.split and not self._unproven:
+            self._unproven = True
+            self._say(
+                f"image {event.iteration}: growth slows down at {event.num_gaussians:,} Gaussians: {event.unproven:,} more would "
+                "grow, but too little of them is seen from more than one place (grow_evidence)"
+            )
 
     def _say(self, text: str) -> None:
         bar = self._bar if self._bar is not None else self._work.bar

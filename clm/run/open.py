@@ -120,7 +120,7 @@ def open_run(
         if unseen is not None and unseen.any():
             count = f"{int(unseen.sum()):,} of {store.rows:,} Gaussians"
             warn(f"{count} are seen by no training view: they stay as they are")
-        growth = Growth(schedule, residence, choose_strategy(config, scene.scale), emit)
+        growth = Growth(schedule, residence, choose_strategy(config, scene.scale, len(scene.train)), emit)
         batches = Batches(schedule, residence, scene.train, photos, growth)
         stack.enter_context(closing(batches))
         stack.enter_context(closing(residence))  # first of all: a plan may wait for the view that was under way

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from clm.errors import ClmError, ResourceError
+from clm.kernels.numbers import STATISTICS
 from clm.progress import Report, tally, unseen
 from clm.run.arrays import Damaged, Listed, check_array, read_array, read_listed
 from clm.run.checkpoint import FORMAT, FORMATS, MANIFEST, STATE, listed_files, newest_first
@@ -25,6 +26,8 @@ from clm.store.store import Store
 
 _LONGEST_STATE = 1 << 26  # bytes
 _ALL_IN_RAM = Room(0, None)
+_PAGES = 3  # the first format of pages
+_STATISTICS_BEFORE = 2  # columns of statistics before format 4: views that drew a row, and its screen gradient
 
 
 class State(Protocol):
@@ -63,7 +66,7 @@ def load_checkpoint(
     try:
         state, listed = _read_state(path)
         parsed = parse(state)
-        read = _read_pages if state["format"] == FORMAT else _read_arrays
+        read = _read_pages if state["format"] >= _PAGES else _read_arrays
         store = read(path, state, listed, report, room, parsed.last_stamp)
     except Damaged as error:
         raise Damaged(
@@ -76,7 +79,7 @@ def load_checkpoint(
 def _read_pages(
     path: Path, state: dict[str, Any], listed: dict[str, Listed], report: Report, room: Room, last_stamp: int
 ) -> Store:
-    """The rows of a checkpoint of the present format."""
+    """The rows of a checkpoint of pages."""
     pages, size = state.get("pages"), state.get("page_rows")
     if (
         type(pages) is not int
@@ -85,10 +88,11 @@ def _read_pages(
         or not 0 <= pages * size <= MOST_PLACES
     ):
         raise Damaged(f"`pages` and `page_rows` in {STATE} are not those of a store")
-    found = read_index(path, state, Store(0, moments=state["moments"]), listed)
+    statistics = STATISTICS if state["format"] == FORMAT else _STATISTICS_BEFORE
+    found = read_index(path, state, Store(0, moments=state["moments"]), listed, statistics)
     _check_names(path, {*found.names, INDEX}, listed)
     store = _allocate(found.fill, state, room)
-    passed = tally(f"loading {path.name}", store.rows * row_bytes(store), "B", report)
+    passed = tally(f"loading {path.name}", store.rows * row_bytes(store, statistics), "B", report)
     try:
         read_pages(path, found, store, passed, lambda held, at: _check_stamps(held.stamp[at], last_stamp))
     except BaseException:
@@ -106,19 +110,27 @@ def _read_arrays(
     names = [name for name in empty.names if name != "keys"]
     _check_names(path, {f"{name}.npy" for name in names}, listed)
     for name in names:  # sizes, shapes and types of all, before any is read
-        like, file = getattr(empty, name), f"{name}.npy"
+        like, file = _before(getattr(empty, name), name), f"{name}.npy"
         check_array(path / file, like.dtype, (rows, *like.shape[1:]), listed.get(file))
     fill = np.minimum(PAGE_ROWS, rows - np.arange(0, rows, PAGE_ROWS)).astype(np.int32)
     store = _allocate(fill, {**state, "page_rows": PAGE_ROWS}, _ALL_IN_RAM)
-    passed = tally(f"loading {path.name}", rows * row_bytes(store), "B", report)
+    passed = tally(f"loading {path.name}", rows * row_bytes(store, _STATISTICS_BEFORE), "B", report)
+    statistics = np.zeros((rows, _STATISTICS_BEFORE), np.float32)
     for name in names:
-        read_array(path / f"{name}.npy", getattr(store, name), listed.get(f"{name}.npy"), passed)
+        values = statistics if name == "statistics" else getattr(store, name)
+        read_array(path / f"{name}.npy", values, listed.get(f"{name}.npy"), passed)
+    store.statistics[:, :_STATISTICS_BEFORE], store.statistics[:, _STATISTICS_BEFORE:] = statistics, 0
     store.keys[:] = first_keys(0, rows)
     store.identify()
     for run in store.live():
         _check_stamps(store.stamp[run], last_stamp)
     store.see_again()
     return store
+
+
+def _before(array: np.ndarray, name: str) -> np.ndarray:
+    """As it was before format 4."""
+    return array[:, :_STATISTICS_BEFORE] if name == "statistics" else array
 
 
 def _allocate(fill: np.ndarray, state: dict[str, Any], room: Room) -> Store:

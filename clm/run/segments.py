@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clm.kernels.numbers import STATISTICS
 from clm.progress import Report, tally
 from clm.run.arrays import Damaged, Listed, check_array, opened, read_array, write_array
 from clm.store.arrays import RowArrays, row_bytes_of
@@ -35,11 +36,12 @@ class NotLinked(OSError):
 
 class Pages(NamedTuple):
     """Where the pages of a checkpoint lie. names: of its segments; where [pages, 4] i64: the index; listed: their entries in the
-    manifest."""
+    manifest; statistics: how many of the columns of that array they have, the first ones (the others are zero)."""
 
     names: list[str]
     where: np.ndarray
     listed: dict[str, Listed]
+    statistics: int = STATISTICS
 
     @property
     def fill(self) -> np.ndarray:
@@ -47,9 +49,9 @@ class Pages(NamedTuple):
         return self.where[:, _FILL].astype(np.int32)
 
 
-def row_bytes(store: Store) -> int:
-    """Bytes of a row in a segment."""
-    return row_bytes_of(store.moments)
+def row_bytes(store: Store, statistics: int = STATISTICS) -> int:
+    """Bytes of a row in a segment with so many columns of statistics."""
+    return row_bytes_of(store.moments) - 4 * (STATISTICS - statistics)
 
 
 def _pages_to_write(store: Store, before: Pages | None) -> np.ndarray:
@@ -134,16 +136,29 @@ def _write_segment(
     return crcs, Listed(size, whole)
 
 
-def _parts(held: RowArrays, frame: int, rows: int) -> Iterator[memoryview]:
-    """The bytes of so many rows of a frame, array by array, without a copy."""
+def _parts(held: RowArrays, frame: int, rows: int, statistics: int = STATISTICS) -> Iterator[memoryview]:
+    """The bytes of so many rows of a frame, array by array, without a copy; of the last one, statistics, as many as of rows with
+    so many columns."""
     first = frame * held.page_rows
     for array in held.arrays:
-        yield array[first : first + rows].reshape(-1).view(np.uint8).data
+        values = array[first : first + rows].reshape(-1)
+        if array is held.statistics:
+            values = values[: rows * statistics]
+        yield values.view(np.uint8).data
 
 
-def read_index(folder: Path, state: dict[str, Any], like: Store, listed: dict[str, Listed]) -> Pages:
-    """Where the pages of a checkpoint lie, checked against its state and the sizes of its files. like: a store of its kind.
-    Raises Damaged."""
+def _spread(statistics: np.ndarray, columns: int) -> None:
+    """Rows [n, STATISTICS] of which only so many columns were read, one row behind the other at the beginning."""
+    if columns < STATISTICS:
+        read = statistics.reshape(-1)[: len(statistics) * columns].reshape(-1, columns).copy()
+        statistics[:, :columns], statistics[:, columns:] = read, 0
+
+
+def read_index(
+    folder: Path, state: dict[str, Any], like: Store, listed: dict[str, Listed], statistics: int = STATISTICS
+) -> Pages:
+    """Where the pages of a checkpoint lie, checked against its state and the sizes of its files. like: a store of its kind;
+    statistics: of `Pages`. Raises Damaged."""
     names, pages, size = (state.get(key) for key in ("segments", "pages", "page_rows"))
     if not isinstance(names, list) or not all(isinstance(n, str) and SEGMENT.fullmatch(n) for n in names):
         raise Damaged("`segments` in state.json are not names of segments")
@@ -161,12 +176,12 @@ def read_index(folder: Path, state: dict[str, Any], like: Store, listed: dict[st
     segment, fill = index[:, _SEGMENT], index[:, _FILL]
     sizes = np.array([listed[name].bytes for name in names] + [0], np.int64)
     inside = (segment >= -1) & (segment < len(names)) & (fill >= 0) & (fill <= size) & ((fill > 0) == (segment >= 0))
-    ends = index[:, _OFFSET] + fill * row_bytes(like)
+    ends = index[:, _OFFSET] + fill * row_bytes(like, statistics)
     if not (inside & (index[:, _OFFSET] >= 0) & (ends <= sizes[np.where(inside, segment, -1)])).all():
         raise Damaged(f"{INDEX} names pages that are not in its segments")
     if int(fill.sum()) != state["rows"]:
         raise Damaged(f"{INDEX} does not share {state['rows']:,} rows out over pages")
-    return Pages(list(names), index, {name: listed[name] for name in (*names, INDEX)})
+    return Pages(list(names), index, {name: listed[name] for name in (*names, INDEX)}, statistics)
 
 
 def read_pages(
@@ -184,7 +199,7 @@ def read_pages(
                 one = np.array([page], np.int32)
                 with store.arrays.hold(one, True):
                     frame, rows = int(store.arrays.frames_of(one)[0]), int(store.fill[page])
-                    for part in _parts(store.arrays, frame, rows):
+                    for part in _parts(store.arrays, frame, rows, pages.statistics):
                         if file.readinto(part) != len(part):
                             raise Damaged(f"{name} ends too early")
                         crc = zlib.crc32(part, crc)
@@ -192,6 +207,7 @@ def read_pages(
                     if crc != pages.where[page, _CRC]:
                         raise Damaged(f"{name} does not match its checksums")
                     at = slice(frame * store.page_rows, frame * store.page_rows + rows)
+                    _spread(store.arrays.statistics[at], pages.statistics)
                     store.seen[page] = bool(store.arrays.statistics[at, 0].any())
                     check(store.arrays, at)
                 passed(read)

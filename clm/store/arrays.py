@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clm.kernels.memory import RowPages
+from clm.kernels.numbers import STATISTICS
 from clm.kernels.rows import StoreView
 from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS
 
@@ -35,7 +36,7 @@ def columns_of(moments: str | None) -> dict[str, tuple[int, DTypeLike]]:
         kind = MOMENT_TYPES[moments]
         columns |= {f"{m}_geometry": (GEOMETRY_COLUMNS, kind) for m in "mv"}
         columns |= {f"{m}_colour": (COLOUR_COLUMNS, kind) for m in "mv"}
-        columns |= {"stamp": (1, np.int32), "keys": (1, np.uint64), "statistics": (2, np.float32)}
+        columns |= {"stamp": (1, np.int32), "keys": (1, np.uint64), "statistics": (STATISTICS, np.float32)}
     return columns
 
 
@@ -46,7 +47,7 @@ def row_bytes_of(moments: str | None) -> int:
 
 class RowArrays:
     """`geometry` [places, 12], `colour` [places, 48], moments of the same shapes, `stamp` [places] i32, `keys` [places] u64,
-    `statistics` [places, 2]; which of them there are, `columns_of` says. What lies at free places is undefined."""
+    `statistics` [places, 4]; which of them there are, `columns_of` says. What lies at free places is undefined."""
 
     geometry: np.ndarray
     colour: np.ndarray

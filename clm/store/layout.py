@@ -18,7 +18,12 @@ SH0 = slice(0, 3)  # colour = 0.5 + SH_C0 * sh0
 SHN = slice(3, COLOUR_COLUMNS)  # [15, 3] coefficient-major, as gsplat's shN
 
 GRAD_DRAWN = numbers.GRAD_DRAWN  # geometry gradient column: number of views that drew the row
-GRAD_SCREEN = numbers.GRAD_SCREEN  # geometry gradient column: sum of screen-space gradient norms
+STATISTICS = slice(
+    GRAD_DRAWN, GRAD_DRAWN + numbers.STATISTICS
+)  # geometry gradient columns that a store adds up per row
+GRAD_SCREEN = GRAD_DRAWN + 1  # one of them: sum over views of screen-space gradient norms
+GRAD_PIXELS = GRAD_DRAWN + 2  # one of them: sum over views of the pixels that the row explains (alpha T over pixels)
+GRAD_SQUARES = GRAD_DRAWN + 3  # one of them: the same of their squares
 
 GROUPS = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
 SH_C0 = 0.28209479177387814

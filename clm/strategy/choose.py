@@ -7,6 +7,6 @@ from clm.strategy.default import DefaultStrategy
 from clm.strategy.strategy import Strategy
 
 
-def choose_strategy(config: Config, scene_scale: float) -> Strategy:
-    """That of `--strategy`. scene_scale: the length that thresholds are shares of, in world units."""
-    return DefaultStrategy(config, scene_scale)
+def choose_strategy(config: Config, scene_scale: float, views: int) -> Strategy:
+    """That of `--strategy`. scene_scale: the length that thresholds are shares of, in world units. views: that are trained on."""
+    return DefaultStrategy(config, scene_scale, views)

@@ -37,13 +37,16 @@ class Thresholds:
     split_scale: float
     prune_opacity: float
     prune_scale: float | None  # None: large rows are kept
+    evidence: float = 0.0  # pixels that pairs of views share, over an epoch; 0: none is needed
+    epochs: float = 1.0  # that statistics are of
 
 
 class DefaultStrategy:
     """As `clm.strategy.strategy.Strategy`."""
 
-    def __init__(self, config: Config, scene_scale: float):
-        self._config, self._scale = config, scene_scale
+    def __init__(self, config: Config, scene_scale: float, views: int):
+        """views: that are trained on."""
+        self._config, self._scale, self._views = config, scene_scale, views
 
     def due(self, before: int, now: int) -> bool:
         return self._densify_due(before, now) or self._reset_due(before, now)
@@ -55,7 +58,7 @@ class DefaultStrategy:
             pages = rebuild.apply(decision.growth)
             clear_statistics(store)
             done = decision.cloned, decision.split, decision.pruned, decision.refused
-            yield Densified(now, *done, store.rows, pages)
+            yield Densified(now, *done, store.rows, pages, decision.unproven)
         if self._reset_due(before, now):
             reset_opacity(store, rebuild.step, config.reset_opacity)
             rebuild.everything()
@@ -78,30 +81,36 @@ class DefaultStrategy:
             split_scale=config.split_scale * scale,
             prune_opacity=config.prune_opacity,
             prune_scale=config.prune_scale * scale if after_reset else None,
+            evidence=config.grow_evidence,
+            epochs=config.densify_every / self._views,
         )
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A growth, and what it does in rows. refused: wanted to grow, but the limit said no."""
+    """A growth, and what it does in rows. refused: wanted to grow, but the limit said no. unproven: wanted to grow, but too
+    little of them is seen from more than one place."""
 
     growth: Growth
     cloned: int
     split: int
     pruned: int
     refused: int
+    unproven: int
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
     """Rows that were drawn since the last growth: ids [n] i32 ascending, mean screen gradient [n] f32, largest log-scale and
-    logit of opacity as they are now [n] f32, keys [n] u64."""
+    logit of opacity as they are now [n] f32, keys [n] u64, sums over views of their pixels and of the squares [n] f32."""
 
     rows: np.ndarray
     gradient: np.ndarray
     log_scale: np.ndarray
     logit_opacity: np.ndarray
     keys: np.ndarray
+    pixels: np.ndarray
+    squares: np.ndarray
 
 
 def drawn_rows(store: Store, step: AdamStep | None) -> Iterator[Drawn]:
@@ -111,10 +120,24 @@ def drawn_rows(store: Store, step: AdamStep | None) -> Iterator[Drawn]:
         yield Drawn(*see_drawn(held, step, held.statistics, held.keys, store.fill, store.page_rows, pages, frames))
 
 
+def evidence(pixels: np.ndarray, squares: np.ndarray, epochs: float) -> np.ndarray:
+    """Pixels of a row that pairs of views share, over one epoch, [n] f64: what holds it where it is.
+
+    A row that n views see, v pixels of it each, has n (n - 1) v: one view says nothing about depth, and each further one can be
+    compared with all others. pixels, squares [n]: sums of v and of v^2 over the views of so many epochs; n = pixels^2 / squares,
+    the number of views that count. Of a part of an epoch pairs are as rare as its square.
+    """
+    total = pixels.astype(np.float64)
+    views = np.divide(total * total, squares, out=np.zeros_like(total), where=squares > 0)
+    if epochs >= 1:
+        return np.asarray(total / epochs * np.maximum(views / epochs - 1.0, 0.0))
+    return np.asarray(total * np.maximum(views - 1.0, 0.0) / epochs**2)
+
+
 @dataclass(frozen=True, eq=False)
 class _Candidates:
-    """Drawn rows of which something becomes, by id: rows [n] i32, keys [n] u64, gradient [n] f32; which are large, go, and want
-    to grow [n] bool."""
+    """Drawn rows of which something becomes, by id: rows [n] i32, keys [n] u64, gradient [n] f32; which are large, go, want to
+    grow, and are proven, so that they may [n] bool."""
 
     rows: np.ndarray
     keys: np.ndarray
@@ -122,6 +145,7 @@ class _Candidates:
     large: np.ndarray
     goes: np.ndarray
     wants: np.ndarray
+    proven: np.ndarray
 
     @staticmethod
     def of(drawn: Drawn, thresholds: Thresholds) -> _Candidates:
@@ -132,14 +156,16 @@ class _Candidates:
             goes |= drawn.log_scale > np.log(thresholds.prune_scale)
             hopeless |= drawn.log_scale - np.where(large, np.log(SPLIT_SHRINK), 0.0) > np.log(thresholds.prune_scale)
         wants = (drawn.gradient > thresholds.screen_gradient) & ~hopeless
+        proven = evidence(drawn.pixels, drawn.squares, thresholds.epochs) >= thresholds.evidence
         some = np.flatnonzero(goes | wants)
-        return _Candidates(*(column[some] for column in (drawn.rows, drawn.keys, drawn.gradient, large, goes, wants)))
+        columns = drawn.rows, drawn.keys, drawn.gradient, large, goes, wants, proven
+        return _Candidates(*(column[some] for column in columns))
 
     @staticmethod
     def joined(parts: list[_Candidates]) -> _Candidates:
         if not parts:
             nothing, none = np.zeros(0, np.int32), np.zeros(0, bool)
-            return _Candidates(nothing, nothing.astype(np.uint64), nothing.astype(np.float32), none, none, none)
+            return _Candidates(nothing, nothing.astype(np.uint64), nothing.astype(np.float32), none, none, none, none)
         return _Candidates(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(_Candidates)))
 
 
@@ -150,7 +176,7 @@ def decide(
     gradient is strongest grow, of equal ones the one with the smaller key)."""
     found = _Candidates.joined([_Candidates.of(drawn, thresholds) for drawn in drawn_rows(store, step)])
     allowed = max(max_rows - store.rows, 0)
-    wants = np.flatnonzero(found.wants)
+    wants, unproven = np.flatnonzero(found.wants & found.proven), int((found.wants & ~found.proven).sum())
     refused = max(0, len(wants) - allowed)
     if refused:
         order = np.lexsort((found.keys[wants], -found.gradient[wants]))
@@ -161,7 +187,8 @@ def decide(
     splits = grows & large
     growing = found.rows[grows], found.keys[grows], large[grows]
     growth = _growth(store, step, found.rows[goes | splits], *growing, seed, image)
-    return Decision(growth, int((grows & ~large).sum()), int(splits.sum()), int((goes & ~splits).sum()), refused)
+    pruned = int((goes & ~splits).sum())
+    return Decision(growth, int((grows & ~large).sum()), int(splits.sum()), pruned, refused, unproven)
 
 
 def _growth(

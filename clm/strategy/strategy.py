@@ -18,7 +18,7 @@ from clm.store.store import Store
 
 @dataclass(frozen=True)
 class Densified(Event):
-    """Rows cloned, split, pruned, and refused for lack of budget."""
+    """Rows cloned, split, pruned, and refused for lack of budget; and those that may not grow for lack of evidence."""
 
     iteration: int
     cloned: int
@@ -27,6 +27,7 @@ class Densified(Event):
     refused: int
     num_gaussians: int
     pages: int  # that changed, of all
+    unproven: int = 0
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ def test_what_a_run_left_that_was_killed_before_its_first_checkpoint_may_be_writ
     assert clm("train", DEMO, "-o", run, *SHORT).returncode == 0
     for result in (run / "checkpoints", run / "point_cloud"):
         shutil.rmtree(result)
-    for result in (run / "metrics.json", run / "report.json"):
+    for result in (run / "metrics.json", run / "report.json", run / "report.html"):
         result.unlink()
     assert clm("train", DEMO, "-o", run, *SHORT).returncode == 0
 

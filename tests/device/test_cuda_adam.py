@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clm.kernels import rows as row_kernels
 from clm.optim.adam import Adam, Betas
-from clm.store.layout import GRAD_DRAWN, GRAD_SCREEN
+from clm.store.layout import GRAD_DRAWN, GRAD_SQUARES
 from clm.store.store import Store
 from clm.stream.parking import GradientBuffer
 from tests.optim.slow_adam import dense_adam
@@ -42,7 +42,7 @@ def gradients_for(rows: int, slots: int, drawn: np.ndarray, at: np.ndarray, seed
     buffer.grad_geometry[at] = 0
     buffer.grad_geometry[at, :11] = rng.normal(size=(rows, 11)) * scale
     buffer.grad_geometry[at, GRAD_DRAWN] = drawn * rng.integers(1, 5, rows)
-    buffer.grad_geometry[at, GRAD_SCREEN] = rng.random(rows)
+    buffer.grad_geometry[at, GRAD_DRAWN + 1 : GRAD_SQUARES + 1] = rng.random((rows, GRAD_SQUARES - GRAD_DRAWN))
     buffer.grad_colour[at, :columns] = rng.normal(size=(rows, columns)) * scale
     return buffer
 
@@ -210,7 +210,7 @@ def large(rows: int) -> tuple[Any, Any, Any, Any]:
     """A device store of zeros with pending steps, its Adam step, its gradient rows and their slots."""
     store = SimpleNamespace(
         **{f"{kind}{name}": torch.zeros(rows, width) for kind in ("", "m_", "v_") for name, width in WIDTHS},
-        stamp=torch.ones(rows, dtype=torch.int32), statistics=torch.zeros(rows, 2),
+        stamp=torch.ones(rows, dtype=torch.int32), statistics=torch.zeros(rows, 4),
     )  # fmt: skip
     gradients = SimpleNamespace(grad_geometry=torch.ones(rows, 16), grad_colour=torch.ones(rows, 48))
     return store, tables_of(Adam(schedule(9), BETAS), "cpu").at(5), gradients, torch.arange(rows)

@@ -18,7 +18,7 @@ def test_the_short_form_names_needs_budgets_reason_rows_and_bytes() -> None:
     rows = np.arange(200_000, dtype=np.int32)
     plan = make_plan([0, 1, 2], [rows, rows + 100_000, rows], 400_000)  # consecutive reuse loads 400,000, ours 300,000
     needs, moves = short_plan(placement, plan, None, 48, 8 * GIB, 64 * GIB).splitlines()
-    assert needs.startswith("needs 8.0 GiB of 8.0 GiB device memory, 7.0 GiB of 64.0 GiB host memory; offload: host, ")
+    assert needs.startswith("needs 8.0 GiB of 8.0 GiB device memory, 7.1 GiB of 64.0 GiB host memory; offload: host, ")
     assert placement.reason in needs
     assert moves == (
         "first batch: 100,000 rows loaded per image (22.9 MiB in, 24.4 MiB back), "

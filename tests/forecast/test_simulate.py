@@ -169,7 +169,7 @@ def test_when_nothing_overlaps_the_time_is_the_sum() -> None:
     load = 1000 * (4 * 240 + 4) / 1e9 + 1000 * 240 / 1e9 + 1000 * (2 * 240 + 256) / 10e9
     compute = 1e-5 + 1000 * 100e-9 + 1000 * 10e-9
     back = 1000 * 2 * 256 / 10e9 + 1000 * 256 / 1e9
-    update = 1000 * (2 * (240 + 480 + 12) + 256 + 16) / 1e9
+    update = 1000 * (2 * (240 + 480 + 20) + 256 + 16) / 1e9
     assert timeline.seconds == pytest.approx(load + compute + back + update)
     assert timeline.exposed == pytest.approx(load + back + update)
     publish = 1000 * 80 / 1e9

@@ -31,7 +31,7 @@ def test_bytes_are_those_of_the_arrays() -> None:
         np.zeros(rows, np.int32),
         np.zeros(rows, np.uint64),
         np.zeros((rows, 4), np.float32),
-        np.zeros((rows, 2), np.float32),
+        np.zeros((rows, 4), np.float32),
     )
     assert store_bytes(rows) == 3 * parameters + stamps.nbytes + keys.nbytes + entries.nbytes + statistics.nbytes
     half = sum(np.zeros((rows, columns), np.uint16).nbytes for columns in (12, 12, 48, 48))  # bf16 moments

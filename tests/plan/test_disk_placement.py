@@ -52,7 +52,7 @@ def test_auto_takes_the_first_of_device_host_and_disk_that_has_room_and_says_why
     placement = choose(4 * GIB, 8 * GIB, 100 * GIB, **apart)
     assert placement.offload == "disk"
     assert placement.reason.startswith(
-        "offload: disk, because 21.1 GiB of state exceeds the 8.0 GiB budget of host memory; 36% of the pages fit there"
+        "offload: disk, because 21.3 GiB of state exceeds the 8.0 GiB budget of host memory; 36% of the pages fit there"
     )
     assert "stay on the device" in placement.reason and placement.resident_rows % 2048 == 0 < placement.resident_rows
     asked = choose(32 * GIB, 64 * GIB, 100 * GIB, "disk", **apart)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,7 @@ def check_gradients(
 
     rng = np.random.default_rng(seed + 1)
     v_rgb = rng.normal(size=render.rgb.shape).astype(np.float32)
+    v_rgb[:, 3:9] = 0  # the loss does not look there
     v_alpha = rng.normal(size=render.alpha.shape).astype(np.float32)
     v_depth = 0.1 * rng.normal(size=render.alpha.shape).astype(np.float32)
     grad_geometry, grad_colour = np.zeros((count, 16), np.float32), np.zeros((count, 48), np.float32)
@@ -63,7 +66,13 @@ def check_gradients(
     norm = np.sqrt((screen**2).sum(1))
     assert np.mean(np.abs(grad_geometry[:, 12] - norm) > 1e-3 * norm.max()) < 0.005
     assert np.array_equal(grad_geometry[:, 11], (rasterizer.radii()[:, 0] > 0).astype(np.float32))
-    assert not grad_geometry[:, 13:].any()
+    weights = torch.ones_like(p.colours, requires_grad=True)
+    bare = {f.name: getattr(p, f.name).detach() for f in dataclasses.fields(p)} | {"colours": weights}
+    seen, _, _ = twin.composite(twin.Projection(**bare), camera, torch.zeros(3, dtype=torch.float64))
+    (seen[0] * torch.tensor(v_rgb).any(0)).sum().backward()  # linear in the weights: the gradient is sums of alpha T
+    pixels = weights.grad[:, 0].numpy()
+    assert pixels.max() > 3 and np.mean(np.abs(grad_geometry[:, 13] - pixels) > 1e-3 * pixels.max()) < 0.005
+    assert np.array_equal(grad_geometry[:, 14], grad_geometry[:, 13] ** 2) and not grad_geometry[:, 15].any()
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])

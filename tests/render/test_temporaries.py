@@ -18,7 +18,7 @@ def test_the_estimate_is_linear_in_rows_and_pixels_and_grows_with_the_sh_degree(
     assert nothing == FIXED_BYTES
     assert bytes_of(2000, 500) - nothing == 2 * (bytes_of(1000, 250) - nothing)
     per_row = [bytes_of(1, 0, degree) - nothing for degree in range(4)]
-    assert per_row == [345 + 8 * columns for columns in (3, 12, 27, 48)]
+    assert per_row == [349 + 8 * columns for columns in (3, 12, 27, 48)]
     assert bytes_of(0, 1) - nothing == PIXEL_BYTES
 
 

@@ -28,7 +28,7 @@ from clm.run.schedule import Progress
 from clm.run.totals import Totals
 from clm.store.growth import Growth
 from clm.store.store import Store
-from tests.demo_run import as_format_1, assert_same_model, clm, files_under, images_done, of_type, run_demo
+from tests.demo_run import as_format_1, as_format_3, assert_same_model, clm, files_under, images_done, of_type, run_demo
 
 ROWS = 300
 
@@ -51,6 +51,14 @@ def some_store(seed: int = 0, moments: str = "f32") -> Store:
     geometry, colour = (rng.random((ROWS, width), np.float32) for width in (12, 48))
     store = Store.from_rows(geometry, colour, moments=moments)
     store.stamp[:] = rng.integers(0, 3, ROWS)
+    store.statistics[:] = rng.random(store.statistics.shape)
+    return store
+
+
+def with_two_statistics(store: Store) -> Store:
+    """As formats before the fourth held it."""
+    assert store.statistics[:, 2:].any()
+    store.statistics[:, 2:] = 0
     return store
 
 
@@ -76,8 +84,16 @@ def same(store: Store, other: Store) -> bool:
 def test_what_was_saved_is_loaded_bit_for_bit(tmp_path: Path, moments: str) -> None:
     path = save_checkpoint(tmp_path, 8, state_of(8), some_store(1, moments), 2)
     assert same(load(path), some_store(1, moments))
-    as_format_1(path)
-    assert same(load(path), some_store(1, moments))
+
+
+@pytest.mark.parametrize("as_before", [as_format_1, as_format_3])
+@pytest.mark.parametrize("moments", ["f32", "bf16"])
+def test_rows_of_older_formats_are_loaded_with_the_statistics_that_they_had(
+    tmp_path: Path, moments: str, as_before: Callable[[Path], None]
+) -> None:
+    path = save_checkpoint(tmp_path, 8, state_of(8), some_store(1, moments), 2)
+    as_before(path)
+    assert same(load(path), with_two_statistics(some_store(1, moments)))
 
 
 def test_an_empty_store_is_saved_and_loaded(tmp_path: Path) -> None:
@@ -135,7 +151,7 @@ def test_arrays_of_another_shape_or_type_and_things_that_are_no_arrays_are_refus
     np.save(path / "opacity.npy", geometry)
     assert_refused(path, "opacity.npy does not belong there")
     (path / "opacity.npy").unlink()
-    assert same(load(path), some_store())
+    assert same(load(path), with_two_statistics(some_store()))
 
 
 def places(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -162,7 +178,7 @@ def test_any_damage_to_the_state_of_a_format_without_checksums_is_refused_or_har
                 assert str(path) in str(error) and "\n" not in str(error)
                 refused += 1
             else:
-                assert same(store, some_store())
+                assert same(store, with_two_statistics(some_store()))
     assert refused > 150
     for text in ("", "null", "[1]", "{", "\x00", "[" * 100_000, '{"format": 1, "rows": ' + "9" * 10_000 + "}"):
         (path / "state.json").write_text(text)
@@ -182,8 +198,8 @@ def test_stamps_of_steps_that_were_never_made_are_refused(tmp_path: Path) -> Non
 def test_a_format_of_another_version_is_named_and_not_skipped(tmp_path: Path) -> None:
     path = save(tmp_path)
     for name in ("state.json", "manifest.json"):
-        (path / name).write_text((path / name).read_text().replace('"format": 3', '"format": 7'))
-    with pytest.raises(ClmError, match="has format 7; this clm reads formats 1 to 3") as caught:
+        (path / name).write_text((path / name).read_text().replace('"format": 4', '"format": 7'))
+    with pytest.raises(ClmError, match="has format 7; this clm reads formats 1 to 4") as caught:
         load(path)
     assert not isinstance(caught.value, Damaged)
 

@@ -22,6 +22,7 @@ from tests.device.fake_device import FakeDevice
 
 # Rows are cloned and split at image 20, and become transparent at image 24, between two evaluations and two checkpoints.
 OPTIONS: dict[str, Any] = {"downscale": "8", "opacity_reset_every": 24, "eval_every": 12, "save_every": 12}
+OPTIONS["grow_evidence"] = 0  # rows become many
 
 
 class DeviceWithMemory(FakeDevice):

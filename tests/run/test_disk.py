@@ -36,6 +36,7 @@ SURVEY: dict[str, Any] = {
     "iterations": 72,
     "sh_interval": 12,
     "opacity_reset_every": 32,
+    "grow_evidence": 0,  # rows become many
 }
 
 

@@ -157,9 +157,13 @@ def test_a_real_drone_survey_in_a_tight_arena_trains_the_same_model(tmp_path: Pa
 
 def test_real_photos_train_the_same_model_on_the_device_and_on_the_host(tmp_path: Path) -> None:
     options = {"data": scene_path("sceaux"), "iterations": 200, "densify_from": 50, "densify_every": 50}
-    options |= {"densify_until": 150, "grow_screen_gradient": 2e-4}
+    options |= {"densify_until": 150, "grow_screen_gradient": 2e-4, "grow_evidence": 30.0}
     events = run_demo(tmp_path / "none", offload="none", **options)
-    assert sum(e.cloned + e.split for e in of_type(events, Densified)) > 1000
+    grown, held_back = (
+        sum(e.cloned + e.split for e in of_type(events, Densified)),
+        of_type(events, Densified)[-1].unproven,
+    )
+    assert grown > 500 and held_back > 50, "rows grow, and others may not for lack of evidence"
     events = run_demo(tmp_path / "host", offload="host", gpu_memory="16MiB", threads=1, **options)
     assert not any(e.refused for e in of_type(events, Densified))
     assert_same_model(tmp_path / "none", tmp_path / "host")

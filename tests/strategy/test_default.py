@@ -18,6 +18,7 @@ from clm.strategy.default import (
     Thresholds,
     clear_statistics,
     decide,
+    evidence,
     reset_opacity,
     split_rows,
 )
@@ -62,13 +63,45 @@ def test_rows_by_identity_do_not_depend_on_pages_or_places(seed: int, room: int,
         for image in (100, 200, 300):
             if image > 100:
                 ids = np.concatenate(list(store.live()))
-                store.statistics[ids] = np.stack(
-                    [np.ones(len(ids)), (store.keys[ids] % np.uint64(7)).astype(float)], axis=1
-                )
+                store.statistics[ids, 0] = 1
+                store.statistics[ids, 1] = store.keys[ids] % np.uint64(7)
                 store.see_again()
             grow(store, decide(store, None, LIMITS, rows + room, 5, image))
         results.append(by_key(store))
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("epochs", [1.0, 2.0, 5.0])
+def test_evidence_is_the_pixels_that_pairs_of_views_share_over_however_many_epochs(epochs: float) -> None:
+    pixels = np.array([[900.0, 0, 0], [30, 30, 0], [20, 20, 20], [60, 0.5, 0.5], [0, 0, 0]])  # of three views
+    sums, squares = (np.float32(epochs * (pixels**power).sum(axis=1)) for power in (1, 2))
+    found = evidence(sums, squares, epochs)
+    np.testing.assert_allclose(found[[0, 1, 2, 4]], [0, 2 * 30, 3 * 2 * 20, 0], atol=1e-3)
+    assert 0 < found[3] < 3, "a second view that sees next to nothing of it is no second view"
+
+
+def test_evidence_of_a_part_of_an_epoch_is_on_average_that_of_all() -> None:
+    rng, views, drawn = np.random.default_rng(0), 40, 10  # of forty views, ten are drawn; twelve of them see the row
+    pixels = np.where(np.arange(views) < 12, 50.0, 0.0)
+    some = np.array([rng.permutation(pixels)[:drawn] for _ in range(4000)])
+    found = evidence(np.float32(some.sum(axis=1)), np.float32((some**2).sum(axis=1)), drawn / views)
+    assert found.mean() == pytest.approx(12 * 11 * 50, rel=0.1)
+
+
+def test_rows_grow_where_enough_of_them_is_seen_from_more_than_one_place_and_the_others_are_counted() -> None:
+    store = random_store(2000)
+    store.geometry[:, LOGIT_OPACITIES] = 0
+    store.statistics[:, 2:] = 50, 2500  # one view with 50 pixels
+    proven = np.arange(2000) % 3 == 0
+    store.statistics[proven, 2:] = 100, 5000  # two views with 50 pixels each
+    everything = decide(store, None, LIMITS, MANY, 0, 1)
+    decision = decide(store, None, dataclasses.replace(LIMITS, evidence=90.0), MANY, 0, 1)
+    np.testing.assert_array_equal(
+        np.unique(decision.growth.parents), np.intersect1d(everything.growth.parents, np.flatnonzero(proven))
+    )
+    grown = everything.cloned + everything.split
+    assert decision.cloned + decision.split + decision.unproven == grown and everything.unproven == 0
+    assert decision.pruned == everything.pruned, "what is transparent goes whoever sees it"
 
 
 @BOTH

@@ -133,8 +133,8 @@ void adam_rows(const StoreView* s, const AdamStep* a, const AdamRows& in) {
             adam_colour(r, drift, rate, gc, pc, at.m_colour, at.v_colour, columns);
             s->stamp[row] = a->step;
             if (in.statistics) {
-                in.statistics[row * 2] += gg[kDrawnColumn];
-                in.statistics[row * 2 + 1] += gg[kScreenGradColumn];
+                float* statistics = in.statistics + row * kStatistics;
+                for (int k = 0; k < kStatistics; ++k) statistics[k] += gg[kDrawnColumn + k];
             }
             write_entry(a, a->step, pg, at.m_geometry, at.v_geometry, entry);
         }
@@ -169,7 +169,7 @@ CLM_API void clm_settle(const StoreView* s, const AdamStep* a, const int32_t* ro
 
 // Adam step `a->step` for rows[i] with the gradient at grads[slots[i]] (or grads[i]). A row that no view drew keeps its
 // stamp: it stays pending, so the result does not depend on how conservative the visible sets are.
-// statistics [N, 2] (nullable) accumulates (views that drew the row, screen gradient); entries [count, 4] gets the new cull
+// statistics [N, kStatistics] (nullable) adds up those of the gradient row; entries [count, 4] gets the new cull
 // entry of row i, radius -1 where nothing changed.
 CLM_API void clm_adam(const StoreView* s, const AdamStep* a, const int32_t* rows, const int32_t* slots, int64_t count,
                       const float* grad_geometry, const float* grad_colour, int32_t colour_columns, int32_t colour_stride,

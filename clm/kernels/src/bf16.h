@@ -18,7 +18,6 @@ struct bf16 {
     uint16_t bits;
 };
 
-typedef float f4 __attribute__((vector_size(16)));
 
 // As many 32-bit and 16-bit words as V has lanes.
 template <class V>

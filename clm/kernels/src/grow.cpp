@@ -228,26 +228,28 @@ int64_t plan_page(const Plan& plan, int64_t page, const int32_t* leave, int64_t 
 
 }  // namespace
 
-// counts[k] = drawn rows of page pages[k], which lies in frame frames[k] of statistics [places, 2]; fill [pages] i32: of all.
+// counts[k] = drawn rows of page pages[k], which lies in frame frames[k] of statistics [places, kStatistics]; fill [pages] i32: of all.
 CLM_API void clm_count_drawn(const float* statistics, const int32_t* fill, int64_t page_rows, const int64_t* pages,
                              const int64_t* frames, int64_t count, int64_t* counts) {
     clm::parallel(count, [&](int64_t k, int) {
         int64_t drawn = 0;
-        for (int64_t at = frames[k] * page_rows, end = at + fill[pages[k]]; at < end; ++at) drawn += statistics[2 * at] > 0.f;
+        for (int64_t at = frames[k] * page_rows, end = at + fill[pages[k]]; at < end; ++at) drawn += statistics[kStatistics * at] > 0.f;
         counts[k] = drawn;
     });
 }
 
 // Drawn rows of pages, those of pages[k] from starts[k] on: ids, mean screen gradient, largest log-scale and logit of opacity
-// as they are after step - 1, and keys, of which store_keys has those of all places.
+// as they are after step - 1, and keys, of which store_keys has those of all places; and sums over the views that drew them of the
+// pixels that they explain, and of their squares.
 CLM_API void clm_see_drawn(const StoreView* s, const AdamStep* a, const float* statistics, const uint64_t* store_keys,
                            const int32_t* fill, int64_t page_rows, const int64_t* pages, const int64_t* frames, int64_t count,
                            const int64_t* starts, int32_t* rows, float* gradient, float* log_scale, float* logit_opacity,
-                           uint64_t* keys) {
+                           uint64_t* keys, float* pixels, float* squares) {
     clm::parallel(count, [&](int64_t k, int) {
         int64_t at = starts[k], row = pages[k] * page_rows;
         for (int64_t place = frames[k] * page_rows, end = place + fill[pages[k]]; place < end; ++place, ++row) {
-            if (!(statistics[2 * place] > 0.f)) continue;
+            const float* seen = statistics + kStatistics * place;
+            if (!(seen[0] > 0.f)) continue;
             float geometry[kGeometry], largest = -INFINITY;
             exact_geometry(*s, a, place, geometry);
             for (int i = 0; i < 3; ++i) {
@@ -255,7 +257,9 @@ CLM_API void clm_see_drawn(const StoreView* s, const AdamStep* a, const float* s
                 if (scale > largest || scale != scale) largest = scale;
             }
             rows[at] = int32_t(row);
-            gradient[at] = statistics[2 * place + 1] / statistics[2 * place];
+            gradient[at] = seen[1] / seen[0];
+            pixels[at] = seen[2];
+            squares[at] = seen[3];
             log_scale[at] = largest;
             keys[at] = store_keys[place];
             logit_opacity[at++] = geometry[kOpacity];
@@ -332,7 +336,7 @@ CLM_API void clm_put_rows(const StoreView* s, const int32_t* rows, const int32_t
                 std::memset(static_cast<void*>(at.v_colour), 0, sizeof type * kColour);
             });
             s->stamp[place] = 0;
-            statistics[2 * place] = statistics[2 * place + 1] = 0.f;
+            for (int k = 0; k < kStatistics; ++k) statistics[kStatistics * place + k] = 0.f;
         }
     });
 }

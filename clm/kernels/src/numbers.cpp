@@ -19,7 +19,7 @@ const Named kNamed[] = {
     {"COLOUR", clm::kColour},
     {"GRAD_GEOMETRY", clm::kGradGeometry},
     {"GRAD_DRAWN", clm::kDrawnColumn},
-    {"GRAD_SCREEN", clm::kScreenGradColumn},
+    {"STATISTICS", clm::kStatistics},
     {"SIGMAS", clm::kExtent},
     {"BLUR", clm::kBlur},
     {"ALPHA_MIN", std::exp2(double(clm::kExponentMin))},

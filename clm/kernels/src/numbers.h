@@ -4,7 +4,8 @@
 namespace clm {
 
 constexpr int kGeometry = 12, kColour = 48, kGradGeometry = 16;  // floats of a row, of its gradient's geometry part
-constexpr int kDrawnColumn = 11, kScreenGradColumn = 12;         // of the latter
+constexpr int kDrawnColumn = 11;  // of the latter: from here on what is no gradient, kStatistics columns that add up
+constexpr int kStatistics = 4;    // views that drew the row, screen gradient, pixels and their squares, summed over views
 constexpr float kExtent = 3.33f;  // the rasteriser draws at most 3.33 sigma (RASTER.md, radii)
 constexpr float kBlur = 0.3f;     // px^2 on the diagonal of the projected covariance
 constexpr float kAlphaMax = 0.999f;

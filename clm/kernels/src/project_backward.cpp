@@ -9,29 +9,39 @@ namespace clm {
 namespace {
 
 constexpr int64_t kChunk = 512;
-typedef float f4 __attribute__((vector_size(16)));
 
-// Adds the moments of a row's pairs, in tile order.
-CLM_INLINE void add_pairs(const Workspace& ws, int64_t row, f8& low, f4& tail) {
-    for (int64_t p = ws.pair_begin[row]; p < ws.pair_begin[row + 1]; ++p) {
-        low += load<f8>(ws.moments.data() + p * kMoments);
-        tail += load<f4>(ws.moments.data() + p * kMoments + 8);
+// A row's moments.
+struct Sums {
+    f8 low{};
+    f4 tail{}, deep{};
+
+    void add(const Workspace& ws, const float* moments) {
+        low += load<f8>(moments);
+        tail += load<f4>(moments + 8);
+        if (ws.moments_of > kMoments) deep += load<f4>(moments + kMoments);
     }
-}
+    // Those of a row's pairs, in tile order.
+    void add_pairs(const Workspace& ws, int64_t row) {
+        for (int64_t p = ws.pair_begin[row]; p < ws.pair_begin[row + 1]; ++p) add(ws, ws.moments.data() + p * ws.moments_of);
+    }
+    void write(const Workspace& ws, float* moments) const {
+        store(moments, low);
+        store(moments + 8, tail);
+        if (ws.moments_of > kMoments) store(moments + kMoments, deep);
+    }
+};
 
 // Sums of the moments of eight rows: m[k] lane j = moment k of the view's row first + j; rows not drawn give zeros.
 void gather8(const Workspace& ws, int64_t first, i8 drawn, f8 (&m)[16]) {
     f8 low[8], high[8];
     for (int j = 0; j < 8; ++j) {
-        f4 tail{};
-        low[j] = f8{};
-        if (drawn[j] && ws.summed) {
-            low[j] = load<f8>(ws.sums.data() + (first + j) * kMoments);
-            tail = load<f4>(ws.sums.data() + (first + j) * kMoments + 8);
-        } else if (drawn[j]) {
-            add_pairs(ws, first + j, low[j], tail);
-        }
-        high[j] = f8{tail[0], tail[1], tail[2], tail[3]};
+        Sums sums;
+        if (drawn[j] && ws.summed)
+            sums.add(ws, ws.sums.data() + (first + j) * ws.moments_of);
+        else if (drawn[j])
+            sums.add_pairs(ws, first + j);
+        low[j] = sums.low;
+        high[j] = f8{sums.tail[0], sums.tail[1], sums.tail[2], sums.tail[3], sums.deep[0]};
     }
     transpose(low);
     transpose(high);
@@ -154,7 +164,7 @@ void backward_eight(const Workspace& ws, const Piece& piece, int64_t at, float* 
     Projected o;
     project8(v, piece.geometry, rows, o);
     Screen s = screen_backward(v, o, m);
-    f8 v_u[3][3], v_c[3] = {f8{}, f8{}, m[11]}, v_p[3] = {}, v_r[3][3], v_s[3], v_q[4];
+    f8 v_u[3][3], v_c[3] = {f8{}, f8{}, m[12]}, v_p[3] = {}, v_r[3][3], v_s[3], v_q[4];
     footprint_backward(v, o, s, v_u, v_c);
     const f8 v_rgb[3] = {m[6], m[7], m[8]};
     colour_backward8(v, piece.colour, rows, o, drawn, v_rgb, grad_colour, v_p);
@@ -168,10 +178,10 @@ void backward_eight(const Workspace& ws, const Piece& piece, int64_t at, float* 
         }
     }
     quat_backward(o.q, o.q_inv, v_r, v_q);
-    f8 nx = (ws.absgrad ? kLn2 * m[9] : s.mx) * (0.5f * v.width);
-    f8 ny = (ws.absgrad ? kLn2 * m[10] : s.my) * (0.5f * v.height);
+    f8 nx = (ws.absgrad ? kLn2 * m[10] : s.mx) * (0.5f * v.width);
+    f8 ny = (ws.absgrad ? kLn2 * m[11] : s.my) * (0.5f * v.height);
     f8 low[8] = {v_p[0], v_p[1], v_p[2], v_q[0], v_q[1], v_q[2], v_q[3], v_s[0]};
-    f8 high[8] = {v_s[1], v_s[2], s.logit, splat<f8>(1.0f), vsqrt(nx * nx + ny * ny), f8{}, f8{}, f8{}};
+    f8 high[8] = {v_s[1], v_s[2], s.logit, splat<f8>(1.0f), vsqrt(nx * nx + ny * ny), m[9], m[9] * m[9], f8{}};
     add_columns(grad_geometry, 16, rows, drawn, 0, low);
     add_columns(grad_geometry, 16, rows, drawn, 8, high);
 }
@@ -179,7 +189,7 @@ void backward_eight(const Workspace& ws, const Piece& piece, int64_t at, float* 
 }  // namespace
 
 void clear_sums(Workspace& ws) {
-    const int64_t floats = ws.rows * kMoments, chunk_floats = kChunk * kMoments;
+    const int64_t floats = ws.rows * ws.moments_of, chunk_floats = kChunk * ws.moments_of;
     ws.sums.need(floats);
     parallel((floats + chunk_floats - 1) / chunk_floats, [&](int64_t chunk, int) {
         int64_t begin = chunk * chunk_floats, end = begin + chunk_floats < floats ? begin + chunk_floats : floats;
@@ -194,12 +204,11 @@ void add_to_sums(Workspace& ws) {
         int64_t end = (chunk + 1) * kChunk < rows ? (chunk + 1) * kChunk : rows;
         for (int64_t row = chunk * kChunk; row < end; ++row) {
             if (ws.pair_begin[row] == ws.pair_begin[row + 1]) continue;
-            float* sums = ws.sums.data() + row * kMoments;
-            f8 low = load<f8>(sums);
-            f4 tail = load<f4>(sums + 8);
-            add_pairs(ws, row, low, tail);
-            store(sums, low);
-            store(sums + 8, tail);
+            float* so_far = ws.sums.data() + row * ws.moments_of;
+            Sums sums;
+            sums.add(ws, so_far);
+            sums.add_pairs(ws, row);
+            sums.write(ws, so_far);
         }
     });
 }

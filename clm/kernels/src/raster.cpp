@@ -94,6 +94,7 @@ CLM_API int clm_raster_rasterize_backward(void* handle, const float* v_rgb, cons
                                           int absgrad) {
     Workspace& ws = *static_cast<Workspace*>(handle);
     ws.absgrad = absgrad != 0;
+    ws.moments_of = v_depth ? kDeepMoments : kMoments;
     ws.summed = ws.bands.size() > 1;
     ws.seconds[kBackward] = 0;
     const Cotangents v{v_rgb, v_alpha, v_depth, ws.absgrad};

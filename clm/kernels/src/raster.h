@@ -23,7 +23,8 @@ constexpr int kBlockWidth = 4;               // px: the 256 pixels of a tile lie
 constexpr int kBlockHeight = W / kBlockWidth;
 constexpr int kBlockRows = kTile / kBlockHeight;
 constexpr int kBlocks = 4 * kBlockRows;      // 32 (f8) or 16 (f16): a tile's coverage fits a uint32
-constexpr int kMoments = 12;
+constexpr int kMoments = 12;  // sums of a pair: see raster_backward.cpp
+constexpr int kDeepMoments = 16;  // with a gradient of depths, which are the thirteenth; the rest is padding
 constexpr int kListChunks = 16;
 
 // Memory that grows and never shrinks but by `release`.
@@ -137,6 +138,7 @@ struct Workspace {
     bool identified = false;       // whether any row has an identity
     bool sorted = false;
     bool absgrad = false;          // whether the moments hold sums of absolute values too
+    int moments_of = kMoments;     // floats of a pair's moments
     bool summed = false;           // whether gradients are in `sums` (several bands) or still in `moments`
     Buffer<Record> records;        // [rows]
     Buffer<int32_t> radii;         // [rows, 2]
@@ -145,7 +147,7 @@ struct Workspace {
     Keyed* order = nullptr;        // whichever of the two holds the result
     Buffer<int64_t> span_begin;    // [drawn + 1] in depth order
     Buffer<int64_t> pair_begin;    // [rows + 1] where a row's moments begin
-    Buffer<float> sums;            // [rows, kMoments] of the bands so far
+    Buffer<float> sums;            // [rows, moments_of] of the bands so far
     std::vector<Span> bands;       // tile rows, ascending
     // Of the band that was listed last:
     Span band{};
@@ -156,7 +158,7 @@ struct Workspace {
     Buffer<Pair> list;             // [pairs] by tile, then depth
     Buffer<uint32_t> coverage;     // [pairs] blocks to which the pair contributes
     Buffer<BlockState> state;      // [tiles, kBlocks]
-    Buffer<float> moments;         // [pairs, kMoments] by row, then tile
+    Buffer<float> moments;         // [pairs, moments_of] by row, then tile
     double seconds[kStages] = {};
 
     int64_t band_tiles() const { return int64_t(view.tiles_x) * (band.end - band.begin); }

@@ -2,8 +2,8 @@
 //
 // Per pixel it keeps T and one scalar S = v.(colour still to come) - v_alpha T_final + v_depth_sum (depth to come).
 // With w = alpha T and g = v.c: S -= w g; dL/dsigma = S alpha / (1 - alpha) - w g. Sums of dL/dsigma times
-// 1, dx, dy, dx^2, dx dy, dy^2 and of w v give all gradients of a Gaussian later; each pair owns its row of
-// moments, so nothing is shared.
+// 1, dx, dy, dx^2, dx dy, dy^2 and of w v give all gradients of a Gaussian later, and sums of w over the pixels that the loss
+// looks at how much of the image the Gaussian explains. Each pair owns its row of moments, so nothing is shared.
 #include <cstring>
 
 #include "raster_tile.h"
@@ -13,7 +13,7 @@ namespace {
 
 // One block's running state beside its cotangents: together, so that no two streams lie a multiple of 4 KB apart.
 struct alignas(64) Replay {
-    vf transmittance, s, red, green, blue, depth;
+    vf transmittance, s, red, green, blue, counted, depth;
 };
 
 // The tile's part of a planar image as blocks; zero outside the image.
@@ -56,6 +56,7 @@ void start_replay(const Workspace& ws, const Cotangents& c, int64_t tile, int x0
         r.red = red[b];
         r.green = green[b];
         r.blue = blue[b];
+        r.counted = keep((red[b] != 0.0f) | (green[b] != 0.0f) | (blue[b] != 0.0f), splat<vf>(1.0f));
         r.transmittance = initial_transmittance(px[b], py[b], v.width, v.height);
     }
 }
@@ -64,7 +65,7 @@ template <bool kDepth, bool kAbs>
 CLM_INLINE void replay_pair(const Record& record, uint32_t blocks, const vf* px, const vf* py, Replay* replay,
                             float* out) {
     const float* g = &record.mx;
-    vf m[8] = {}, blue{}, abs_x{}, abs_y{}, depth{};
+    vf m[8] = {}, blue{}, pixels{}, abs_x{}, abs_y{}, depth{};
     for (; blocks; blocks &= blocks - 1) {
         int b = __builtin_ctz(blocks);
         Replay& r = replay[b];
@@ -91,6 +92,7 @@ CLM_INLINE void replay_pair(const Record& record, uint32_t blocks, const vf* px,
         m[6] = fma(w, r.red, m[6]);
         m[7] = fma(w, r.green, m[7]);
         blue = fma(w, r.blue, blue);
+        pixels = fma(w, r.counted, pixels);
         if (kDepth) depth = fma(w, r.depth, depth);
         if (kAbs) {
             abs_x += vabs(fma(splat<vf>(2.0f * g[2]), hx, splat<vf>(g[3]) * hy));
@@ -99,13 +101,16 @@ CLM_INLINE void replay_pair(const Record& record, uint32_t blocks, const vf* px,
     }
     store(out, sums(m));
     out[8] = sum(blue);
-    out[9] = kAbs ? sum(abs_x) : 0.0f;
-    out[10] = kAbs ? sum(abs_y) : 0.0f;
-    out[11] = kDepth ? sum(depth) : 0.0f;
+    out[9] = sum(pixels);
+    out[10] = kAbs ? sum(abs_x) : 0.0f;
+    out[11] = kAbs ? sum(abs_y) : 0.0f;
+    if (kDepth) {
+        store(out + 12, f4{sum(depth)});
+    }
 }
 
 inline float* moments_of(const Workspace& ws, Pair pair) {
-    return ws.moments.data() + (ws.pair_begin[pair.row] + pair.rank) * kMoments;
+    return ws.moments.data() + (ws.pair_begin[pair.row] + pair.rank) * ws.moments_of;
 }
 
 template <bool kDepth, bool kAbs>
@@ -135,7 +140,7 @@ void replay_tile(Workspace& ws, const Cotangents& c, int64_t tile) {
         if (blocks)
             replay_pair<kDepth, kAbs>(ws.records[pair.row], blocks, px, py, replay, out);
         else
-            std::memset(out, 0, kMoments * sizeof(float));
+            std::memset(out, 0, size_t(ws.moments_of) * sizeof(float));
     }
 }
 
@@ -143,7 +148,7 @@ void replay_tile(Workspace& ws, const Cotangents& c, int64_t tile) {
 
 void composite_backward(Workspace& ws, const Cotangents& v) {
     const int64_t tiles = ws.band_tiles();
-    ws.moments.need(ws.band_pairs * kMoments);
+    ws.moments.need(ws.band_pairs * ws.moments_of);
     parallel(tiles, [&](int64_t tile, int) {
         if (v.depth && v.absgrad)
             replay_tile<true, true>(ws, v, tile);
