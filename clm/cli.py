@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -237,7 +238,8 @@ def export(
         Path,
         typer.Argument(
             metavar="OUT",
-            help="The file to write; its ending says the format: .ply, .compressed.ply, .spz, .splat, .glb.",
+            help="The file to write; its ending says the format: .ply, .compressed.ply, .sog, .spz, .splat, .glb; "
+            "or FOLDER/lod-meta.json (streamed SOG), FOLDER/meta.json (a SOG's files).",
         ),
     ],
     sh: Annotated[
@@ -257,6 +259,17 @@ def export(
         str | None,
         typer.Option(metavar="8|5,4", help=".spz: bits of the first SH degree and of the others; default 5,4."),
     ] = None,
+    tile: Annotated[
+        float | None,
+        typer.Option(metavar="SIZE", help="Several files: one for each cube of a grid with edges of so many units."),
+    ] = None,
+    max_per_file: Annotated[
+        str | None, typer.Option(metavar="N", help="Several files: so many Gaussians in each at most, such as 2M.")
+    ] = None,
+    lod: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Levels of detail, each of a quarter of the Gaussians of the one before."),
+    ] = None,
     spz_axes: Annotated[
         str | None, typer.Option(metavar="rdf|rub", help="Axes of an .spz that is read: rub if its writer turned it.")
     ] = None,
@@ -265,14 +278,21 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a model in a format that viewers open, streamed."""
+    # Products of small matrices are shared out over threads by us (clm.formats.palette); read when numpy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from clm.commands.export import export_model
     from clm.formats.options import Filters, Options, parse_box
+    from clm.formats.split import Split
     from clm.run.viewing import Budgets
+    from clm.units import parse_count
 
+    most = None if max_per_file is None else parse_count(max_per_file, "--max-per-file")
     filters = Filters(sh, min_opacity, parse_box(crop) if crop is not None else None, nan)
     options, budgets = Options(sh_bits=sh_bits), Budgets("auto", host_memory, scratch)
     with _console(quiet) as emit:
-        count = export_model(model, out, filters, options, budgets, emit, spz_axes=spz_axes)
+        count = export_model(
+            model, out, filters, options, budgets, emit, spz_axes=spz_axes, split=Split(tile, most, lod)
+        )
     if not quiet:
         typer.echo(f"{count:,} Gaussians in {out}")
 

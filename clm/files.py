@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from clm.errors import ResourceError
+from clm.errors import ClmError, ResourceError
 from clm.units import format_bytes
 
 _MARK = re.compile(r"\..*\.(\d+)\.clm\.tmp")
@@ -120,6 +120,45 @@ def atomic_write(path: Path | str, mode: str = "wb", *, needed: int | None = Non
         if isinstance(error, OSError) and (failure := _failure_here(error, path, temporary, needed)):
             raise failure from None
         raise
+
+
+@contextmanager
+def atomic_folder(path: Path | str, ours: re.Pattern[str]) -> Iterator[Path]:
+    """A temporary folder beside `path`; on success it becomes `path`, on any error it is removed. An older folder is replaced if
+    all that lies in it has a name like `ours`; ClmError otherwise, before anything is written.
+
+    Files in it are synced. Raises ResourceError as `atomic_write` does."""
+    path = Path(path)
+    foreign = [path] if path.exists() and not path.is_dir() else []
+    foreign += [file for file in path.glob("*") if not ours.fullmatch(file.name)]
+    if foreign:
+        raise ClmError(f"{foreign[0]} would be lost with the folder that is replaced.", "Name a folder that is new.")
+    path = path.resolve()
+    temporary, older = temporary_name(path), temporary_name(path.with_name(path.name + ".old"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in leftovers(
+            path.parent
+        ):  # of this folder, by a process that was killed; not what it may have put aside
+            if re.fullmatch(rf"\.{re.escape(path.name[:_LONGEST_NAME])}\.\d+\.clm\.tmp", left.name):
+                shutil.rmtree(left, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        for file in [*temporary.rglob("*"), temporary]:
+            sync_directory(file)
+        if path.exists():
+            os.rename(path, older)
+        os.rename(temporary, path)
+        sync_directory(path.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if older.exists() and not path.exists():
+            os.rename(older, path)
+        ours_failed = isinstance(error, OSError) and str(error.filename or temporary).startswith(str(temporary))
+        if isinstance(error, OSError) and ours_failed and (failure := storage_failure(error, path)):
+            raise failure from None
+        raise
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def _failure_here(error: OSError, path: Path, temporary: Path, needed: int | None) -> ResourceError | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from clm.errors import ClmError
 from clm.formats.options import Filters, Options
 from clm.formats.registry import check_options, format_of
 from clm.formats.select import select
+from clm.formats.split import Split, write_split
 from clm.formats.spz import SpzRows
 from clm.plan.budget import AUTO
 from clm.run.events import Emit, Message, reporter
@@ -25,11 +27,16 @@ def export_model(
     emit: Emit = lambda event: None,
     *,
     spz_axes: str | None = None,
+    split: Split = Split(),  # noqa: B008 (frozen)
 ) -> int:
-    """Write `out` in the format that its name says; returns the number of rows.
+    """Write `out` in the format that its name says, or as several files (`clm.formats.split`); returns the number of rows.
 
     spz_axes: of an SPZ that is read; `rub` where its writer turned it."""
     format = format_of(out)
+    if "lod" in format.options:
+        options, split = replace(options, lod=split.lod), replace(split, lod=None)
+        if split:
+            raise ClmError(f"{format.ending} is divided already.", "Leave out --tile and --max-per-file.")
     check_options(format, filters, options)
 
     def warn(text: str) -> None:
@@ -49,7 +56,12 @@ def export_model(
         rows, filters, format.order, sh_degree=degree, scratch=budgets.folder(model), bucket_rows=room.bucket_rows, warn=warn,
         report=reporter(emit),
     )  # fmt: skip
-    count = format.write(out, selection, options)
+    if split:
+        count = write_split(
+            out, format.ending, format.order, selection, split, lambda path, part: format.write(path, part, options)
+        )
+    else:
+        count = format.write(out, selection, options)
     for text in rows.messages:
         warn(text)
     return count

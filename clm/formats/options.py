@@ -38,6 +38,7 @@ class Options:
     """How rows are written; None: as the format does it by default. Each format names those that it takes."""
 
     sh_bits: str | None = None  # .spz: bits of the first degree and of the others
+    lod: int | None = None  # lod-meta.json: levels of detail
 
     def given(self) -> list[str]:
         return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]

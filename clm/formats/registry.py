@@ -11,12 +11,17 @@ from pathlib import Path
 from clm.errors import ClmError
 from clm.formats.compressed_ply import is_compressed, open_compressed_ply, write_compressed_ply
 from clm.formats.glb import open_glb, write_glb
+from clm.formats.lod_read import open_finest
+from clm.formats.lod_write import INDEX, write_lod
 from clm.formats.options import Filters, Options
 from clm.formats.ply_read import open_ply, parse_header
 from clm.formats.ply_write import write_ply
 from clm.formats.rows import Rows
 from clm.formats.select import FILE, IMPORTANCE, SPACE, Selection
+from clm.formats.sog_read import open_sog
+from clm.formats.sog_write import META, write_sog, write_sog_folder
 from clm.formats.splat import open_splat, write_splat
+from clm.formats.split import MANIFEST, open_split
 from clm.formats.spz import open_spz, write_spz
 from clm.values import flag_of
 
@@ -25,7 +30,7 @@ from clm.values import flag_of
 class Format:
     """One format. `write` returns how many rows it wrote; its file appears whole or not at all."""
 
-    ending: str  # of the whole name, in lower case
+    ending: str  # of the whole name, in lower case; the whole name where it does not begin with a dot
     title: str
     open: Callable[[Path], Rows]
     write: Callable[[Path, Selection, Options], int]
@@ -49,19 +54,36 @@ def _write_ply(path: Path, selection: Selection, options: Options) -> int:
     return write_ply(path, chunks, sh_degree=degree, antialiased=selection.antialiased)
 
 
+def _open_split(path: Path) -> Rows:
+    return open_split(path, open_rows)
+
+
+def _refuse_manifest(path: Path, selection: Selection, options: Options) -> int:
+    raise ClmError(
+        f"{path.name} lists the files of a split export.",
+        "Name a file, OUT.ply or another, and --tile or --max-per-file.",
+    )
+
+
 FORMATS = (
     Format(".ply", "PLY", _open_any_ply, _write_ply, FILE),
     Format(".compressed.ply", "compressed PLY (PlayCanvas)", _open_any_ply, write_compressed_ply, SPACE),
     Format(".spz", "SPZ, version 3 (Niantic)", open_spz, write_spz, SPACE, options=frozenset({"sh_bits"})),
     Format(".splat", "splat (antimatter15)", open_splat, write_splat, IMPORTANCE, most_sh=0, antialiased=False),
     Format(".glb", "glTF with KHR_gaussian_splatting", open_glb, write_glb, FILE),
+    Format(".sog", "SOG, version 2 (PlayCanvas)", open_sog, write_sog, SPACE),
+    Format(META, "SOG as a folder", open_sog, write_sog_folder, SPACE),
+    Format(INDEX, "streamed SOG, a folder", open_finest, write_lod, SPACE, options=frozenset({"lod"})),
+    Format(MANIFEST, "files of a split export", _open_split, _refuse_manifest, FILE),
 )
 
 
 def format_of(path: Path) -> Format:
     """The format that a file's name says; ClmError with the nearest that is known."""
     name = path.name.lower()
-    found = [f for f in FORMATS if name.endswith(f.ending) and name != f.ending]
+    found = [
+        f for f in FORMATS if (name.endswith(f.ending) and name != f.ending if f.ending[0] == "." else name == f.ending)
+    ]
     if found:
         return max(found, key=lambda f: len(f.ending))
     known, ending = [f.ending for f in FORMATS], path.suffix.lower()

@@ -42,12 +42,22 @@ def scratch_file(folder: Path, needed: int, what: str) -> Iterator[IO[bytes]]:
 
 
 @dataclass
-class _SpooledRows(Rows):
+class SpooledRows(Rows):
+    """Rows that were added one chunk after another; `count` says how many there will be."""
+
     kind = "scratch"
 
     file: IO[bytes] = field(kw_only=True, repr=False)
+    added: int = field(default=0, kw_only=True)
+
+    def add(self, geometry: np.ndarray, colour: np.ndarray) -> None:
+        table = np.empty(len(geometry), _ROW)
+        table["geometry"], table["colour"] = geometry, colour
+        write_at(self.file.fileno(), table.view(np.uint8).data, self.added * _ROW.itemsize)
+        self.added += len(table)
 
     def pieces(self, size: int, first: int = 0) -> Iterator[Chunk]:
+        assert self.added == self.count
         for start in range(first, self.count, size):
             rows = min(size, self.count - start)
             table = read_at(self.file.fileno(), rows * _ROW.itemsize, start * _ROW.itemsize).view(_ROW)
@@ -55,14 +65,16 @@ class _SpooledRows(Rows):
 
 
 @contextmanager
-def spooled(chunks: Iterable[Chunk], count: int, like: Rows, sh_degree: int, folder: Path) -> Iterator[Rows]:
-    """`count` rows from chunks, in a file without a name in `folder`; the rest is that of the rows `like` which they are."""
+def empty_spool(count: int, like: Rows, sh_degree: int, folder: Path) -> Iterator[SpooledRows]:
+    """Room for `count` rows, in a file without a name in `folder`; the rest is that of the rows `like` which they are."""
     with scratch_file(folder, count * _ROW.itemsize, f"Sorting {like.path}") as file:
-        done = 0
-        for geometry, colour in chunks:
-            table = np.empty(len(geometry), _ROW)
-            table["geometry"], table["colour"] = geometry, colour
-            write_at(file.fileno(), table.view(np.uint8).data, done * _ROW.itemsize)
-            done += len(table)
-        assert done == count
-        yield _SpooledRows(like.path, count, sh_degree, like.antialiased, file=file)
+        yield SpooledRows(like.path, count, sh_degree, like.antialiased, file=file)
+
+
+@contextmanager
+def spooled(chunks: Iterable[Chunk], count: int, like: Rows, sh_degree: int, folder: Path) -> Iterator[Rows]:
+    """As `empty_spool`, filled from chunks."""
+    with empty_spool(count, like, sh_degree, folder) as rows:
+        for chunk in chunks:
+            rows.add(*chunk)
+        yield rows

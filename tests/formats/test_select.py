@@ -21,7 +21,7 @@ from clm.store.layout import LOGIT_OPACITIES, MEANS, QUATS
 from tests.formats.models import angle, export, model_rows, sigmoid, written
 
 ROWS = 3000
-ENDINGS = [f.ending for f in FORMATS]
+ENDINGS = [f.ending for f in FORMATS if f.ending[0] == "."]  # the others are folders: test_sog, test_lod, test_split
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def test_an_spz_of_an_older_writer_is_turned_back_where_its_axes_are_named(sourc
     )
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", [ending for ending in ENDINGS if ending != ".sog"])  # its images are held whole
 def test_writing_and_reading_take_the_memory_of_a_few_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
