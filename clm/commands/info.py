@@ -19,6 +19,7 @@ from clm.store.layout import MEANS
 from clm.units import format_bytes
 
 _MANY_VIEWS = 200  # scenes of more cameras are usually flown, and each sees little
+_DENSE_POINTS = 5_000  # for each view: more than features give
 
 
 def describe(path: Path, report: Report = unseen) -> dict[str, Any]:
@@ -204,6 +205,14 @@ def _scene_in_words(facts: dict[str, Any]) -> tuple[str, list[str]]:
     else:
         lines.append(f"photos: {photos:,} of {views:,} are in images/" if photos < views else "photos: all are there")
     lines += facts["messages"]
-    preset = " --preset aerial" if views > _MANY_VIEWS else ""
-    lines.append(f"train it: clm train {shlex.quote(facts['path'])}{preset} (a first look in minutes: --preset quick)")
+    preset = suggested_preset(views, facts["points"])
+    command = f"clm train {shlex.quote(facts['path'])}{preset and f' --preset {preset}'}"
+    lines.append(f"train it: {command} (a first look in minutes: --preset quick)")
     return f"a COLMAP scene, its model in {facts['model']}", lines
+
+
+def suggested_preset(views: int, points: int) -> str:
+    """The preset for a scene of so many views and points; "" for none."""
+    if views <= _MANY_VIEWS:
+        return ""
+    return "city" if points >= _DENSE_POINTS * views else "aerial"

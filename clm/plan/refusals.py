@@ -28,6 +28,15 @@ def device_too_small(largest_view: int, needed: int, device_budget: int) -> Reso
     )
 
 
+def view_too_large(rows: int, needed: int, left: int, host_needed: int) -> ResourceError:
+    """A view that is only rendered. needed: bytes of the host for its splats, of which `left` are left; host_needed: for all."""
+    return ResourceError(
+        f"A view sees {rows:,} Gaussians, whose splats need {format_bytes(needed)} of host memory, but it has "
+        f"{format_bytes(left)} left.",
+        f"Use `--host-memory {size_flag(host_needed)}`.",
+    )
+
+
 def too_large_for_host(
     rows: int,
     needed: int,

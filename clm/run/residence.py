@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -81,8 +82,6 @@ class Residence:
 
     def _warn(self, text: str) -> None:
         self._emit(Message(text, "warning"))
-
-    # ---- what there is ----
 
     @property
     def rows(self) -> int:
@@ -293,13 +292,14 @@ class Residence:
         """Where rows go, and which blocks are resident [blocks] bool."""
         seen = sightings(self._store, self.cameras, reporter(self._emit), watching, unseen_rows)
         self._seen, self._reserved_by_placement, self._in_bands = seen, self._reserved, False
-        self._pages_of_views = dict(enumerate(seen.pages))
         try:
             placement = self._placement_of(seen)
         except ResourceError:
             self._in_bands = True
             placement = self._placement_of(seen)  # what it raises names the least that would do
         self._let_lists_take(placement)
+        self._pages_of_views = dict(enumerate(seen.pages)) if placement.offload == "disk" else {}
+        self._seen = replace(seen, pages=())
         return placement, resident_blocks(seen, placement.resident_rows)
 
     def _let_lists_take(self, placement: Placement) -> None:

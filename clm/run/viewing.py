@@ -1,7 +1,7 @@
 """A trained model, opened to be looked at: rows in host memory or on disk, and on the device those of one view.
 
-Beside rows in RAM, or 16 bytes of each and frames, nothing grows with the model: the arena and the rasteriser's lists have their
-share of the budget, and splats follow the view.
+Beside rows in RAM, or 16 bytes of each and frames, nothing grows with the model: the arena has its share of the budget, on the CPU
+splats and the rasteriser's lists have the rest, and a view whose splats exceed that is refused.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
+from clm.camera import Camera
 from clm.device.budget import find_device_budget
 from clm.device.choose import open_device
 from clm.formats.model import ModelFile
 from clm.plan.budget import AUTO, CULL_BYTES, PARAMETER_BYTES, SLOT_BYTES
 from clm.plan.placement import fewest_slots
-from clm.plan.refusals import device_too_small
+from clm.plan.refusals import device_too_small, view_too_large
 from clm.render import Render
+from clm.render.temporaries import HOST_ROW_BYTES, HOST_SUM_BYTES
 from clm.run.events import Emit, Message, reporter
 from clm.run.host_memory import HostMemory, resident_bytes
 from clm.run.results import open_result
@@ -96,10 +98,31 @@ def model_renderer(
     fewest, host = fewest_slots(store.rows), max(0, memory.total() - memory.beside_rows - store.bytes)
     available = host // 2 if budget.bytes is None else budget.bytes
     if device.shares_host_memory:
-        available, rasterizer.band_bytes = min(available, host // 2), host // 2
+        available = min(available, host // 2)
     slots = min(store.rows, available // (SLOT_BYTES + beside))
     if slots < fewest:
         raise device_too_small(store.rows, fewest * (SLOT_BYTES + beside), available)
     fetch = Fetch(Tiers(device, store, np.zeros(store.pages, bool), slots))
-    degree = model.rows.sh_degree
-    return partial(render_view, fetch, None, rasterizer, sh_degree=degree, background=background)
+    render = partial(render_view, fetch, None, rasterizer, sh_degree=model.rows.sh_degree, background=background)
+    if not device.shares_host_memory:
+        return render
+    left = host - slots * SLOT_BYTES
+
+    def admit(rows: int, camera: Camera) -> None:
+        """Tile lists get what the splats of a view leave of the host's memory."""
+        least = rasterizer.least_workspace_bytes(rows, camera.width * camera.height)
+        if least > left:
+            raise view_too_large(rows, least, left, memory.beside_rows + _enough_to_view(store.rows, least))
+        rasterizer.band_bytes = left - rows * (HOST_ROW_BYTES + HOST_SUM_BYTES)
+
+    return partial(render, admit=admit)
+
+
+def _enough_to_view(rows: int, workspace: int) -> int:
+    """Bytes of the host for a model of so many rows and a workspace, as they are shared out above."""
+    entries, in_ram = rows * CULL_BYTES, rows * (CULL_BYTES + PARAMETER_BYTES)
+    needed = 2 * workspace  # as much is the arena's, at most
+    on_disk = int(1.1 * (entries + needed / (1.0 - _FRAMES)))
+    if (1 - _BESIDE_ROWS) * on_disk < in_ram:
+        return on_disk
+    return int(1.1 * max(in_ram / (1 - _BESIDE_ROWS), in_ram + needed))

@@ -57,14 +57,17 @@ def render_view(
     *,
     depth: bool = False,
     coming: Sequence[Camera] = (),
+    admit: Callable[[int, Camera], None] = lambda rows, camera: None,
 ) -> Render:
     """Render `camera`; the images are on the host. fetch: of lanes that are idle, or of none; adam: rows are caught up to
     `adam.step - 1` (None: a store without moments). A view larger than the arena is rendered in pieces. coming: the cameras
-    after it, as far as they are known: where rows are on disk, their pages are read while this one is rasterised."""
+    after it, as far as they are known: where rows are on disk, their pages are read while this one is rasterised. admit:
+    hears how many rows the view has before any of them is there, and may raise."""
     tiers, compute = fetch.tiers, fetch.tiers.device.stream("compute")
     store, device = tiers.store, tiers.device
     size, fill = store.page_rows, store.fill
     rows = visible_rows(store.entries, store.bounds, camera, page_rows=size, fill=fill)
+    admit(len(rows), camera)
     plan = make_plan([0], [rows], tiers.arena.slots, size, trains=False)
     batch = Batch(plan, adam, colour_columns(sh_degree), plan.traffic, plan.union_rows)
     fetch.reserve(batch)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from plyfile import PlyData, PlyElement
 
+from clm.commands.info import suggested_preset
 from tests.demo_run import DEMO, REPOSITORY, clm, run_demo
 
 
@@ -92,3 +93,11 @@ def test_the_demo_never_removes_a_folder_that_it_did_not_make(tmp_path: Path) ->
     result = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert result.returncode == 2 and str(tmp_path / "mine") in result.stderr
     assert (tmp_path / "mine" / "photo.jpg").read_text() == "precious"
+
+
+def test_a_scene_of_many_views_is_suggested_a_preset_by_how_dense_its_points_are() -> None:
+    assert [suggested_preset(*each) for each in ((200, 9_000_000), (201, 9_000_000), (400, 100_000))] == [
+        "",
+        "city",
+        "aerial",
+    ]

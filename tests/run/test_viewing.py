@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clm.camera import Camera
+from clm.errors import ResourceError
 from clm.formats.model import open_model
 from clm.formats.ply_write import write_ply
 from clm.plan.budget import WRITING_BYTES
@@ -22,6 +25,7 @@ from clm.run.viewing import Budgets, loaded_store, model_renderer
 from clm.stream import view
 from clm.stream.ticks import Ticks
 from clm.stream.tiers import Tiers
+from clm.units import parse_bytes
 
 SIDE = 100.0
 
@@ -75,6 +79,26 @@ def test_a_model_that_memory_does_not_hold_is_rendered_from_pages_on_disk(tmp_pa
         assert one.std() > 0.05
         np.testing.assert_array_equal(one, other)
     assert [path.name for path in tmp_path.iterdir()] == ["field.ply"]
+
+
+def test_a_view_whose_splats_exceed_memory_is_refused_with_a_budget_that_works(tmp_path: Path) -> None:
+    ply, high = write_field(tmp_path / "field.ply", 100_000), above(SIDE / 2, SIDE / 2)
+    pose = high.world_to_camera.copy()
+    pose[2, 3] = 120.0  # all of the field is seen from there
+    high = replace(high, world_to_camera=pose)
+
+    def render(host_memory: str) -> None:
+        budgets, model = Budgets(host_memory=host_memory), open_model(ply)
+        memory = budgets.host(lambda event: None)
+        with loaded_store(model, memory, budgets.folder(ply), lambda event: None) as store:
+            model_renderer(model, store, memory, (0.0, 0.0, 0.0), "auto", lambda event: None)(high)
+
+    base = resident_bytes()
+    with pytest.raises(ResourceError, match="A view sees 100,000 Gaussians, whose splats need") as refused:
+        render(str(base + WRITING_BYTES + (24 << 20)))
+    enough = re.search(r"--host-memory (\S+?)`", refused.value.fix)
+    assert enough is not None
+    render(str(parse_bytes(enough[1]) + resident_bytes() - base))  # this process has grown meanwhile
 
 
 RENDER = """
