@@ -22,7 +22,7 @@ from clm.store.page_table import PageTable, Swap
 LEAST_FRAMES = 16
 THREADS = 4  # requests in flight
 _HOLDERS = 4  # who may hold pages at a time, each a quarter of the frames
-_AT_ONCE = 4  # pages that a thread moves in one go
+AT_ONCE = 4  # pages that a thread moves in one go
 
 
 def seconds_of(spans: list[tuple[float, float]]) -> float:
@@ -241,7 +241,7 @@ class Frames(RowArrays):
     def _next_swaps(self) -> list[Swap]:
         if self._failure is not None or self._closed:
             return []
-        return self.table.next_swaps(max(1, min(_AT_ONCE, self.frames // (4 * THREADS))), self.file.rows)
+        return self.table.next_swaps(max(1, min(AT_ONCE, self.frames // (4 * THREADS))), self.file.rows)
 
     def _end(self, swap: Swap, clears: int) -> None:
         self.table.arrived(swap)

@@ -136,6 +136,9 @@ class PageTable:
         frame = self._victim(tick)
         if frame < 0:
             return None
+        for victims in self._victims.values():
+            if frame in victims:  # what it holds now is needed sooner than what made it one
+                victims.remove(frame)
         leaves, rows = int(self.page_of[frame]), 0
         if leaves >= 0:
             rows = int(self.fill[leaves]) if self.dirty[frame] else 0
