@@ -12,21 +12,18 @@ import argparse
 import functools
 import gc
 import json
-import math
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from bench_common import header
-from PIL import Image
+from scene_parts.field import PLY, write_field
 
 from clm.config import load_config
-from clm.formats.ply_write import write_ply
 from clm.run import loop
 from clm.run import open as opening
 from clm.run.evaluate import Evaluation
@@ -37,11 +34,8 @@ from clm.run.residence import Residence
 from clm.run.run_files import RunFiles
 from clm.run.saver import Saver
 from clm.scene.open import open_scene
-from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOG_SCALES, LOGIT_OPACITIES, MEANS, QUATS, SH0
 from clm.strategy import default
 
-SIDE, HEIGHT = 100.0, 10.0  # of the field, and of the cameras above it
-WIDTH, TALL = 96, 64  # px
 PHASES: dict[Any, tuple[str, ...]] = {  # what is watched, by whose it is
     opening: ("initial_store",),
     loop: ("train_batch",),
@@ -83,42 +77,6 @@ class Watch:
         return run
 
 
-def field_rows(rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`rows` Gaussians over the field, in random order; every 20th is about to be pruned."""
-    rng = np.random.default_rng(0)
-    for first in range(0, rows, 1 << 16):
-        count = min(1 << 16, rows - first)
-        geometry, colour = (
-            np.zeros((count, GEOMETRY_COLUMNS), np.float32),
-            np.zeros((count, COLOUR_COLUMNS), np.float32),
-        )
-        geometry[:, MEANS] = rng.uniform((-SIDE / 2, -SIDE / 2, -0.2), (SIDE / 2, SIDE / 2, 0.2), (count, 3))
-        geometry[:, QUATS] = rng.normal(size=(count, 4))
-        geometry[:, LOG_SCALES] = math.log(0.5 * SIDE / math.sqrt(rows)) + rng.normal(0, 0.3, (count, 3))
-        geometry[:, LOGIT_OPACITIES] = rng.normal(0.0, 0.5, count)
-        geometry[::20, LOGIT_OPACITIES] = -5.0
-        colour[:, SH0] = rng.normal(0, 0.3, (count, 3))
-        yield geometry, colour
-
-
-def write_field(folder: Path, rows: int, seen: float, per_side: int) -> None:
-    """The COLMAP model (text) and photos of per_side^2 cameras that see the share `seen` of the field each, and the PLY."""
-    rng, model = np.random.default_rng(1), folder / "sparse" / "0"
-    model.mkdir(parents=True)
-    (folder / "images").mkdir()
-    footprint = SIDE * math.sqrt(seen)
-    focal, poses = math.sqrt(WIDTH * TALL) * HEIGHT / footprint, []
-    centres = np.linspace(-0.5, 0.5, per_side) * (SIDE - footprint)
-    for k, (y, x) in enumerate((y, x) for y in centres for x in centres):
-        noise = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8))
-        noise.resize((WIDTH, TALL), Image.Resampling.BICUBIC).save(folder / "images" / f"{k:04d}.png")
-        poses.append(f"{k + 1} 1 0 0 0 {-x} {-y} {HEIGHT} 1 {k:04d}.png\n\n")
-    (model / "cameras.txt").write_text(f"1 PINHOLE {WIDTH} {TALL} {focal} {focal} {WIDTH / 2} {TALL / 2}\n")
-    (model / "images.txt").write_text("".join(poses))
-    (model / "points3D.txt").write_text("".join(f"{k + 1} {k - 5} 0 0 9 9 9 1\n" for k in range(10)))
-    write_ply(folder / "field.ply", field_rows(rows))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -137,11 +95,11 @@ def main() -> None:
 def measure(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One run: what it held, what it says it held, and what took how long."""
     field, run, events = scratch / "field", scratch / "run", list[Any]()
-    write_field(field, options.rows, options.seen, 18)
+    write_field(field, options.rows, options.seen)
     gc.collect()
     config = load_config(
         {
-            "iterations": options.images, "init_ply": str(field / "field.ply"), "grow_screen_gradient": 1e-12,
+            "iterations": options.images, "init_ply": str(field / PLY), "grow_screen_gradient": 1e-12,
             "max_gaussians": options.grow_to, "densify_from": 10, "densify_every": 20, "densify_until": options.images - 20,
             "opacity_reset_every": 0, "prune_scale": 1e6, "save_every": 60, "host_memory": options.host_memory,
             "offload": options.offload, "device": "cpu", "keep_checkpoints": 1,

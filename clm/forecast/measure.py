@@ -86,7 +86,7 @@ def measure_this(
         plan_ns_per_row=1e9 * planning / max(1, planned),
         hand_over_us=1e6 * _hand_over_seconds(working, step.at(1)),
         **_row_rates(working, rows, step, columns),
-        **_render_model(store, some, sh_degree),
+        **render_model(store, some, sh_degree),
         **(disk_rates(scratch) if scratch else {}),
         notes=(("all rates", f"measured with {len(rows):,} of {working.rows:,} rows and {len(some)} views"),),
     )
@@ -167,7 +167,7 @@ def _hand_over_seconds(store: Store, step: AdamStep) -> float:
         lane.close()
 
 
-def _render_model(store: Store, cameras: Sequence[Camera], sh_degree: int) -> dict[str, float]:
+def render_model(store: Store, cameras: Sequence[Camera], sh_degree: int) -> dict[str, float]:
     """Seconds of render, loss and backward, split into parts per view, row and pixel by the stages' own clocks.
 
     Splitting by stage is well conditioned where views differ little; a fit over views is not. Pairs of tiles and rows
