@@ -1,8 +1,9 @@
 """The simulator against reality on the CPU device: images/s as `clm plan --machine this` predicts them, and as training
 reaches them, in turns in one process, so that both see the same machine. A fixed number of Gaussians, full SH degree.
 
-Each round measures this machine's rates and predicts, then trains some batches of each placement. Ratios are predicted over
-measured images/s; seconds per batch are printed by lane. Rounds in which other programs were busy are told apart.
+Plans are made once; each round measures this machine's rates and predicts, then trains some batches of each placement. Ratios
+are predicted over measured images/s; seconds per batch are printed by lane. Rounds in which other programs were busy are told
+apart.
 
     python scripts/bench_simulate.py --scenes CITY --preset city --offloads disk --host-memory 1GiB --downscale 1
 """
@@ -14,20 +15,23 @@ import os
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from bench_common import SCENES, header
 
 from clm.config import Config, load_config
-from clm.forecast.forecast import find_budgets, make_forecast
+from clm.forecast.forecast import CPU_PROGRAM, Forecast, find_budgets, foresee
 from clm.run.disk_account import DiskTotals
+from clm.run.host_memory import resident_bytes
 from clm.run.loop import train_batch
 from clm.run.open import Run, open_run
 from clm.scene import Scene, load_scene
-from clm.units import format_bytes
+from clm.units import format_bytes, parse_bytes
 
 QUIET = 0.2  # cores that other programs may take in a quiet round
+AFTER_REST = 2  # batches: what was read while the run stood still has been used
 WARM_UP = 100  # images: buffers grow to their sizes, rows reach the opacity of trained ones
 LANES = ("load", "compute", "send_back", "update", "plan", "exposed", "plan_exposed")
 DISK = ("disk MB read", "disk MB written", "disk ms", "disk ms exposed")  # per batch; as the lanes, by 10^3
@@ -52,10 +56,9 @@ class Others:
         return float(max(0.0, busy - own) / wall)
 
 
-def predict(scene: Scene, config: Config) -> np.ndarray:
+def predict(forecast: Forecast) -> np.ndarray:
     """Seconds of a batch, then of each of `LANES`, then what the disk does (GB and seconds), as `clm plan` would say them now."""
-    forecast = make_forecast(scene, config, find_budgets(config, None), None)
-    timeline = forecast.timeline
+    timeline = forecast.on(forecast.measured()).timeline
     assert timeline is not None
     seconds = {**timeline.lanes, "exposed": timeline.exposed, "plan_exposed": timeline.plan_exposed}
     moved = [timeline.paging.bytes_read, timeline.paging.bytes_written] if timeline.paging else [0.0, 0.0]
@@ -64,13 +67,18 @@ def predict(scene: Scene, config: Config) -> np.ndarray:
 
 
 def measure(run: Run, batches: int) -> np.ndarray:
-    """Seconds of a batch (median), then of each of `LANES` and what the disk does (mean), over the next `batches` batches."""
-    walls, before = [], counted(run)
+    """Seconds of a batch, then of each of `LANES` and what the disk does, on average over the next `batches` batches."""
+    before, began = counted(run), time.perf_counter()
     for _ in range(batches):
-        began = time.perf_counter()
         train_batch(run, run.batches.next())
-        walls.append(time.perf_counter() - began)
-    return np.array([float(np.median(walls)), *(counted(run) - before) / batches])
+    return np.array([time.perf_counter() - began, *(counted(run) - before)]) / batches
+
+
+def at_rest(run: Run) -> None:
+    """The disk has read all that there is room for."""
+    disk, moved = run.residence.tiers.store.disk, -1
+    while disk is not None and moved != (moved := disk.bytes_read + disk.bytes_written):
+        time.sleep(0.2)
 
 
 def counted(run: Run) -> np.ndarray:
@@ -91,26 +99,40 @@ def compare(
     folder: Path,
 ) -> None:
     configs = {offload: load_config({**options, "offload": offload}, preset=preset) for offload in offloads}
+    forecasts = {
+        name: foresee(scene, config, find_budgets(config, None), shared=True) for name, config in configs.items()
+    }
     predicted: dict[str, list[np.ndarray]] = {name: [] for name in configs}
     measured: dict[str, list[np.ndarray]] = {name: [] for name in configs}
     taken: dict[str, list[float]] = {name: [] for name in configs}
     with ExitStack() as stack:
         runs = {
-            name: stack.enter_context(open_run(scene, config, folder, lambda _event: None))
+            name: stack.enter_context(open_run(scene, beside(config), folder, lambda _event: None))
             for name, config in configs.items()
         }
         for name, run in runs.items():
             for index in scene.train:
                 run.photos.cache.get(int(index))  # decoded before the clock starts, as in a run's second epoch
             measure(run, max(2, WARM_UP // configs[name].batch_size))
+            if (disk := run.residence.tiers.store.disk) is not None and (placement := forecasts[name].placement):
+                print(f"  {name:4} {placement.frames:,} frames predicted, {disk.frames:,} in the run", flush=True)
         for turn in range(rounds):
             for name in list(runs)[:: 1 if turn % 2 else -1]:
+                at_rest(runs[name])
                 others = Others()
-                predicted[name].append(predict(scene, configs[name]))
+                predicted[name].append(predict(forecasts[name]))
+                measure(runs[name], AFTER_REST)
                 measured[name].append(measure(runs[name], batches))
                 taken[name].append(others.cores())
         for name, run in runs.items():
             show(name, run, np.array(predicted[name]), np.array(measured[name]), np.array(taken[name]))
+
+
+def beside(config: Config) -> Config:
+    """For a run in this process: what the process holds already, but for the program, comes on top of its host memory."""
+    if config.host_memory == "auto":
+        return config
+    return replace(config, host_memory=str(parse_bytes(config.host_memory) + max(0, resident_bytes() - CPU_PROGRAM)))
 
 
 def show(name: str, run: Run, predicted: np.ndarray, measured: np.ndarray, taken: np.ndarray) -> None:
@@ -154,7 +176,10 @@ def main() -> None:
             batches = max(2, args.images // size)
             options = {"batch_size": size, "gpu_memory": args.gpu_memory, "densify_until": 0, "sh_interval": 1}
             options |= {"host_memory": args.host_memory, **({"scratch": args.scratch} if args.scratch else {})}
-            options |= {"iterations": size * (batches * args.rounds + 3) + WARM_UP, "downscale": args.downscale}
+            options |= {
+                "iterations": size * ((batches + AFTER_REST) * args.rounds + 3) + WARM_UP,
+                "downscale": args.downscale,
+            }
             print(f"{name}, 1/{args.downscale} size, batch {size}")
             with tempfile.TemporaryDirectory() as folder:
                 compare(scene, options, args.preset, args.offloads, args.rounds, batches, Path(folder))

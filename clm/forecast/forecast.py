@@ -6,11 +6,9 @@ on them, counts are scaled. So the answer for a billion rows takes as long as fo
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +18,11 @@ from clm.config import Config
 from clm.device.budget import AVAILABLE_SHARE, DeviceBudget, available_memory
 from clm.errors import ClmError, ResourceError
 from clm.files import free_bytes
+from clm.forecast.first_rows import count_first_rows, first_rows
 from clm.forecast.machine import Machine
 from clm.forecast.measure import THIS, Sizes, measure_this
-from clm.forecast.paging import SeenPages, page_batches
+from clm.forecast.paging import Paging, SeenPages, page_batches
 from clm.forecast.simulate import Timeline, simulate
-from clm.formats.start import RANDOM_ROWS, initial_store
 from clm.kernels.rows import colour_columns
 from clm.plan.batch import batch_views, plan_batch
 from clm.plan.budget import (
@@ -58,7 +56,7 @@ from clm.units import format_bytes, parse_bytes, size_flag
 
 SAMPLE_ROWS = 500_000  # more points than these are thinned out: plans of 500 k rows take milliseconds
 PLANNED_TURNS = 256  # real plans are made for about so many turns, each a view or a piece of one
-_CPU_PROGRAM, _GPU_PROGRAM = 116 << 20, 1 << 30  # interpreter and libraries before the first row; with torch: assumed
+CPU_PROGRAM, _GPU_PROGRAM = 116 << 20, 1 << 30  # interpreter and libraries before the first row; with torch: assumed
 _MOST_PIECES = 16  # of a view that are planned as they are
 
 
@@ -96,30 +94,72 @@ class Forecast:
     refused: ResourceError | None
     plans: tuple[Plan, ...]  # of the first batches, in rows of the points
     resident: np.ndarray | None  # rows of the plans that live on the device [rows] bool; None: refused
-    machine: Machine | None
-    timeline: Timeline | None
+    paging: Paging | None  # what the disk does for the plans, where rows are on one
+    store: Store  # the rows of the plans
+    machine: Machine | None = None
+    timeline: Timeline | None = None
+
+    def on(self, machine: Machine) -> Forecast:
+        """With the timeline on a machine, where there is a placement. ClmError where rows are on a disk of unknown speed."""
+        if self.placement is None:
+            return replace(self, machine=machine)
+        if self.paging is not None:
+            _check_disk(machine)
+        assert self.resident is not None
+        timeline = simulate(
+            self.plans,
+            machine,
+            [view.camera.width * view.camera.height for view in self.scene.views],
+            columns=colour_columns(self.config.sh_degree),
+            resident=self.resident,
+            scale=self.scale,
+            moments=self.config.moments,
+            colour_bus=self.config.colour_bus,
+            paging=self.paging,
+        )
+        return replace(self, machine=machine, timeline=timeline)
+
+    def measured(self) -> Machine:
+        """This machine, as the run would find it now."""
+        budgets, config = self.budgets, self.config
+        return measure_this(
+            self.store,
+            [self.scene.views[k].camera for k in self.scene.train],
+            Sizes(budgets.device.bytes, budgets.host.bytes, budgets.disk.bytes),
+            gaussians=self.gaussians,
+            batch_size=config.batch_size,
+            sh_degree=config.sh_degree,
+            scratch=_scratch(config) if self.paging is not None else None,
+        )
 
 
 def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machine | None) -> Forecast:
-    """Plan a run on `scene` (photos not needed) as training would; machine None: this one, measured if there is a run.
+    """Plan a run on `scene` (photos not needed) as training would; machine None: this one, measured if there is a run."""
+    forecast = foresee(scene, config, budgets, shared=machine is None or machine.on_cpu)
+    if machine is None and forecast.placement is not None:
+        machine = forecast.measured()
+    return forecast if machine is None else forecast.on(machine)
 
-    Memory: that of `SAMPLE_ROWS` rows, however many Gaussians are asked for.
-    """
-    gaussians = config.max_gaussians or len(scene.points) or RANDOM_ROWS
-    thinned = dataclasses.replace(config, max_gaussians=min(gaussians, SAMPLE_ROWS))
-    store = initial_store(scene, thinned, lambda _text: None, scratch=Path(tempfile.gettempdir()))
+
+def foresee(scene: Scene, config: Config, budgets: Budgets, *, shared: bool) -> Forecast:
+    """The part of a forecast that no rate changes. shared: device memory is the host's.
+
+    Memory: that of `SAMPLE_ROWS` rows, however many Gaussians are asked for, beside what a run takes to order its first ones."""
+    points = count_first_rows(scene, config)
+    gaussians = config.max_gaussians or points
+    pages = grown_pages(gaussians) if gaussians > points else -(-gaussians // PAGE_ROWS)
+    rows = first_rows(scene, config, SAMPLE_ROWS, _may_be_on_disk(config, gaussians, budgets))
+    store, share = rows.store, gaussians / rows.rows
     scale = gaussians / store.rows
     cameras = [view.camera for view in scene.views]
     # Pages of the larger model hold fewer of the points; finer ones than these change little and cost time.
-    page_rows = max(min(store.page_rows, 16), int(store.page_rows / scale))
-    fill = np.minimum(page_rows, store.rows - np.arange(0, store.rows, page_rows))
-    piece_rows = max(1, min(page_rows, int(store.page_rows / scale)))  # of what is read: a page, or many of one row
-    seen_pages = SeenPages(store.rows, piece_rows)
-    seen = Sightings.of(seen_pages.marking(all_visible_sets(store, cameras)), fill, page_rows)
-    largest = math.ceil(seen.largest_view * scale)
-    shared = machine is None or machine.on_cpu
-    usual = math.ceil(seen.usual_union(config.batch_size) * scale)
-    pages = grown_pages(gaussians) if gaussians > len(scene.points) else -(-gaussians // PAGE_ROWS)
+    page_rows = max(min(store.page_rows, 16), int(store.page_rows / share))
+    fill = np.minimum(page_rows, rows.rows - np.arange(0, rows.rows, page_rows))
+    piece_rows = max(1, min(page_rows, int(store.page_rows / share)))  # of what is read: a page, or many of one row
+    seen_pages = SeenPages(rows.rows, piece_rows, rows.step)
+    seen = Sightings.of(seen_pages.marking(all_visible_sets(rows, cameras)), fill, page_rows)
+    largest = math.ceil(seen.largest_view * share)
+    usual = math.ceil(seen.usual_union(config.batch_size) * share)
     known = (scene, config, gaussians, pages, scale, largest)
     refused: ResourceError | None = None
     beside_frames = _beside_frames(scene, config, gaussians, largest, budgets, shared)
@@ -131,40 +171,32 @@ def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machi
         except ResourceError as error:
             refused = error
     else:
-        return Forecast(*known, beside(largest), budgets, None, 1, refused, (), None, machine, None)
+        return Forecast(*known, beside(largest), budgets, None, 1, refused, (), None, None, store)
     turn = largest_turn(largest, placement.arena_slots)
     pieces = -(-largest // max(1, turn))
     # Rounding cuts no view that is whole; more pieces than a few are planned as so many larger ones.
-    least = seen.largest_view if pieces == 1 else max(1, 2 * seen.largest_view // _MOST_PIECES)
+    planned = seen.largest_view if rows.step == 1 else max(map(len, all_visible_sets(store, cameras)))
+    least = planned if pieces == 1 else max(1, 2 * planned // _MOST_PIECES)
     plans = _first_plans(scene, config, store, max(least, math.floor(placement.arena_slots / scale)))
-    blocks = resident_blocks(seen, math.floor(placement.resident_rows / scale))
-    resident = np.repeat(blocks, page_rows)[: store.rows]
-    if machine is None:
-        sizes = Sizes(budgets.device.bytes, budgets.host.bytes, budgets.disk.bytes)
-        training = [cameras[k] for k in scene.train]
-        machine = measure_this(
-            store, training, sizes, gaussians=gaussians, batch_size=config.batch_size, sh_degree=config.sh_degree,
-            scratch=_scratch(config) if placement.offload == "disk" else None,
-        )  # fmt: skip
+    blocks = resident_blocks(seen, math.floor(placement.resident_rows / share))
+    resident = blocks[np.arange(store.rows) * rows.step // page_rows]
     paging = None
     if placement.offload == "disk":
-        _check_disk(machine)
+        images, epoch = sum(len(plan.views) for plan in plans), len(scene.train)
         paging = page_batches(
-            plans, seen_pages, scene.train, config.seed,
-            held=placement.frames / pages, row_bytes=scale * page_row_bytes(config.moments), resident=resident,
+            plans, seen_pages,
+            # As if an epoch had gone before: the first batches' own pages are then as old as others'.
+            batch_views(scene.train, config.seed + 1, 0, epoch), batch_views(scene.train, config.seed, images, epoch),
+            frames=max(1, placement.frames * seen_pages.pages // pages),
+            row_bytes=share * page_row_bytes(config.moments),
+            resident=blocks[np.arange(seen_pages.pages) * piece_rows // page_rows],
         )  # fmt: skip
-    timeline = simulate(
-        plans,
-        machine,
-        [camera.width * camera.height for camera in cameras],
-        columns=colour_columns(config.sh_degree),
-        resident=resident,
-        scale=scale,
-        moments=config.moments,
-        colour_bus=config.colour_bus,
-        paging=paging,
-    )
-    return Forecast(*known, beside(turn), budgets, placement, pieces, None, plans, resident, machine, timeline)
+    return Forecast(*known, beside(turn), budgets, placement, pieces, None, plans, resident, paging, store)
+
+
+def _may_be_on_disk(config: Config, gaussians: int, budgets: Budgets) -> bool:
+    in_ram = store_bytes(gaussians, store_row_bytes(config.moments)) <= budgets.host.bytes
+    return config.offload == "disk" or (config.offload == "auto" and not in_ram)
 
 
 def find_budgets(config: Config, machine: Machine | None) -> Budgets:
@@ -219,7 +251,7 @@ def _beside_frames(scene: Scene, config: Config, gaussians: int, largest: int, b
     """Bytes of the host that a run on disk has for neither rows nor frames: the program, photos, staging, rebuilds, and on
     the CPU the rasteriser's workspace."""
     pixels = max(view.camera.width * view.camera.height for view in scene.views)
-    program = _CPU_PROGRAM if shared else _GPU_PROGRAM
+    program = CPU_PROGRAM if shared else _GPU_PROGRAM
     photos = min(budgets.photos.bytes, sum(view.nbytes for view in scene.views))
     if config.host_memory != AUTO:
         photos = min(photos, max(0, budgets.host.bytes - program) // 4)

@@ -80,7 +80,10 @@ class Machine:
     render_ns_per_row: float  # per row of its visible set,
     render_ns_per_pixel: float  # per pixel
     disk_read_gb_s: float = 0.0  # pages of the scratch file, several requests at a time; 0: not known
-    disk_write_gb_s: float = 0.0  # over pages that were written before
+    disk_write_gb_s: float = 0.0  # over pages that were written before, beside reads
+    disk_core_gb_s: float = (
+        0.0  # pages packed or unpacked, checked and handed to the system by one core; 0: costs nothing
+    )
     compute_cores: float = 0.0  # cores that render, loss and backward keep busy; 0 on a gpu
     notes: tuple[tuple[str, str], ...] = ()  # (key, where its value comes from)
 
@@ -108,7 +111,7 @@ class Machine:
 
 
 _MAY_BE_ZERO = (
-    *("disk", "disk_read_gb_s", "disk_write_gb_s"),
+    *("disk", "disk_read_gb_s", "disk_write_gb_s", "disk_core_gb_s"),
     *("hand_over_us", "render_ms_per_view", "render_ns_per_row", "compute_cores", "plan_ns_per_row"),
 )
 

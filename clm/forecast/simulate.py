@@ -111,7 +111,7 @@ def simulate(
     unions = [scale * len(plan.union_rows) for plan in plans]
     graph, ends, rates = Graph(), [], Rates(machine, columns, moments, colour_bus)
     begin: tuple[int, ...] = ()
-    disk = DiskTasks(graph, machine, paging.ahead) if paging else None
+    disk = DiskTasks(graph, machine) if paging else None
     for k, turns in enumerate(batches):
         paged = paging.batches[k] if paging else ()
         following = batches[(k + 1) % len(batches)]  # behind the last batch runs another one

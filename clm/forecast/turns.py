@@ -10,8 +10,8 @@ The rules are those of the executor (`clm/stream/lanes.py`), per turn i of a bat
                         staging buffer, and copied over the bus; resident rows are updated where they are, parcel by parcel,
                         and their cull entries copied back; then the slots are released
   update(i)     host    Adam, once the gradients of a parcel have arrived
-  pages         disk    where rows are on disk: those that gather(i) lacks are read before it, and those that leave for them
-                        written back, some turns ahead; so are pages that left before update(i)
+  pages         disk    where rows are on disk: those that gather(i) lacks are read before it, each once the page that leaves
+                        for it is used no more until then, and is written back; so are pages that left before update(i)
   plan          host    of the next batch, on one thread beside compute, once the first view is computed; before it, the
                         cull entries of the last batch are written
 A batch begins when the updates of the one before have ended and its plan is made. Rows of resident blocks cost neither bus
@@ -200,7 +200,7 @@ class BatchTasks:
         """Gather, copy, place; returns what compute waits for."""
         over = (self.updated[i - TURNS_UNDER_WAY],) if i >= TURNS_UNDER_WAY else ()
         paged = self.disk.fetch(self.number, i, self.paged[i]) if self.disk else ()
-        handed = placed = self.add("load", "load", "route", i, "host", 0.0, *over)
+        handed = placed = gathered = self.add("load", "load", "route", i, "host", 0.0, *over)
         for part, earlier in zip(turn.loads, (i - 2, i - 1), strict=True):
             parcels = _parcels(part.rows)
             for _ in range(parcels):
@@ -213,6 +213,8 @@ class BatchTasks:
             for _ in range(parcels):
                 handed, placed = self.bring_back(i, part.partial / parcels)
         self.handed.append(handed)
+        if self.disk:
+            self.disk.over(self.number, i, False, gathered)
         return placed
 
     def gather(self, i: int, rows: float, *paged: int) -> int:
@@ -279,7 +281,7 @@ class BatchTasks:
         self.released.append(released)
         self.updated.append(self.add("update", "update", "updated", i, "host", 0.0, updated, released))
         if self.disk:
-            self.disk.turn_over(self.updated[-1])
+            self.disk.over(self.number, i, True, self.updated[-1])
 
     def collect(self, i: int, rows: float) -> tuple[int, int]:
         """Gradients of `rows` rows to the host; returns (handed over, arrived)."""

@@ -36,9 +36,22 @@ def initial_store(
     Their order is decided first, from places and sizes alone; then rows are made, a chunk at a time, where they stay. Memory
     beside the store: 50 bytes per point, the points included, and for a model 24, and a bucket (`clm.formats.ordered`). A row's
     key is its number in the input. make: an empty store for so many rows. scratch, bucket_rows: of `in_order`."""
-    source = _source(scene, config, warn, report, scratch, bucket_rows)
-    order = _order(source, config, warn, report)
+    source, order = ordered_source(scene, config, warn, report, scratch=scratch, bucket_rows=bucket_rows)
     return store_of(source, order, config.moments, make, report)
+
+
+def ordered_source(
+    scene: Scene,
+    config: Config,
+    warn: Callable[[str], None],
+    report: Report = unseen,
+    *,
+    scratch: Path,
+    bucket_rows: int = BUCKET_ROWS,
+) -> tuple[Source, np.ndarray]:
+    """Where the rows come from, and the numbers [n] i32 of those that stay, in store order. See `initial_store`."""
+    source = _source(scene, config, warn, report, scratch, bucket_rows)
+    return source, _order(source, config, warn, report)
 
 
 def _source(

@@ -16,12 +16,33 @@ _NOTHING = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, eq=False)
-class Replay:
-    """Per tick: pages that are read [n] i32, and pages that are written back to make room for them [m] i32."""
+class Swaps:
+    """What one tick lacks, in the order in which room is made for it: pages [n] i32 that come; leave [n] i32, those whose frames
+    they get (-1: an empty one); written [n] bool: of these, those that are written back; since [n] i32: the tick in which they
+    were used last (-1: none), before whose end they cannot leave."""
 
-    reads: tuple[np.ndarray, ...]
-    writes: tuple[np.ndarray, ...]
+    come: np.ndarray
+    leave: np.ndarray
+    written: np.ndarray
+    since: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """What each tick has read and written."""
+
+    swaps: tuple[Swaps, ...]
     uses: int  # pages of all ticks together
+
+    @property
+    def reads(self) -> list[np.ndarray]:
+        """Per tick: pages that are read [n] i32."""
+        return [swaps.come for swaps in self.swaps]
+
+    @property
+    def writes(self) -> list[np.ndarray]:
+        """Per tick: pages that are written back to make room for them [m] i32."""
+        return [swaps.leave[swaps.written] for swaps in self.swaps]
 
     @property
     def misses(self) -> int:
@@ -45,20 +66,21 @@ def replay(
     uses = np.concatenate([pages for _, pages in parts]) if parts else _NOTHING
     ranks = _next_uses(parts, uses)
     memory = _Memory(frames, int(uses.max()) + 1 if len(uses) else 0)
-    reads: list[list[np.ndarray]] = [[] for _ in ticks]
-    writes: list[list[np.ndarray]] = [[] for _ in ticks]
+    swaps: list[list[Swaps]] = [[] for _ in ticks]
     at = 0
     for k, (t, pages) in enumerate(parts):
         rank = ranks[at : at + len(pages)] if by_next_use else np.full(len(pages), -k)
-        read, written = memory.use(pages, rank, changing is None or changing[t])
-        reads[t].append(read)
-        writes[t].append(written)
+        swaps[t].append(memory.use(pages, rank, t, changing is None or changing[t]))
         at += len(pages)
-    return Replay(tuple(map(_joined, reads)), tuple(map(_joined, writes)), len(uses))
+    return Replay(tuple(map(_joined, swaps)), len(uses))
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else _NOTHING
+def _joined(parts: list[Swaps]) -> Swaps:
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return Swaps(_NOTHING, _NOTHING, _NOTHING.astype(bool), _NOTHING)
+    return Swaps(*(np.concatenate([getattr(part, name) for part in parts]) for name in Swaps.__dataclass_fields__))
 
 
 def _next_uses(parts: Sequence[tuple[int, np.ndarray]], uses: np.ndarray) -> np.ndarray:
@@ -77,15 +99,16 @@ class _Memory:
 
     def __init__(self, frames: int, pages: int):
         self._frames, self._count = frames, 0
-        self._page_in = np.zeros(frames, np.int32)
+        self._page_in = np.full(frames, -1, np.int32)
         self._frame_of = np.full(pages, -1, np.int32)  # -1: on disk
         self._rank = np.zeros(frames, np.int64)
+        self._used = np.full(frames, -1, np.int32)  # the tick in which it was used last
         self._dirty = np.zeros(frames, bool)
 
-    def use(self, pages: np.ndarray, rank: np.ndarray, changing: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Have pages [n <= frames] in memory, with ranks [n] i64 from now on; returns those read, and those written."""
+    def use(self, pages: np.ndarray, rank: np.ndarray, tick: int, changing: bool) -> Swaps:
+        """Have pages [n <= frames] in memory, with ranks [n] i64 from now on."""
         there = self._frame_of[pages] >= 0
-        missing, written = pages[~there], _NOTHING
+        missing = pages[~there]
         free = np.arange(self._count, min(self._frames, self._count + len(missing)))
         room = len(missing) - len(free)
         self._count += len(free)
@@ -93,13 +116,14 @@ class _Memory:
             first = 2 * self._rank + ~self._dirty
             first[self._frame_of[pages[there]]] = first[free] = np.iinfo(np.int64).min  # in use, or about to be
             gone = np.argpartition(first, self._frames - room)[self._frames - room :]
-            written = self._page_in[gone[self._dirty[gone]]]
+            gone = gone[np.argsort(-first[gone], kind="stable")]
             self._frame_of[self._page_in[gone]] = -1
-            self._dirty[gone] = False
             free = np.concatenate([free, gone])
+        swaps = Swaps(missing, self._page_in[free], self._dirty[free], self._used[free])
+        self._dirty[free] = False
         self._page_in[free] = missing
         self._frame_of[missing] = free
         frames = self._frame_of[pages]
-        self._rank[frames] = rank
+        self._rank[frames], self._used[frames] = rank, tick
         self._dirty[frames] |= changing
-        return missing, written
+        return swaps

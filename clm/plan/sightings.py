@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -67,7 +68,22 @@ def resident_blocks(sightings: Sightings, resident_rows: int) -> np.ndarray:
     return chosen
 
 
-def all_visible_sets(store: Store, cameras: list[Camera]) -> Iterator[np.ndarray]:
+class Culled(Protocol):
+    """Rows in pages, as far as culling knows them: a store, or cull entries of one."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def entries(self) -> np.ndarray: ...
+    @property
+    def bounds(self) -> np.ndarray: ...
+    @property
+    def fill(self) -> np.ndarray: ...
+    @property
+    def page_rows(self) -> int: ...
+
+
+def all_visible_sets(store: Culled, cameras: list[Camera]) -> Iterator[np.ndarray]:
     """The visible set of each camera, [M] i32; a few at a time are held, of together 32 MiB at most (or one)."""
     at_once = min(64, max(1, _SETS_BYTES // (4 * max(1, store.rows))))
     for first in range(0, len(cameras), at_once):
