@@ -20,6 +20,7 @@ from clm.values import FLAGS, LARGEST_COUNT, checked_value, parse_background
 
 __all__ = ["Config", "field_type", "fields", "from_dict", "load_config", "parse_background", "resolve", "to_dict"]
 
+MCMC_SIZE = 1_000_000  # of a model with a fixed size for which none is given (gsplat)
 REFERENCE_ITERATIONS = 30_000  # the run length that the reference schedule (3DGS, gsplat) was tuned for
 
 
@@ -141,7 +142,7 @@ class Config:
     )
     max_gaussians: int | None = _option(
         None,
-        "Never grow beyond this many Gaussians (18M, 950k).",
+        "Never grow beyond this many Gaussians (18M, 950k); with --strategy mcmc the size of the model, 1M if not given.",
         metavar="N",
         kind="count",
         lo=1,
@@ -200,7 +201,11 @@ class Config:
     sh_interval: int = _option(
         None, "Training images per additional SH degree.", flag=False, lo=1, hi=_MANY, section="Schedule"
     )
-    strategy: str = _option("default", "Densification strategy.", choices=("default",))
+    strategy: str = _option(
+        "default",
+        "How the number of Gaussians changes: default (clone, split, prune); mcmc: towards --max-gaussians, then constant.",
+        choices=("default", "mcmc"),
+    )
     densify_from: int = _option(None, "First densification (training images).", flag=False, lo=0, hi=_MANY)
     densify_until: int = _option(
         None, "Last densification (training images); 0: never densify.", flag=False, lo=0, hi=_MANY
@@ -240,6 +245,15 @@ class Config:
     prune_scale: float = _option(
         0.1, "After the first reset, rows above this size (times scene scale) go.", flag=False, lo=0.0, hi=1e9
     )
+    noise_lr: float = _option(
+        5e5,
+        "mcmc: noise on means, times their learning rate and covariance over scene scale squared.",
+        flag=False,
+        lo=0.0,
+        hi=1e9,
+    )
+    opacity_reg: float = _option(0.01, "mcmc: weight of the mean opacity in the loss.", flag=False, lo=0.0, hi=10.0)
+    scale_reg: float = _option(0.01, "mcmc: weight of the mean scale in the loss.", flag=False, lo=0.0, hi=10.0)
     reset_opacity: float = _option(0.01, "Opacity ceiling at a reset.", flag=False, lo=1e-4, hi=0.9999)
     # Files
     keep_checkpoints: int = _option(
@@ -339,25 +353,26 @@ def _taken_over(resumed: Config, given: dict[str, Any]) -> dict[str, Any]:
     kept = {f.name: getattr(resumed, f.name) for f in fields() if f.metadata["resume"] != "own"}
     if given.get("iterations", resumed.iterations) == resumed.iterations:
         return kept
-    computed = _schedule(resumed.iterations)
+    computed = _schedule(resumed.iterations, resumed.strategy)
     return {name: value for name, value in kept.items() if computed.get(name) != value}
 
 
 def resolve(config: Config) -> Config:
     """Fill the schedule fields that were left open."""
-    computed = _schedule(config.iterations)
+    computed = _schedule(config.iterations, config.strategy)
     return dataclasses.replace(config, **{k: v for k, v in computed.items() if getattr(config, k) is None})
 
 
-def _schedule(iterations: int) -> dict[str, Any]:
-    """The reference schedule, shrunk in proportion for shorter runs."""
-    ratio = min(1.0, iterations / REFERENCE_ITERATIONS)
+def _schedule(iterations: int, strategy: str) -> dict[str, Any]:
+    """The reference schedule of a strategy, shrunk in proportion for shorter runs."""
+    ratio, mcmc = min(1.0, iterations / REFERENCE_ITERATIONS), strategy == "mcmc"
     return {
+        "max_gaussians": MCMC_SIZE if mcmc else None,
         "sh_interval": max(1, round(1000 * ratio)),
         "densify_from": max(50, round(500 * ratio)),
-        "densify_until": round(15_000 * ratio),
+        "densify_until": round((25_000 if mcmc else 15_000) * ratio),
         "densify_every": 100,
-        "opacity_reset_every": 3000 if ratio == 1.0 else 0,
+        "opacity_reset_every": 3000 if ratio == 1.0 and not mcmc else 0,
     }
 
 

@@ -105,7 +105,7 @@ class CudaResidents:
     def __init__(self, device: CudaDevice, store: Store, rows: np.ndarray, at_once: int):
         self._device, self._store, self._rows = device, store, rows
         self._adam: DeviceAdam | None = None
-        self._steps: dict[tuple[int, float, bool], DeviceStep] = {}
+        self._steps: dict[tuple[int, float, bool, float], DeviceStep] = {}
         for name in _COPIED:
             values = getattr(store.arrays, name)
             dtype = torch.int32 if values.dtype == np.int32 else torch.float32
@@ -136,9 +136,9 @@ class CudaResidents:
         """The step's constants; the tables of a run are uploaded once."""
         if self._adam is None:
             self._adam = DeviceAdam(step.tables, self._device.where)
-        key = step.step, step.gradient_scale, bool(step.bf16_colours)
+        key = step.step, step.gradient_scale, bool(step.bf16_colours), step.variance_until
         if key not in self._steps:
-            self._steps = {key: self._adam.at(step.step, round(1.0 / step.gradient_scale), key[2])}
+            self._steps = {key: self._adam.at(step.step, round(1.0 / step.gradient_scale), *key[2:])}
         return self._steps[key]
 
     def fetch(self, step: AdamStep, positions: Tensor, slots: Tensor, arena: Arena, columns: int) -> None:

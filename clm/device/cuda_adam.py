@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from clm.device.cuda_stir import PULLED, DeviceStir, Missed, add_noise, noise_reach, pull_of, step_variance, stir
 from clm.device.cuda_tables import DeviceStep
 from clm.device.workspace import Workspace
 from clm.store.layout import EXTENT_SIGMAS, GRAD_DRAWN, GROUPS, LOG_SCALES, MEANS, STATISTICS
@@ -47,6 +48,7 @@ class _Behind:
     drift: Tensor  # [k, 6] f32
     eps: Tensor  # [k, 1] f32
     missed: Tensor  # [k] i64
+    stamp: Tensor  # [k] i64
 
 
 def _behind(work: Workspace, step: DeviceStep, stamp: Tensor) -> _Behind:
@@ -64,7 +66,7 @@ def _behind(work: Workspace, step: DeviceStep, stamp: Tensor) -> _Behind:
         drift, power = work.select(step.drift, stamp), work.select(step.ratio_power, missed)
         later = torch.mul(power[:, None], step.drift[step.step - 1], out=work.take(k, len(GROUPS), dtype=torch.float64))
         rounded.copy_(drift.sub_(later))
-    return _Behind(rounded, work.select(step.eps_drift, stamp)[:, None], missed)
+    return _Behind(rounded, work.select(step.eps_drift, stamp)[:, None], missed, stamp)
 
 
 @torch.no_grad()
@@ -105,19 +107,43 @@ def _catch_up(
 ) -> None:
     """Move copies of the rows `ids`, geometry [k, 12] and colour [k, C], by what they missed."""
     behind, columns = _behind(work, step, work.select(store.stamp, ids)), colour.shape[1]
-    pieces = (
-        (geometry[:, :_PARAMETERS], store.m_geometry, store.v_geometry, step.geometry_groups),
-        (colour, store.m_colour, store.v_colour, step.colour_groups[:columns]),
-    )
-    for values, m, v, groups in pieces:
-        width = values.shape[1]
+    if step.stir is None:
+        stored = store.m_geometry[:, :_PARAMETERS], store.v_geometry[:, :_PARAMETERS]
+        _drift(work, stored, ids, behind, step.geometry_groups, geometry[:, :_PARAMETERS])
+    else:
         with work.part():
-            below = work.select(v[:, :width], ids).sqrt_().add_(behind.eps)
-            move = work.select(m[:, :width], ids).div_(below).mul_(work.select(behind.drift, groups, 1))
-            values.sub_(move)
+            _catch_up_stirred(work, store, step, step.stir, ids, behind, geometry)
+    stored = store.m_colour[:, :columns], store.v_colour[:, :columns]
+    _drift(work, stored, ids, behind, step.colour_groups[:columns], colour)
     if step.bf16_colours:
         with work.part():
             colour.copy_(work.copied(colour, torch.bfloat16))  # to nearest, ties to even
+
+
+def _drift(
+    work: Workspace, moments: tuple[Tensor, Tensor], ids: Tensor, behind: _Behind, groups: Tensor, values: Tensor
+) -> None:
+    """Move values [k, C] along the drift of the moments of rows `ids`."""
+    m, v = moments
+    with work.part():
+        below = work.select(v, ids).sqrt_().add_(behind.eps)
+        values.sub_(work.select(m, ids).div_(below).mul_(work.select(behind.drift, groups, 1)))
+
+
+def _catch_up_stirred(
+    work: Workspace, store: DeviceStore, step: DeviceStep, stir_: DeviceStir, ids: Tensor, behind: _Behind, p: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_catch_up` for geometry p [k, 12] that 3DGS-MCMC stirs; also what was stored, and its moments then, [k, 12] each."""
+    stored = work.take(*p.shape).copy_(p)
+    moments = store.m_geometry[:, :_PARAMETERS], store.v_geometry[:, :_PARAMETERS]
+    _drift(work, moments, ids, behind, step.geometry_groups, p[:, :_PARAMETERS])
+    m, v = work.select(store.m_geometry, ids), work.select(store.v_geometry, ids)
+    decay1 = work.select(step.beta1_power, behind.missed)[:, None]
+    decay2 = work.select(step.beta2_power, behind.missed)[:, None]
+    missed = Missed(step.step - 1, behind.stamp, behind.missed, behind.drift, behind.eps, decay1, decay2)
+    with work.part():
+        stir(work, stir_, missed, stored, m, v, p)
+    return stored, m, v
 
 
 @torch.no_grad()
@@ -162,12 +188,18 @@ def _step_rows(
     grad_geometry = _rows_of(work, gradients.grad_geometry, at)
     undrawn = torch.eq(grad_geometry[:, GRAD_DRAWN], 0, out=work.take(len(ids), dtype=torch.bool))
     stamp = work.select(store.stamp, ids)
-    c = _coefficients(work, step, _behind(work, step, stamp), undrawn)
-    with work.part():
-        stored = (store.geometry, store.m_geometry, store.v_geometry)
-        gradient = grad_geometry[:, :_PARAMETERS]
-        new = _step_columns(work, stored, ids, gradient, c, step.rate_geometry, step.geometry_groups)
-        _write_entries(work, step, *new, undrawn, entries)
+    behind = _behind(work, step, stamp)
+    if step.stir is not None:
+        with work.part():
+            new = _step_stirred(work, store, step, step.stir, ids, behind, grad_geometry, undrawn)
+            _write_entries(work, step, *new, undrawn, entries)
+    c = _coefficients(work, step, behind, undrawn)
+    if step.stir is None:
+        with work.part():
+            stored = (store.geometry, store.m_geometry, store.v_geometry)
+            gradient = grad_geometry[:, :_PARAMETERS]
+            new = _step_columns(work, stored, ids, gradient, c, step.rate_geometry, step.geometry_groups)
+            _write_entries(work, step, *new, undrawn, entries)
     with work.part():
         stored = (store.colour, store.m_colour, store.v_colour)
         gradient = _rows_of(work, gradients.grad_colour[:, :columns], at)
@@ -247,6 +279,36 @@ def _step_columns(
     return p, m, v
 
 
+def _step_stirred(
+    work: Workspace,
+    store: DeviceStore,
+    step: DeviceStep,
+    stir_: DeviceStir,
+    ids: Tensor,
+    behind: _Behind,
+    grad_geometry: Tensor,
+    undrawn: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Geometry of the rows `ids` that 3DGS-MCMC stirs: caught up as it was fetched, then stepped with the pull in its gradient,
+    then noised as the row was stored; in place. Returns the new (p, m, v) [k, 11]."""
+    k = len(ids)
+    p = work.select(store.geometry, ids)
+    stored, m, v = _catch_up_stirred(work, store, step, stir_, ids, behind, p)
+    with work.part():
+        g = torch.mul(grad_geometry[:, :_PARAMETERS], step.gradient_scale, out=work.take(k, _PARAMETERS))
+        g[:, PULLED].add_(pull_of(work, stir_, p[:, PULLED]))
+        m[:, :_PARAMETERS].mul_(step.beta1).add_(g, alpha=1.0 - step.beta1)
+        v[:, :_PARAMETERS].mul_(step.beta2).addcmul_(g, g, value=1.0 - step.beta2)
+        below = torch.sqrt(v[:, :_PARAMETERS], out=work.take(k, _PARAMETERS)).add_(step.eps_step)
+        p[:, :_PARAMETERS].sub_(torch.mul(m[:, :_PARAMETERS], step.rate_geometry, out=g).div_(below))
+        add_noise(work, stir_, stored, step_variance(work, stir_, behind.stamp, step.step), step.step, p[:, MEANS])
+        for place, value in ((store.geometry, p), (store.m_geometry, m), (store.v_geometry, v)):
+            with work.part():
+                kept = work.select(place, ids)
+                place.index_copy_(0, ids, torch.where(undrawn[:, None], kept, value, out=work.take(k, kept.shape[1])))
+    return p[:, :_PARAMETERS], m[:, :_PARAMETERS], v[:, :_PARAMETERS]
+
+
 def _write_entries(
     work: Workspace, step: DeviceStep, p: Tensor, m: Tensor, v: Tensor, undrawn: Tensor, out: Tensor
 ) -> None:
@@ -260,6 +322,8 @@ def _write_entries(
     pending = torch.div(m, below, out=below)
     squares = torch.mul(pending[:, MEANS], step.reach_means, out=work.take(k, 3)).square_()
     centre = torch.sum(squares, 1, out=work.take(k)).sqrt_()
+    if step.stir is not None:
+        centre.add_(noise_reach(work, step.stir, p, step.step, step.variance_until))
     grown = torch.mul(pending[:, LOG_SCALES], -step.reach_log_scales, out=work.take(k, 3)).clamp_(min=0)
     radius = torch.amax(grown.add_(p[:, LOG_SCALES]), 1, out=work.take(k)).exp_()
     # The last factor is the float32 rounding of this bound itself.

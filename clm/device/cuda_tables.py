@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clm.device.cuda_stir import DeviceStir
 from clm.optim.adam import Adam
 from clm.store.layout import GROUPS
 
@@ -37,6 +38,8 @@ class DeviceStep:
     reach_means: float  # pending drift after this step, for cull entries
     reach_log_scales: float
     bf16_colours: bool  # fetched colours are rounded to bf16
+    stir: DeviceStir | None = None  # what 3DGS-MCMC adds
+    variance_until: float = 0.0  # its summed variance at the step after which all cull entries are made anew
 
 
 class DeviceAdam:
@@ -58,8 +61,11 @@ class DeviceAdam:
         self._geometry_groups = upload(_GEOMETRY_GROUPS, torch.int64)
         self._colour_groups = upload(_COLOUR_GROUPS, torch.int64)
         self._tables = tables
+        self._stir = None if adam.stir is None else DeviceStir(adam.stir, device)
 
-    def at(self, step: int, views: int = 1, bf16_colours: bool = False) -> DeviceStep:
+    def at(
+        self, step: int, views: int = 1, bf16_colours: bool = False, variance_until: float | None = None
+    ) -> DeviceStep:
         """As `Adam.at`: constants for applying `step` (1-based) to gradients summed over `views` views."""
         constants = self._adam.at(step, views)
         return DeviceStep(
@@ -81,4 +87,6 @@ class DeviceAdam:
             reach_means=float(self._tables.drift[GROUPS.index("means"), step]),
             reach_log_scales=float(self._tables.drift[GROUPS.index("log_scales"), step]),
             bf16_colours=bf16_colours,
+            stir=self._stir,
+            variance_until=constants.variance_until if variance_until is None else variance_until,
         )

@@ -24,6 +24,7 @@ def _library() -> ctypes.CDLL:
     address, long, word, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_float
     library.clm_count_drawn.argtypes = [address, address, long, address, address, long, address]
     library.clm_see_drawn.argtypes = [*[address] * 5, long, address, address, long, *[address] * 8]
+    library.clm_see_opacity.argtypes = [*[address] * 4, long, address, address, long, *[address] * 4]
     library.clm_normals.argtypes = [address, long, word, word, address]
     library.clm_split.argtypes = [address, address, address, long, word, word, number]
     library.clm_cut.argtypes = [address, long, long, address]
@@ -31,7 +32,7 @@ def _library() -> ctypes.CDLL:
     library.clm_put_rows.argtypes = [address, address, address, long, *[address] * 4, long, *[address] * 3]
     library.clm_find_gifts.argtypes = [address, address, long, long, address]
     library.clm_find_gifts.restype = long
-    for name in ("count_drawn", "see_drawn", "normals", "split", "cut", "plan_growth", "put_rows"):
+    for name in ("count_drawn", "see_drawn", "see_opacity", "normals", "split", "cut", "plan_growth", "put_rows"):
         getattr(library, f"clm_{name}").restype = None
     return library
 
@@ -74,6 +75,37 @@ def see_drawn(
         pointer(squares, f32, None),
     )
     return rows, gradient, log_scale, logit_opacity, keys, pixels, squares
+
+
+def see_opacity(
+    store: StoreArrays,
+    step: AdamStep | None,
+    store_keys: np.ndarray,
+    fill: np.ndarray,
+    page_rows: int,
+    pages: np.ndarray,
+    frames: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Live rows of pages [A], which lie in frames [A] i64 of the store's arrays, page by page: ids [n] i32, logit of opacity [n]
+    f32 as it is after `step - 1`, and keys [n] u64. fill [pages] i32: of all."""
+    pages, counts = np.ascontiguousarray(pages, i64), fill[pages].astype(i64)
+    starts, total = np.cumsum(counts) - counts, int(counts.sum())
+    rows, logit_opacity, keys = np.empty(total, i32), np.empty(total, f32), np.empty(total, u64)
+    _library().clm_see_opacity(
+        ctypes.byref(store.view()),
+        step_address(step),
+        pointer(store_keys, u64, None),
+        pointer(fill, i32, None),
+        page_rows,
+        pointer(pages, i64, None),
+        pointer(frames, i64, len(pages)),
+        len(pages),
+        pointer(starts, i64, None),
+        pointer(rows, i32, None),
+        pointer(logit_opacity, f32, None),
+        pointer(keys, u64, None),
+    )
+    return rows, logit_opacity, keys
 
 
 def normals(keys: np.ndarray, seed: int, image: int) -> np.ndarray:

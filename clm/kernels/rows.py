@@ -54,7 +54,8 @@ def colour_columns(sh_degree: int) -> int:
 class AdamStep(ctypes.Structure):
     """Constants and tables of one optimizer step; built by `clm.optim.adam.Adam.at`, which also keeps the tables alive.
 
-    `bf16_colours` 1: every fetch for this step rounds colours to bf16 (nearest, ties to even) after catching up.
+    `bf16_colours` 1: every fetch for this step rounds colours to bf16 (nearest, ties to even) after catching up. What follows it
+    is 3DGS-MCMC's (`clm.optim.mcmc`); where `variance` is NULL, there is none.
     """
 
     _fields_ = (
@@ -72,6 +73,13 @@ class AdamStep(ctypes.Structure):
         ("rate", ctypes.c_float * 6),
         ("eps_step", ctypes.c_float),
         ("bf16_colours", ctypes.c_int32),
+        ("noise_seed", ctypes.c_uint32),
+        ("variance", ctypes.c_void_p),
+        ("rate_sums", ctypes.c_void_p),
+        ("beta2_spent", ctypes.c_void_p),
+        ("variance_until", ctypes.c_double),
+        ("growth", ctypes.c_void_p),
+        *((name, ctypes.c_float) for name in ("scale_pull", "opacity_pull", "scale_share", "opacity_share")),
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clm.kernels.rows import AdamStep
+from clm.optim.mcmc import Mcmc, StirTables
 from clm.store.layout import GROUPS
 
 
@@ -44,11 +45,12 @@ class Tables:
 class Adam:
     """Tables for steps 1..steps. Invariant: `at(t)` never depends on which rows were touched, only on the schedule."""
 
-    def __init__(self, rates: np.ndarray, betas: Betas, decayed: float = 0.0):
+    def __init__(self, rates: np.ndarray, betas: Betas, decayed: float = 0.0, mcmc: Mcmc | None = None):
         """rates: learning rate of each column group at steps 0..steps (index 0 unused) [6, steps + 1] f64.
 
         decayed: so many steps of these betas the moments had decayed by before index 0; bias corrections count them. It
-        may be a fraction (steps of other betas), or -1 where no row is ever stamped with index 0."""
+        may be a fraction (steps of other betas), or -1 where no row is ever stamped with index 0. mcmc: noise and regularisation
+        beside the gradients."""
         if rates.shape[0] != len(GROUPS):
             raise ValueError(f"want one learning-rate row per group {GROUPS}, got {rates.shape}")
         self.betas = betas
@@ -70,6 +72,8 @@ class Adam:
         self._eps_drift = (betas.eps * first_missed).astype(np.float32)
         self._eps_step = betas.eps * bias2
         tables = ("drift", "ratio_power", "beta1_power", "beta2_power", "eps_drift")
+        of = self.rates, self._weighted, betas.beta1, betas.beta2
+        self.stir = None if mcmc is None else StirTables.of(mcmc, *of)
         self._addresses = {name: getattr(self, f"_{name}").ctypes.data for name in tables}
 
     def _tabulate(self, ratio: float) -> np.ndarray:
@@ -80,10 +84,11 @@ class Adam:
             drift[:, s] = ratio * (self._weighted[:, s + 1] + drift[:, s + 1])
         return drift
 
-    def at(self, step: int, views: int = 1, bf16_colours: bool = False) -> AdamStep:
+    def at(self, step: int, views: int = 1, bf16_colours: bool = False, entries_until: int | None = None) -> AdamStep:
         """Constants for applying `step` (1-based) to gradients summed over `views` views. Keeps its tables alive.
 
-        bf16_colours: rows that are fetched for the step have their colours rounded; the stored ones stay exact."""
+        bf16_colours: rows that are fetched for the step have their colours rounded; the stored ones stay exact. entries_until: the
+        step after which all cull entries are made anew, which those written now therefore bound; None: the last one."""
         if not 1 <= step <= self.steps:
             raise ValueError(f"step {step} is outside the schedule of {self.steps} steps")
         constants = AdamStep(
@@ -98,6 +103,8 @@ class Adam:
             bf16_colours=bf16_colours,
             **self._addresses,
         )
+        if self.stir is not None:
+            self.stir.put_into(constants, self.steps if entries_until is None else entries_until)
         constants.tables = self  # the structure holds addresses into this object
         return constants
 

@@ -9,12 +9,14 @@ variance of the old batches is forgotten within a thousand images. Invariant: le
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from clm.config import Config
 from clm.optim.adam import Adam, Betas
+from clm.optim.mcmc import Mcmc
 from clm.store.layout import GROUPS
 
 
@@ -31,13 +33,27 @@ class Leg:
     decayed_images: int = (
         0  # by so many images the moments had decayed before this leg; a smaller last batch counts whole
     )
+    noise: float = 0.0  # of `Mcmc`, whose seed follows from this one and where the leg begins; all 0: there is none
+    opacity_pull: float = 0.0
+    scale_pull: float = 0.0
+    noise_seed: int = 0
 
     @staticmethod
-    def of(config: Config, scene_scale: float) -> Leg:
-        """The first leg of a run. The rate of means scales with the scene."""
+    def of(config: Config, scene_scale: float, rows: int = 0) -> Leg:
+        """The first leg of a run of a model with so many rows. The rate of means scales with the scene."""
         rates = [float(getattr(config, f"{group}_lr")) for group in GROUPS]
         rates[0] *= scene_scale
-        return Leg(config.batch_size, config.iterations, tuple(rates), config.means_lr_final)
+        leg = Leg(config.batch_size, config.iterations, tuple(rates), config.means_lr_final)
+        if config.strategy != "mcmc":
+            return leg
+        size = max(config.max_gaussians or 1, rows)  # that it grows to
+        return dataclasses.replace(
+            leg,
+            noise=config.noise_lr / scene_scale**2,  # gsplat's is for scenes of scale 1
+            opacity_pull=config.opacity_reg / size,
+            scale_pull=config.scale_reg / (3 * size),
+            noise_seed=config.seed % 2**32,
+        )
 
     def followed_by(self, next_one: Leg, image: int, step: int) -> Leg:
         """The leg that a run at `image`, after `step` steps, goes on with, when `next_one` is what its configuration says:
@@ -80,7 +96,14 @@ class Leg:
     def adam(self) -> Adam:
         """Tables of the leg's optimizer steps."""
         before = self.decayed_images / self.batch_size - self.settled
-        return Adam(self.learning_rates(), Betas.for_batch(self.batch_size), before)
+        return Adam(self.learning_rates(), Betas.for_batch(self.batch_size), before, self._mcmc)
+
+    @property
+    def _mcmc(self) -> Mcmc | None:
+        if not (self.noise or self.opacity_pull or self.scale_pull):
+            return None
+        seed = zlib.crc32(f"{self.noise_seed} {self.first_step}".encode())
+        return Mcmc(self.noise, self.opacity_pull, self.scale_pull, seed)
 
 
 def sh_degree_at(config: Config, iteration: int) -> int:

@@ -23,6 +23,7 @@ from clm.run.events import (
     LanesSampled,
     Message,
     OpacityReset,
+    Relocated,
     Started,
     Working,
 )
@@ -128,7 +129,7 @@ class Console:
             self._finish(event)
         elif isinstance(event, Working):
             self._work(event, position=int(self._bar is not None))
-        elif not isinstance(event, OpacityReset | LanesSampled):
+        elif not isinstance(event, OpacityReset | Relocated | LanesSampled):
             raise TypeError(f"unknown event {event}")
 
     def close(self) -> None:

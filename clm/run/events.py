@@ -12,6 +12,7 @@ from clm.event import Event as Event
 from clm.progress import Report
 from clm.strategy.strategy import Densified as Densified
 from clm.strategy.strategy import OpacityReset as OpacityReset
+from clm.strategy.strategy import Relocated as Relocated
 
 
 @dataclass(frozen=True)

@@ -114,13 +114,15 @@ def open_run(
         cache = stack.enter_context(closing(cache or ImageCache(scene, memory.photos)))
         photos = Photos(scene, cache, config.strict, warn)
         cameras = [view.camera for view in scene.views]
+        strategy = choose_strategy(config, scene.scale, len(scene.train))
+        schedule.foresee(strategy.due)
         residence = Residence(
             store, device, rasterizer, cameras, config, schedule, emit, memory, scratch, unseen, scene.train
         )
         if unseen is not None and unseen.any():
             count = f"{int(unseen.sum()):,} of {store.rows:,} Gaussians"
             warn(f"{count} are seen by no training view: they stay as they are")
-        growth = Growth(schedule, residence, choose_strategy(config, scene.scale, len(scene.train)), emit)
+        growth = Growth(schedule, residence, strategy, emit)
         batches = Batches(schedule, residence, scene.train, photos, growth)
         stack.enter_context(closing(batches))
         stack.enter_context(closing(residence))  # first of all: a plan may wait for the view that was under way
@@ -138,7 +140,7 @@ def open_run(
         if saved is not None:
             saver.goes_on_from(saved.run, resume)
         files = RunFiles(folder, scene, schedule, residence, accounts, evaluation, emit)
-        for line in _first_lines(residence, batches, schedule):
+        for line in [*[strategy.reason] * bool(strategy.reason), *_first_lines(residence, batches, schedule)]:
             emit(Message(line))
         yield Run(
             scene, schedule, photos, residence, batches, views, growth, evaluation, accounts, saver, files
@@ -161,7 +163,7 @@ def _fresh(scene: Scene, config: Config, store: Store | None, emit: Emit, room: 
         store = initial_store(
             scene, config, warn, reporter(emit), scratch=scratch, make=room.empty, bucket_rows=room.bucket_rows
         )
-    return _Begun(scene, Schedule.first(config, scene.scale), store)
+    return _Begun(scene, Schedule.first(config, scene.scale, store.rows), store)
 
 
 def _gone_on(scene: Scene, config: Config, folder: Path, checkpoint: Path, emit: Emit, room: Room) -> _Begun:

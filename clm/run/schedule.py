@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +35,13 @@ class Schedule:
         self.adam = progress.leg.adam()
         self._before = progress.iteration  # where the last batch began
         self._background = parse_background(config.background)
+        self._rebuilt: Callable[[int, int], bool] = lambda before, now: False
+        self._next_rebuild = self.image, self.step
 
     @staticmethod
-    def first(config: Config, scene_scale: float) -> Schedule:
+    def first(config: Config, scene_scale: float, rows: int) -> Schedule:
         """Of a run that begins."""
-        return Schedule(config, Progress(Leg.of(config, scene_scale)))
+        return Schedule(config, Progress(Leg.of(config, scene_scale, rows)))
 
     @staticmethod
     def resumed(config: Config, scene_scale: float, progress: Progress, store: Store, source: Path) -> Schedule:
@@ -50,7 +53,7 @@ class Schedule:
                 f"{source} is already at image {done}, beyond --iterations {config.iterations}.",
                 f"Pass `--iterations {done}` to end there, or more.",
             )
-        progress.leg = old.followed_by(Leg.of(config, scene_scale), done, progress.step)
+        progress.leg = old.followed_by(Leg.of(config, scene_scale, store.rows), done, progress.step)
         if progress.leg is not old:
             store.settle(old.adam().at(old.index(progress.step) + 1))
             for ids, held in store.sweep_rows(changing=True):
@@ -76,6 +79,10 @@ class Schedule:
     def sh_degree(self) -> int:
         return sh_degree_at(self.config, self.image)
 
+    def foresee(self, rebuilt: Callable[[int, int], bool]) -> None:
+        """rebuilt(before, now): whether the store is rebuilt after the batch (before, now]; cull entries hold until then."""
+        self._rebuilt, self._next_rebuild = rebuilt, (self.image, self.step)
+
     def views_of_batch(self, first: int) -> int:
         """How many views the batch has that begins at image `first`."""
         return min(self.config.batch_size, self.config.iterations - first)
@@ -97,16 +104,27 @@ class Schedule:
 
     def next_step(self) -> AdamStep:
         """Constants of the next optimizer step, for what needs rows as they are now: caught up to the step before it."""
-        return self.adam.at(self._next_index)
+        return self.adam.at(self._next_index, entries_until=self._entries_until())
 
     def training_step(self) -> AdamStep:
         """The next optimizer step. Everything else fetches exact colours, whatever `colour_bus` is."""
         views = self.views_of_batch(self.image)
-        return self.adam.at(self._next_index, views, bf16_colours=self.config.colour_bus == "bf16")
+        rounded = self.config.colour_bus == "bf16"
+        return self.adam.at(self._next_index, views, rounded, self._entries_until())
 
     def next_reach(self) -> tuple[float, float]:
         """How far the next optimizer step can move a mean and a log-scale (`Adam.reach`)."""
         return self.adam.reach(self._next_index)
+
+    def _entries_until(self) -> int:
+        """Index of the step after which the store is next rebuilt, or of the last one: later rebuilds are looked for only then."""
+        image, step = self._next_rebuild
+        if image <= self.image:
+            image, step, before = self.image, self.step, -1
+            while image < self.config.iterations and not (image > self.image and self._rebuilt(before, image)):
+                before, image, step = image, image + self.views_of_batch(image), step + 1
+            self._next_rebuild = image, step
+        return self.progress.leg.index(step)
 
     @property
     def _next_index(self) -> int:

@@ -41,6 +41,11 @@ def child_keys(parents: np.ndarray, image: int, child: int | np.ndarray) -> np.n
     return _mixed(_hashed(parents, 1, image) + last)
 
 
+def uniforms(keys: np.ndarray, image: int, number: int) -> np.ndarray:
+    """Numbers [K] f64 in [0, 1), the `number`-th that rows with keys [K] u64 draw after training image `image`."""
+    return (_hashed(keys, 3, image, number) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def identity_floats(keys: np.ndarray) -> np.ndarray:
     """The lower 31 bits of keys [K] u64 as normal floats [K] f32: 23 bits of mantissa, 7 of exponent (2^-63 to 2^64), sign.
 

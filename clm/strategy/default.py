@@ -44,6 +44,8 @@ class Thresholds:
 class DefaultStrategy:
     """As `clm.strategy.strategy.Strategy`."""
 
+    reason = ""
+
     def __init__(self, config: Config, scene_scale: float, views: int):
         """views: that are trained on."""
         self._config, self._scale, self._views = config, scene_scale, views

@@ -35,6 +35,17 @@ class OpacityReset(Event):
     iteration: int
 
 
+@dataclass(frozen=True)
+class Relocated(Event):
+    """Dead rows that went where others live, and rows that were added there."""
+
+    iteration: int
+    relocated: int
+    added: int
+    num_gaussians: int
+    pages: int  # that changed, of all
+
+
 class Rebuild(Protocol):
     """The rows between two batches, while they may change."""
 
@@ -58,7 +69,9 @@ class Rebuild(Protocol):
 
 
 class Strategy(Protocol):
-    """Batches are (before, now]: the image before their first, and their last."""
+    """Batches are (before, now]: the image before their first, and their last. reason: what the run's first lines say of it."""
+
+    reason: str
 
     def due(self, before: int, now: int) -> bool:
         """Whether a batch is followed by a rebuild, so that no plan can be made ahead. From any thread."""

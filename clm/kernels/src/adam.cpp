@@ -2,7 +2,7 @@
 // The mathematics is in rows.h and clm/optim/adam.py; how bf16 moments are rounded in bf16.h.
 #include <array>
 
-#include "rows.h"
+#include "stir.h"
 
 namespace clm {
 namespace {
@@ -29,6 +29,7 @@ inline void write_entry(const AdamStep* a, int stamp, const float* p, const T* m
         return plain_entry(p, entry);
     }
     for (int i = 0; i < 3; ++i) entry[i] = p[kMeans + i];
+    if (stirred(*a)) centre += noise_reach(*a, stamp, p);
     entry[3] = (kExtent * radius + centre) * 1.0001f;  // 1.0001: float32 rounding of this bound itself
 }
 
@@ -74,6 +75,32 @@ inline void adam_geometry(const RowStep& r, const PerColumn& drift, const PerCol
     tail[3] = 0.f;  // column 11 of a gradient row is a count, not a gradient
     adam_columns(r, drift.geometry_head, rate.geometry_head, load<f8>(g), p, m, v, 0);
     adam_columns(r, drift.geometry_tail, rate.geometry_tail, tail, p + 8, m + 8, v + 8, 8);
+}
+
+// As `adam_geometry` for a row that 3DGS-MCMC stirs: caught up first, exactly as it was fetched; the step's gradient includes the
+// pull where the row is then, and the step's own noise is that of the row as its last update left it.
+template <class T>
+inline void adam_stirred(const AdamStep& a, const RowStep& r, int stamp, const PerColumn& rate, const float* g, float* stored,
+                         const Moments<T>& at) {
+    const int before = a.step - 1, missed = stamp ? before - stamp : 0;
+    float p[kGeometry], m[kGeometry], v[kGeometry], pulled[kPulls], gradient[kGeometry];
+    std::memcpy(p, stored, sizeof p);
+    if (missed)
+        catch_up(a, stamp, before, at, p, static_cast<float*>(nullptr), 0, m, v);
+    else
+        for (int i = 0; i < kGeometry; ++i) m[i] = widen(at.m_geometry[i]), v[i] = widen(at.v_geometry[i]);
+    std::memcpy(gradient, g, sizeof gradient);
+    pull_of(a, p, pulled);
+    for (int i = 0; i < kPulls; ++i) gradient[kPulled + i] += pulled[i] / r.gradient_scale;
+    const PerColumn no_drift{std::array<float, kGroups>{}.data()};
+    RowStep now = r;
+    now.decay1 = now.decay2 = 1.f;
+    now.eps_drift = now.eps;
+    adam_geometry(now, no_drift, rate, gradient, p, m, v);
+    if (stamp) add_noise(a, before, a.step, stored, p + kMeans);
+    std::memcpy(stored, p, sizeof p);
+    store_moments(at.m_geometry, at.v_geometry, load<f8>(m), load<f8>(v), r.dither, 0);
+    store_moments(at.m_geometry + 8, at.v_geometry + 8, load<f4>(m + 8), load<f4>(v + 8), r.dither, 8);
 }
 
 template <class T>
@@ -129,7 +156,10 @@ void adam_rows(const StoreView* s, const AdamStep* a, const AdamRows& in) {
                             behind ? a->eps_drift[stamp] : a->eps, a->gradient_scale, row_dither(s->geometry[row * kGeometry + kIdentity], a->step)};
             const Moments<T> at(*s, row);
             float *pg = s->geometry + row * kGeometry, *pc = s->colour + row * kColour;
-            adam_geometry(r, drift, rate, gg, pg, at.m_geometry, at.v_geometry);
+            if (stirred(*a))
+                adam_stirred(*a, r, stamp, rate, gg, pg, at);
+            else
+                adam_geometry(r, drift, rate, gg, pg, at.m_geometry, at.v_geometry);
             adam_colour(r, drift, rate, gc, pc, at.m_colour, at.v_colour, columns);
             s->stamp[row] = a->step;
             if (in.statistics) {
@@ -149,9 +179,14 @@ void settle_rows(const StoreView* s, const AdamStep* a, const int32_t* rows, int
             const int stamp = s->stamp[row], missed = a->step - 1 - stamp;
             if (stamp == 0 || missed == 0) continue;
             const Moments<T> at(*s, row);
-            const PerColumn drift = drift_between(*a, stamp, a->step - 1);
-            move_along(drift, a->eps_drift[stamp], at, s->geometry + row * kGeometry, s->colour + row * kColour, kColour);
-            decay_row(a->beta1_power[missed], a->beta2_power[missed], at, row_dither(s->geometry[row * kGeometry + kIdentity], a->step - 1));
+            float *pg = s->geometry + row * kGeometry, m[kGeometry], v[kGeometry];
+            const RowDither dither = row_dither(pg[kIdentity], a->step - 1);
+            catch_up(*a, stamp, a->step - 1, at, pg, s->colour + row * kColour, kColour, m, v);
+            decay_row(a->beta1_power[missed], a->beta2_power[missed], at, dither);
+            if (stirred(*a)) {
+                store_moments(at.m_geometry, at.v_geometry, load<f8>(m), load<f8>(v), dither, 0);
+                store_moments(at.m_geometry + 8, at.v_geometry + 8, load<f4>(m + 8), load<f4>(v + 8), dither, 8);
+            }
             s->stamp[row] = a->step - 1;
         }
     });

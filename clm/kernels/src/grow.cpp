@@ -2,7 +2,7 @@
 #include <cstring>
 #include <vector>
 
-#include "rows.h"
+#include "stir.h"
 
 using namespace clm;
 
@@ -15,9 +15,8 @@ void exact_geometry(const StoreView& s, const AdamStep* a, int64_t row, float* g
     std::memcpy(geometry, s.geometry + row * kGeometry, sizeof(float) * kGeometry);
     const int stamp = a != nullptr && s.m_geometry != nullptr ? s.stamp[row] : 0;
     if (stamp == 0 || stamp == a->step - 1) return;
-    const PerColumn drift = drift_between(*a, stamp, a->step - 1);
     with_moments(s, [&](auto type) {
-        move_along(drift, a->eps_drift[stamp], Moments<decltype(type)>(s, row), geometry, static_cast<float*>(nullptr), 0);
+        catch_up(*a, stamp, a->step - 1, Moments<decltype(type)>(s, row), geometry, static_cast<float*>(nullptr), 0);
     });
 }
 
@@ -263,6 +262,22 @@ CLM_API void clm_see_drawn(const StoreView* s, const AdamStep* a, const float* s
             log_scale[at] = largest;
             keys[at] = store_keys[place];
             logit_opacity[at++] = geometry[kOpacity];
+        }
+    });
+}
+
+// Live rows of pages, those of pages[k] from starts[k] on: ids, logit of opacity as it is after step - 1, and keys.
+CLM_API void clm_see_opacity(const StoreView* s, const AdamStep* a, const uint64_t* store_keys, const int32_t* fill,
+                             int64_t page_rows, const int64_t* pages, const int64_t* frames, int64_t count, const int64_t* starts,
+                             int32_t* rows, float* logit_opacity, uint64_t* keys) {
+    clm::parallel(count, [&](int64_t k, int) {
+        int64_t at = starts[k], row = pages[k] * page_rows;
+        for (int64_t place = frames[k] * page_rows, end = place + fill[pages[k]]; place < end; ++place, ++row, ++at) {
+            float geometry[kGeometry];
+            exact_geometry(*s, a, place, geometry);
+            rows[at] = int32_t(row);
+            keys[at] = store_keys[place];
+            logit_opacity[at] = geometry[kOpacity];
         }
     });
 }

@@ -1,7 +1,7 @@
 // Rows in motion: catch up + gather, arena placement, gradient send-back. Adam itself is in adam.cpp.
 #include <cstring>
 
-#include "rows.h"
+#include "stir.h"
 
 using namespace clm;
 
@@ -17,9 +17,8 @@ static void exact_row(const StoreView& s, const AdamStep* a, int64_t row, int co
     std::memcpy(colour, s.colour + row * kColour, sizeof(float) * columns);
     const int stamp = a != nullptr && s.m_geometry != nullptr ? s.stamp[row] : 0;
     if (stamp == 0 || stamp == a->step - 1) return;  // stamp 0: never had a gradient, the moments are zero
-    const PerColumn drift = drift_between(*a, stamp, a->step - 1);
     with_moments(s, [&](auto type) {
-        move_along(drift, a->eps_drift[stamp], Moments<decltype(type)>(s, row), geometry, colour, columns);
+        catch_up(*a, stamp, a->step - 1, Moments<decltype(type)>(s, row), geometry, colour, columns);
     });
 }
 

@@ -31,6 +31,15 @@ struct AdamStep {
     float rate[kGroups];        // lr_t * c_t
     float eps_step;             // eps * sqrt(1 - beta2^t)
     int32_t bf16_colours;       // fetched colours are rounded to bf16, wherever their row lives
+    // What 3DGS-MCMC adds (stir.h); variance == nullptr: nothing.
+    uint32_t noise_seed;
+    const double* variance;     // [table_steps] sum over the steps up to one of the squared scale of their noise
+    const double* rate_sums;    // [2, table_steps] sum over the steps up to one of lr_k c_k: log-scales, opacities
+    const float* beta2_spent;   // [table_steps] 1 - beta2^d
+    double variance_until;      // `variance` of the step after which cull entries are next made anew
+    const float* growth;        // [table_steps] sum over j = 1 .. d of beta2^(-j/2)
+    float scale_pull, opacity_pull;    // the regularisation's weight of one scale, of one opacity
+    float scale_share, opacity_share;  // of g^2 that counts as v while a row misses steps
 };
 
 // Mirrors clm.kernels.rows.StoreView: the host arrays of a store.
