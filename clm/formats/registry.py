@@ -80,14 +80,16 @@ FORMATS = (
 
 def format_of(path: Path) -> Format:
     """The format that a file's name says; ClmError with the nearest that is known."""
-    name = path.name.lower()
+    name, known = path.name.lower(), [f.ending for f in FORMATS]
     found = [
         f for f in FORMATS if (name.endswith(f.ending) and name != f.ending if f.ending[0] == "." else name == f.ending)
     ]
-    if found:
+    both, ending = "".join(path.suffixes[-2:]).lower(), path.suffix.lower()
+    slip = difflib.get_close_matches(both, [e for e in known if e.count(".") > 1], n=1, cutoff=0.8)
+    if found and (not slip or name.endswith(slip[0])):
         return max(found, key=lambda f: len(f.ending))
-    known, ending = [f.ending for f in FORMATS], path.suffix.lower()
-    close = difflib.get_close_matches(ending, known, n=1, cutoff=0.5) if ending else []
+    close = slip or (difflib.get_close_matches(ending, known, n=1, cutoff=0.5) if ending else [])
+    ending = both if slip else ending
     fix = f"Did you mean {close[0]}? " if close else ""
     what = f"no format has the ending `{ending}`" if ending else "its name has no ending that says the format"
     raise ClmError(f"{path.name} cannot be a model: {what}.", f"{fix}Formats: {', '.join(known)}.")

@@ -218,6 +218,30 @@ def test_export_trims_spherical_harmonics(run: Path, tmp_path: Path) -> None:
     assert vertices.count == read_json(run / "metrics.json")["num_gaussians"]
 
 
+@pytest.mark.parametrize("ending", [".compressed.ply", ".spz", ".splat", ".glb"])
+def test_a_model_of_any_format_is_described_rendered_exported_and_started_from(
+    run: Path, tmp_path: Path, ending: str
+) -> None:
+    model = tmp_path / f"model{ending}"
+    assert clm("export", run, model).returncode == 0
+    rows = read_json(run / "metrics.json")["num_gaussians"]
+    facts = json.loads(clm("info", model, "--json").stdout)
+    assert facts["kind"] == ending[1:] and facts["gaussians"] == rows and not facts["unusable"]
+    cameras = tmp_path / "cameras.json"
+    cameras.write_text(json.dumps(read_json(run / "cameras.json")[:1]))
+    pictures = []
+    for source, out in ((run, "whole"), (model, "packed")):
+        assert clm("render", source, "--cameras", cameras, "-o", tmp_path / out).returncode == 0
+        [path] = (tmp_path / out).glob("*.png")
+        pictures.append(np.asarray(Image.open(path)).astype(float))
+    assert 10 * np.log10(255**2 / ((pictures[0] - pictures[1]) ** 2).mean()) > 30
+    assert clm("export", model, tmp_path / "back.ply").returncode == 0
+    assert PlyData.read(tmp_path / "back.ply")["vertex"].count == rows
+    again = clm("train", DEMO, "-o", tmp_path / "again", "--init-ply", model, "--iterations", 4, "--downscale", 8, "-q")
+    assert again.returncode == 0, again.stderr
+    assert read_json(tmp_path / "again" / "metrics.json")["num_gaussians"] == rows
+
+
 def test_info_describes_runs_models_and_scenes(run: Path) -> None:
     kinds = {"run": run, "ply": run / "input.ply", "scene": DEMO}
     for kind, path in kinds.items():

@@ -192,7 +192,13 @@ def test_one_row_and_a_degree_of_zero_are_whole_files(tmp_path: Path, ending: st
 
 def test_names_of_formats_and_options_that_a_format_does_not_take(tmp_path: Path) -> None:
     assert format_of(Path("A.Compressed.PLY")).ending == ".compressed.ply" and format_of(Path("a.ply")).ending == ".ply"
-    slips = {"a.splt": "Did you mean .splat?", "a.sps": "Did you mean .sp", "a": "no ending", ".ply": "no ending"}
+    slips = {
+        "a.splt": "Did you mean .splat?",
+        "a.sps": "Did you mean .sp",
+        "a": "no ending",
+        ".ply": "no ending",
+        "a.compresed.ply": "Did you mean .compressed.ply?",
+    }
     for name, said in {**slips, "a.obj": "Formats: .ply"}.items():
         with pytest.raises(ClmError, match="cannot be a model") as error:
             format_of(Path(name))
