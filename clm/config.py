@@ -197,6 +197,11 @@ class Config:
     )
     background: str = _option("black", "black, white, random, or r,g,b in 0..1.", metavar="COLOUR", kind="colour")
     antialias: bool = _option(False, "Antialiased (Mip-Splatting style) opacity compensation.")
+    exposure: str = _option(
+        "auto",
+        "Learn how each photo was exposed, so that the model has one exposure; auto: where the photos' exposures differ.",
+        choices=("auto", "on", "off"),
+    )
     # Schedule: what is None is computed from `iterations`, by `resolve`
     sh_interval: int = _option(
         None, "Training images per additional SH degree.", flag=False, lo=1, hi=_MANY, section="Schedule"

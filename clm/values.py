@@ -97,6 +97,8 @@ def _within(name: str, facts: Mapping[str, Any], number: int | float, source: st
 
 def _text(name: str, facts: Mapping[str, Any], value: Any, source: str) -> str:
     """A text: a size in bytes, one of the choices, a colour, or any (names of files)."""
+    if isinstance(value, bool) and {"on", "off"} <= set(facts["choices"]):
+        value = "on" if value else "off"  # YAML has read `on` as true
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ClmError(
             f"`{name}` in {source} must be a text, not `{shown(value)}`.", remedy(name, facts["example"], source)

@@ -46,6 +46,12 @@ class Rasterizer(Protocol):
     def compare(self, rgb: Any, photo: np.ndarray, mask: np.ndarray | None, ssim_weight: float) -> Any:
         """The loss of an image on the device against a photo on the host: total, v_rgb, and whether it is finite."""
 
+    def expose(self, rgb: Any, matrix: np.ndarray) -> Any:
+        """An image on the device through an affine map of colours [3, 4] f32 (`clm.image.exposure`)."""
+
+    def expose_backward(self, rgb: Any, matrix: np.ndarray, v_seen: Any) -> tuple[Any, Any]:
+        """From the gradient of what `expose` made of rgb to those of rgb and of the map [3, 4]."""
+
     def rasterize_backward(self, v_rgb: Any, v_alpha: Any = None, v_depth: Any = None, finite: Any = True) -> None:
         """From gradients of the image to those of the splats, which stay here. Where `finite` is false there are none."""
 

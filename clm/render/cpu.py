@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clm.camera import Camera
+from clm.image import exposure
 from clm.image.losses import Loss, l1_ssim
 from clm.kernels.raster import RasterWorkspace
 from clm.render.temporaries import HostWorkspace
@@ -48,6 +49,7 @@ class CpuRasterizer:
         self._radius_clip = radius_clip
         self._workspace = RasterWorkspace()
         self._planes = np.zeros((5, 0, 0), np.float32)  # rgb, alpha, depth
+        self._seen = np.zeros((3, 0, 0), np.float32)
         self._has_depth = False
         self._finite = True  # whether the view has gradients
         self._size = 0, 0  # height, width of the view
@@ -136,6 +138,16 @@ class CpuRasterizer:
         loss = l1_ssim(rgb, photo, ssim_weight, mask)
         self._compare_seconds = time.perf_counter() - began
         return loss
+
+    def expose(self, rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        """rgb [3, H, W] through the affine map of colours [3, 4] f32, in an image that is reused by the next call."""
+        if self._seen.shape != rgb.shape:
+            self._seen = np.empty_like(rgb)
+        return exposure.expose(rgb, matrix, self._seen)
+
+    def expose_backward(self, rgb: np.ndarray, matrix: np.ndarray, v_seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Gradients of rgb and of the map [3, 4] f64."""
+        return exposure.expose_backward(rgb, matrix, v_seen)
 
     def temporary_bytes(self, rows: int, pixels: int, piece_rows: int | None = None) -> int:
         """Nothing of the device budget: the workspace is the host's."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from clm.camera import Camera
 from clm.errors import OutOfDeviceMemory
+from clm.image.torch_exposure import expose, expose_backward
 from clm.image.torch_losses import DeviceLoss, l1_ssim
 from clm.render import pixels
 from clm.render import splats as seam
@@ -64,6 +65,7 @@ class _View:
     parts: list[Splats] = field(default_factory=list)  # one per piece; joined from rasterize to rasterize_backward
     graph: Projected | None = None  # of the last piece
     rasterized: bool = False
+    exposed: bool = False
     raster: Raster | None = None  # from rasterize to rasterize_backward
     gradients: SplatGradients | None = None
     due: list[int] = field(default_factory=list)  # numbers of pieces whose gradients were not added yet
@@ -151,6 +153,17 @@ class GsplatRasterizer:
             return l1_ssim(rgb, _upload(photo, rgb.device), ssim_weight, kept)
 
         return self._or_out_of_memory(compared, "comparing")
+
+    def expose(self, rgb: Tensor, matrix: np.ndarray) -> Tensor:
+        """rgb [3, H, W] through the affine map of colours [3, 4] f32. Raises OutOfDeviceMemory; then the view begins again."""
+        self._view.exposed = True
+        return self._or_out_of_memory(lambda: expose(rgb, seam.on_device(matrix, rgb.device)), "exposing")
+
+    def expose_backward(self, rgb: Tensor, matrix: np.ndarray, v_seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of rgb and of the map [3, 4]. Raises OutOfDeviceMemory; then the view begins again."""
+        return self._or_out_of_memory(
+            lambda: expose_backward(rgb, seam.on_device(matrix, rgb.device), v_seen), "computing the gradients of"
+        )
 
     def rasterize_backward(
         self,
@@ -294,8 +307,9 @@ class GsplatRasterizer:
         pieces = self._view.pieces
         piece = max((p.rows for p in pieces), default=0), max((len(p.ids) for p in pieces), default=0)
         peak = view_bytes(
-            self._view.rows, self._view.drawn, self._pairs, count, self._view.degree, piece, self._in_bands
-        )
+            self._view.rows, self._view.drawn, self._pairs, count, self._view.degree, piece, self._in_bands,
+            self._view.exposed,
+        )  # fmt: skip
         self.peak_temporaries = max(self.peak_temporaries, peak)
         self._temporaries = self._temporaries.learn(peak + FIXED_BYTES, self._view.rows, count, self._view.degree)
 

@@ -1,7 +1,7 @@
 """The image stage of a training view: rasterise, correct, compare, back. One path for both backends.
 
 Between the projection of a view's last piece and the first backward projection lies everything that knows about images. A new
-loss touches `compare_and_differentiate` alone, and so will what corrects an image (an exposure) before it is compared.
+loss touches `compare_and_differentiate` alone, as does what corrects an image (an exposure) before it is compared.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from clm.camera import Camera
+from clm.image.exposure import ViewExposure
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,24 @@ class Target:
     mask: np.ndarray | None  # [H, W] u8 or bool: what is 0 does not count
     background: tuple[float, float, float]
     ssim_weight: float = 0.2
+    exposure: ViewExposure | None = None  # that the photo was taken with; None: the picture is compared as it is
 
 
 def compare_and_differentiate(rasterizer: Any, target: Target) -> Any:
-    """From the splats that a rasteriser was given to their gradients, which stay in it; returns the loss (a float, or a
-    0-d tensor on the device that becomes one). Of a loss that is not finite there are no gradients."""
+    """From the splats that a rasteriser was given to their gradients, which stay in it, and that of the exposure, which learns
+    it; returns the loss (a float, or a 0-d tensor on the device that becomes one). Of a loss that is not finite there are no
+    gradients."""
     render = rasterizer.rasterize(target.background)
-    loss = rasterizer.compare(render.rgb, target.photo, target.mask, target.ssim_weight)
-    rasterizer.rasterize_backward(loss.v_rgb, finite=loss.finite)
+    exposure, seen = target.exposure, render.rgb
+    if exposure is not None:
+        seen = rasterizer.expose(render.rgb, exposure.matrix)
+    loss = rasterizer.compare(seen, target.photo, target.mask, target.ssim_weight)
+    v_rgb, v_exposure = loss.v_rgb, None
+    if exposure is not None:
+        v_rgb, v_exposure = rasterizer.expose_backward(render.rgb, exposure.matrix, v_rgb)
+    rasterizer.rasterize_backward(v_rgb, finite=loss.finite)
+    if exposure is not None:
+        exposure.gradient = v_exposure
     return loss.total
 
 

@@ -31,6 +31,7 @@ OTHER_ROW_LEAST = (
 )  # the same without pairs: at the end of the pixels' backward
 ROW_BYTES = GATHERED_BYTES + BACKWARD_BYTES + 4 * PAIRS_PER_ROW
 PIXEL_BYTES = 134
+EXPOSED_BYTES = 12  # of a pixel through an exposure
 FIXED_BYTES = 32 * 2**20  # sort and scan workspaces, allocator rounding
 HOST_ROW_BYTES, HOST_SUM_BYTES, HOST_PAIR_BYTES = 108, 48, 64
 HOST_PIXEL_BYTES = (5120 + 128 + 8) / TILE**2
@@ -45,6 +46,7 @@ def view_bytes(
     sh_degree: int,
     piece: tuple[int, int] | None = None,
     in_bands: bool = False,
+    exposed: bool = False,
 ) -> int:
     """Most bytes that the tensors of a training view hold at one time: `rows` rows, `drawn` of them drawn, in `pairs`
     (tile, row) pairs listed at a time; piece: rows and drawn rows of its largest piece (None: there is one). Antialiasing
@@ -66,6 +68,7 @@ def view_bytes(
     """
     coefficients = 4 * colour_columns(sh_degree)
     piece_rows, piece_drawn = piece or (rows, drawn)
+    seen = EXPOSED_BYTES if exposed else 0
     gathered, others = GATHERED_BYTES * piece_rows, drawn - piece_drawn
     held = gathered + piece_drawn * (GRAPH_BYTES + coefficients) + SPLAT_BYTES * drawn + 8 * others
     if others:  # the piece's own splats beside those of the joined ones
@@ -73,8 +76,8 @@ def view_bytes(
     return max(
         held + (SPLAT_BYTES * others if others else 0),
         held + (CHANNEL_BYTES + 12) * drawn + 24 * pairs,
-        held + CHANNEL_BYTES * drawn + 4 * pairs + 111 * pixels,
-        held + (CHANNEL_BYTES + GRADIENT_BYTES * (2 if in_bands else 1)) * drawn + 4 * pairs + 60 * pixels,
+        held + CHANNEL_BYTES * drawn + 4 * pairs + (111 + seen) * pixels,
+        held + (CHANNEL_BYTES + GRADIENT_BYTES * (2 if in_bands else 1)) * drawn + 4 * pairs + (60 + seen) * pixels,
         gathered + piece_drawn * (BACKWARD_BYTES + 2 * coefficients) + others * (GRADIENT_BYTES + WHERE_BYTES),
     )
 
@@ -91,7 +94,7 @@ class Temporaries:
 
         All rows are taken as drawn, and the largest share of each kind is added up, as if it were one moment: per row
         349 + 8c, of which 20 for tile pairs, or 204 while another piece's graph is held; per pixel 134 (111 of the loss, and
-        room for a mask and for depth).
+        room for a mask, for an exposure or for depth).
         """
         return FIXED_BYTES + math.ceil(self.factor * _linear(rows, pixels, sh_degree, piece_rows, OTHER_ROW_BYTES))
 

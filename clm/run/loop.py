@@ -61,6 +61,7 @@ def train_batch(run: Run, batch: NextBatch) -> BatchDone:
         with account.waiting_for_plan():
             ahead = run.batches.settled()  # it reads the cull entries that are written next
         lanes.end()
+    run.exposures.step(schedule)
     schedule.advance(batch.views, ahead.views if ahead else None)
     return account.done(schedule, losses.mean)
 

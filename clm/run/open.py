@@ -30,6 +30,7 @@ from clm.run.batches import Batches
 from clm.run.begun import config_changes, read_split, with_split
 from clm.run.evaluate import Evaluation
 from clm.run.events import Emit, Message, reporter
+from clm.run.exposure import Exposures, begin_exposures, resume_exposures
 from clm.run.grow import Growth
 from clm.run.host_memory import HostMemory, resident_bytes
 from clm.run.photos import Photos
@@ -57,6 +58,7 @@ class Run:
     residence: Residence
     batches: Batches
     views: Views
+    exposures: Exposures
     growth: Growth
     evaluation: Evaluation
     accounts: Accounts
@@ -113,6 +115,11 @@ def open_run(
         stack.enter_context(closing(store))
         cache = stack.enter_context(closing(cache or ImageCache(scene, memory.photos)))
         photos = Photos(scene, cache, config.strict, warn)
+        exposures = (
+            begin_exposures(scene, config, emit)
+            if saved is None
+            else resume_exposures(scene, config, saved.exposures, emit)
+        )
         cameras = [view.camera for view in scene.views]
         strategy = choose_strategy(config, scene.scale, len(scene.train))
         schedule.foresee(strategy.due)
@@ -134,16 +141,16 @@ def open_run(
             emit,
             Path(config.trace) if config.trace else None,
         )
-        views = Views(scene, photos, schedule, residence)
+        views = Views(scene, photos, schedule, residence, exposures)
         evaluation = Evaluation(scene, photos, schedule, residence, folder, emit)
-        saver = Saver(folder / "checkpoints", schedule, residence, accounts, scene.scale, emit)
+        saver = Saver(folder / "checkpoints", schedule, residence, exposures, accounts, scene.scale, emit)
         if saved is not None:
             saver.goes_on_from(saved.run, resume)
         files = RunFiles(folder, scene, schedule, residence, accounts, evaluation, emit)
         for line in [*[strategy.reason] * bool(strategy.reason), *_first_lines(residence, batches, schedule)]:
             emit(Message(line))
         yield Run(
-            scene, schedule, photos, residence, batches, views, growth, evaluation, accounts, saver, files
+            scene, schedule, photos, residence, batches, views, exposures, growth, evaluation, accounts, saver, files
         )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from clm.store.layout import PAGE_ROWS
 from clm.store.paged import MOST_PLACES
 from clm.store.store import Store
 
-_LONGEST_STATE = 1 << 26  # bytes
+_LONGEST_STATE = 1 << 28  # bytes: the exposures of half a million photos
 _ALL_IN_RAM = Room(0, None)
 _PAGES = 3  # the first format of pages
 _STATISTICS_BEFORE = 2  # columns of statistics before format 4: views that drew a row, and its screen gradient

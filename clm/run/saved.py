@@ -12,6 +12,7 @@ from clm.errors import ClmError
 from clm.optim.schedules import Leg
 from clm.run.arrays import Damaged
 from clm.run.events import Emit, Message, reporter
+from clm.run.exposure import SavedExposures
 from clm.run.records import restored
 from clm.run.restore import load_sound_checkpoint
 from clm.run.room import Room
@@ -30,6 +31,7 @@ class Saved(NamedTuple):
     scene_scale: float
     progress: Progress
     totals: Totals
+    exposures: SavedExposures | None = None
 
     @classmethod
     def parse(cls, state: dict[str, Any], source: str) -> Saved:
@@ -43,7 +45,8 @@ class Saved(NamedTuple):
         kept = {key: value for key, value in state["progress"].items() if key != _SORTED}
         progress = restored(Progress, {"leg": first_leg, **kept}, "progress")
         totals = restored(Totals, state["totals"], "totals")
-        return cls(str(run) if run else None, config, scale, progress, totals)
+        exposures = SavedExposures.parse(state["exposure"]) if "exposure" in state else None
+        return cls(str(run) if run else None, config, scale, progress, totals, exposures)
 
     @property
     def last_stamp(self) -> int:

@@ -14,6 +14,7 @@ from clm.errors import ClmError, ResourceError
 from clm.run.accounts import Accounts
 from clm.run.checkpoint import save_checkpoint
 from clm.run.events import CheckpointSaved, Emit, Message, reporter
+from clm.run.exposure import Exposures
 from clm.run.residence import Residence
 from clm.run.schedule import Schedule
 
@@ -29,12 +30,13 @@ class Saver:
         folder: Path,
         schedule: Schedule,
         residence: Residence,
+        exposures: Exposures,
         accounts: Accounts,
         scene_scale: float,
         emit: Emit,
     ):
         self.folder = folder
-        self._schedule, self._residence, self._accounts = schedule, residence, accounts
+        self._schedule, self._residence, self._exposures, self._accounts = schedule, residence, exposures, accounts
         self._scale, self._emit = scene_scale, emit
         self._name = secrets.token_hex(8)  # of this run among others; its checkpoints carry it
         self._saved: Path | None = None  # the checkpoint of the newest state that is saved
@@ -91,11 +93,13 @@ class Saver:
             "scene_scale": self._scale,
             "progress": asdict(self._schedule.progress),
             "totals": self._accounts.totals.state(),
+            **self._exposures.state(),
         }
         with self._residence.whole() as store:
             self._saved = save_checkpoint(
                 self.folder, image, state, store, config.keep_checkpoints, self._warn, reporter(self._emit), self._saved
             )
+        self._exposures.write(self.folder.parent, image)
         self._emit(CheckpointSaved(image, str(self._saved)))
 
     def _warn(self, text: str) -> None:

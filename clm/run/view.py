@@ -16,6 +16,7 @@ from clm.errors import ClmError, OutOfDeviceMemory
 from clm.plan.residency import Turn
 from clm.render import Target, compare_and_differentiate
 from clm.run.batches import NextBatch
+from clm.run.exposure import Exposures
 from clm.run.photos import Photos
 from clm.run.residence import Residence
 from clm.run.schedule import Schedule
@@ -51,8 +52,9 @@ class Losses:
 class Views:
     """Renders the training views of a batch through the lanes of a residence."""
 
-    def __init__(self, scene: Scene, photos: Photos, schedule: Schedule, residence: Residence):
+    def __init__(self, scene: Scene, photos: Photos, schedule: Schedule, residence: Residence, exposures: Exposures):
         self._scene, self._photos, self._schedule, self._residence = scene, photos, schedule, residence
+        self._exposures = exposures
         self._last = Losses()  # of the last batch
 
     def compute(self, batch: NextBatch) -> Losses:
@@ -99,7 +101,8 @@ class Views:
         pair = self._photos.of(view)
         if pair is None:
             return None
-        target = Target(*pair, self._schedule.background(image), self._schedule.config.ssim_weight)
+        background, exposure = self._schedule.background(image), self._exposures.of(view)
+        target = Target(*pair, background, self._schedule.config.ssim_weight, exposure)
         return partial(compare_and_differentiate, self._residence.rasterizer, target)
 
     def why_to_stop(self) -> ClmError | None:

@@ -35,7 +35,7 @@ def parameter_counts() -> dict[int, tuple[str, int]]:
 def check_binary_model(folder: Path) -> None:
     """Raise ClmError naming the first of cameras.bin, images.bin, rigs.bin, frames.bin in `folder` that is not whole."""
     _walk(folder / "cameras.bin", "camera", _after_camera)
-    _walk(folder / "images.bin", "image", _after_image)
+    _walk(folder / "images.bin", "image", after_image)
     for name, what, after in (("rigs.bin", "rig", _after_rig), ("frames.bin", "frame", _after_frame)):
         if (folder / name).exists():
             _walk(folder / name, what, after)
@@ -53,7 +53,7 @@ def write_binary_images(source: Path, target: Path) -> None:
         for _ in range(_COUNT.unpack_from(data, 0)[0]):
             end = data.find(b"\0", at + 64) + 1
             out.write(data[at:end] + _COUNT.pack(0))
-            at = _after_image(data, at)
+            at = after_image(data, at)
 
 
 def _after_camera(data: mmap.mmap, at: int) -> int:
@@ -63,7 +63,8 @@ def _after_camera(data: mmap.mmap, at: int) -> int:
     return at + 24 + 8 * parameter_counts()[model][1]  # id, model, width, height; parameters
 
 
-def _after_image(data: mmap.mmap, at: int) -> int:
+def after_image(data: mmap.mmap, at: int) -> int:
+    """Where the record of images.bin ends that begins at `at`."""
     length = math.hypot(*struct.unpack_from("<4d", data, at + 4))
     if not 1e-12 < length < 1e12:
         raise _NoRotation(length)

@@ -23,6 +23,7 @@ from clm.camera import MAX_VALUE
 from clm.errors import ClmError
 from clm.progress import Report, pending, unseen
 from clm.scene.binary import binary_names, check_binary_model, write_binary_images
+from clm.scene.observed import Observed, sampled_observations, sought_points
 from clm.scene.points import read_points
 from clm.scene.undistort import SourceCamera, source_camera
 
@@ -49,6 +50,7 @@ class Model:
     points: np.ndarray = field(repr=False)  # [P, 3] f64, sorted by point id
     point_colors: np.ndarray = field(repr=False)  # [P, 3] u8
     messages: tuple[str, ...]
+    observed: tuple[Observed, ...] = field(default=(), repr=False)  # by some of the images
 
 
 def read_model(path: Path | str, *, model: int | None = None, points: bool = True, report: Report = unseen) -> Model:
@@ -68,14 +70,19 @@ def read_model(path: Path | str, *, model: int | None = None, points: bool = Tru
         )
     if skipped:
         messages.append(f"{len(skipped)} images have no usable pose (first: {skipped[0]}). Training without them.")
+    kept = tuple(images.values())
     if not points:
-        return Model(folder, images, np.zeros((0, 3)), np.zeros((0, 3), np.uint8), tuple(messages))
-    places, colors, dropped = read_points(folder / f"points3D{_suffix(folder)}", report)
+        return Model(folder, kept, np.zeros((0, 3)), np.zeros((0, 3), np.uint8), tuple(messages))
+    sizes = {number: (image.name, image.camera.width, image.camera.height) for number, image in images.items()}
+    observations = sampled_observations(folder / f"images{_suffix(folder)}", sizes)
+    sought = sought_points(observations)
+    places, colors, dropped = read_points(folder / f"points3D{_suffix(folder)}", report, sought)
+    observed = tuple(some.observed(sought) for some in observations)
     if dropped:
         messages.append(f"{dropped} of {len(places) + dropped} points are not finite and were dropped.")
     if len(places) == 0:
         messages.append(f"The COLMAP model in {folder} has no 3D points: Gaussians start at random places.")
-    return Model(folder, images, places, colors, tuple(messages))
+    return Model(folder, kept, places, colors, tuple(messages), observed)
 
 
 def _suffix(folder: Path) -> str | None:
@@ -222,21 +229,22 @@ def _suspect(folder: Path, suffix: str | None) -> str:
     return f"one of {', '.join(stem + (suffix or '') for stem in stems)}"
 
 
-def _images(reconstruction: Any, known: dict[int, str], folder: Path) -> tuple[tuple[ModelImage, ...], list[str]]:
+def _images(reconstruction: Any, known: dict[int, str], folder: Path) -> tuple[dict[int, ModelImage], list[str]]:
+    """By image id, in order of names; and the names of those without a usable pose."""
     cameras = {camera_id: source_camera(camera, f"{folder}") for camera_id, camera in reconstruction.cameras.items()}
-    images: list[ModelImage] = []
-    skipped = []
+    images: dict[int, ModelImage] = {}
+    skipped, before = [], None
     for image_id, image in sorted(reconstruction.images.items(), key=lambda item: known[item[0]]):
         if not image.has_pose:
             continue
         name, pose = known[image_id], _pose(image.cam_from_world())
-        if images and images[-1].name == name:
+        if name == before:
             raise ClmError(f"The COLMAP model in {folder} has two images called {name}.", "Remove one of them.")
         if pose is not None:
-            images.append(ModelImage(name, cameras[image.camera_id], pose))
+            images[image_id], before = ModelImage(name, cameras[image.camera_id], pose), name
         else:
             skipped.append(name)
-    return tuple(images), skipped
+    return images, skipped
 
 
 def _names(reconstruction: Any, images: Path) -> dict[int, str]:

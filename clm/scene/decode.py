@@ -52,6 +52,16 @@ def decode_image(path: Path, training: Training) -> np.ndarray:
         return _to_training(_rgb(image), training)
 
 
+def decode_small(path: Path, side: int) -> np.ndarray:
+    """[h, w, 3] u8 RGB as stored (distorted, alpha dropped), its longer side at least `side` px or that of the file: as small as
+    the decoder makes it for nothing. Raises CorruptImage."""
+    with _opened(path) as image:
+        longer = max(image.size)
+        if longer > side:
+            image.draft("RGB", (max(1, image.width * side // longer), max(1, image.height * side // longer)))
+        return np.asarray(_rgb(image))
+
+
 def decode_mask(path: Path, training: Training) -> np.ndarray:
     """[height, width] bool at training size, True where the photo counts (mask not black). Raises CorruptImage."""
     with _opened(path) as image:

@@ -15,20 +15,22 @@ from clm.errors import ClmError
 from clm.kernels.points import points_of_lines, points_of_records
 from clm.kernels.sort import sorted_rows
 from clm.progress import Report, tally
+from clm.scene.observed import Sought
 
 _PIECE = 8 << 20  # bytes of the file at a time
 _RECORD = 51  # bytes of a point without its track
 _FIX = "Copy the file again, or export the model from COLMAP again."
 
 
-def read_points(path: Path, report: Report) -> tuple[np.ndarray, np.ndarray, int]:
+def read_points(path: Path, report: Report, sought: Sought | None = None) -> tuple[np.ndarray, np.ndarray, int]:
     """([P, 3] f64, [P, 3] u8, how many more were left out because they are not finite) of a points3D file, by ascending id; no
-    point where there is no such file. ClmError names a file that is cut off or damaged, and where."""
+    point where there is no such file. sought: points whose colours it is told. ClmError names a file that is cut off or
+    damaged, and where."""
     if not path.is_file():
         return np.empty((0, 3)), np.empty((0, 3), np.uint8), 0
     points = _Points(report)
     (_read_binary if path.suffix == ".bin" else _read_text)(path, points)
-    return points.sorted()
+    return points.sorted(sought)
 
 
 class _Points:
@@ -61,13 +63,16 @@ class _Points:
         self._left -= new
         self._add(new)
 
-    def sorted(self) -> tuple[np.ndarray, np.ndarray, int]:
+    def sorted(self, sought: Sought | None) -> tuple[np.ndarray, np.ndarray, int]:
         ids, places, colours = (array[: self.count] for array in (self._ids, self._places, self._colours))
         del self._ids, self._places, self._colours
         self._add(self._left)  # lines of text that are no points
-        if (ids[1:] < ids[:-1]).any():
-            order = sorted_rows(ids)
-            del ids
+        shuffled = bool((ids[1:] < ids[:-1]).any())
+        order = sorted_rows(ids if sought is None else ids.copy()) if shuffled else None
+        if sought is not None:
+            sought.look_up(ids, order, colours)
+        del ids
+        if order is not None:
             places, colours = places[order], colours[order]
         return places, colours, self.dropped
 

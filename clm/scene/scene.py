@@ -23,6 +23,7 @@ from clm.progress import Report, counted, unseen
 from clm.scene.colmap import Model, ModelImage, read_model
 from clm.scene.decode import CorruptImage, Header, image_header
 from clm.scene.georef import find_offset, shifted_pose
+from clm.scene.observed import Observed
 from clm.scene.split import split_by_list, split_views
 from clm.scene.undistort import SourceCamera, Training, plan_training
 
@@ -59,6 +60,7 @@ class Scene:
     offset: np.ndarray  # [3] f64: world = local + offset
     scale: float  # scene_scale, see clm.extent
     messages: tuple[str, ...]  # plain sentences for the user
+    observed: tuple[Observed, ...] = field(default=(), repr=False)  # points, by some of the images
 
     @property
     def point_bytes(self) -> int:
@@ -126,7 +128,10 @@ def load_scene(
         piece = slice(first, first + _POINTS_AT_ONCE)
         points[piece] = colmap.points[piece] - offset
     scale = scene_scale(centres, colmap.points)
-    return Scene(path, colmap.folder, views, train, test, points, colmap.point_colors, offset, scale, tuple(messages))
+    said = tuple(messages)
+    return Scene(
+        path, colmap.folder, views, train, test, points, colmap.point_colors, offset, scale, said, colmap.observed
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 
 from clm.device import cuda  # noqa: E402
 from clm.device import cuda_adam as device_adam  # noqa: E402
+from clm.image import torch_exposure  # noqa: E402
 from clm.image import torch_losses as torch_loss  # noqa: E402
 from clm.optim.adam import Adam, Betas  # noqa: E402
 from clm.plan.residency import make_plan, rest_of  # noqa: E402
@@ -54,9 +55,13 @@ def one_view(tiers: Tiers, slots: Any) -> Any:
     rows = arena.geometry.index_select(0, slots)
     image = (rows[:, :3].sum(0)[:, None, None] + torch.zeros((height, width), device=arena.geometry.device)).exp()
     photo = torch.zeros((height, width, 3), dtype=torch.uint8).pin_memory().to(image.device, non_blocking=True)
-    loss = torch_loss.l1_ssim(image, photo, 0.2, (photo[..., 0] == 0).to(torch.uint8))
+    matrix = torch.ones((3, 4)).pin_memory().to(image.device, non_blocking=True)
+    seen = torch_exposure.expose(image, matrix)
+    loss = torch_loss.l1_ssim(seen, photo, 0.2, (photo[..., 0] == 0).to(torch.uint8))
+    v_rgb, v_matrix = torch_exposure.expose_backward(image, matrix, loss.v_rgb)
+    assert v_rgb.device == v_matrix.device == image.device
     torch_loss.metrics(image, photo)
-    per_row = loss.v_rgb.sum((1, 2)).expand(len(slots), 3)
+    per_row = v_rgb.sum((1, 2)).expand(len(slots), 3)
     arena.grad_geometry.index_add_(0, slots, torch.nn.functional.pad(per_row, (0, 13)))
     arena.grad_colour[:, :COLUMNS].index_add_(0, slots, per_row.repeat(1, COLUMNS // 3))
     assert loss.total.device == arena.geometry.device

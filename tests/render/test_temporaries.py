@@ -49,15 +49,22 @@ def test_the_loss_needs_what_the_estimate_counts_for_it_per_pixel() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "width", "height", "extras"), [(8000, 32, 32, False), (8000, 32, 32, True), (60, 240, 160, False)]
+    ("rows", "width", "height", "extras", "exposed"),
+    [
+        (8000, 32, 32, False, False),
+        (8000, 32, 32, True, False),
+        (60, 240, 160, False, False),
+        (60, 240, 160, False, True),
+    ],
 )
 def test_what_a_view_is_counted_to_take_is_what_its_tensors_hold(
-    monkeypatch: pytest.MonkeyPatch, rows: int, width: int, height: int, extras: bool
+    monkeypatch: pytest.MonkeyPatch, rows: int, width: int, height: int, extras: bool, exposed: bool
 ) -> None:
     """gsplat's own Python over the stub, every tensor counted that an operation or a kernel returns."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("gsplat", reason="gsplat is not installed")
     from clm.image import torch_losses as torch_loss
+    from clm.image.exposure import ViewExposure
     from clm.render import Target, train_view
     from clm.render.gsplat import GsplatRasterizer
     from scripts.doubles import gsplat_stub
@@ -74,10 +81,11 @@ def test_what_a_view_is_counted_to_take_is_what_its_tensors_hold(
     torch_loss.l1_ssim(torch.rand(3, height, width), torch.tensor(photo))  # makes the window
     rasterizer, camera = GsplatRasterizer(antialiased=extras, absgrad=extras), look_at_origin(width, height)
     slots = torch.arange(rows)
+    exposure = ViewExposure(np.eye(3, 4, dtype=np.float32)) if exposed else None
     with counted:
-        train_view(rasterizer, arena, slots, camera, 3, Target(photo, None, (0.1, 0.2, 0.3)))
+        train_view(rasterizer, arena, slots, camera, 3, Target(photo, None, (0.1, 0.2, 0.3), exposure=exposure))
     drawn = int(gradients["grad_geometry"][:, 11].sum())
-    assert rasterizer.peak_temporaries == view_bytes(rows, drawn, rasterizer._pairs, width * height, 3)
+    assert rasterizer.peak_temporaries == view_bytes(rows, drawn, rasterizer._pairs, width * height, 3, exposed=exposed)
     assert 0.99 < rasterizer.peak_temporaries / counted.peak < 1.06
 
 

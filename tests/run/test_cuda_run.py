@@ -119,6 +119,18 @@ def differing(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> float:
     return float(np.mean(np.abs(ours - theirs) > tolerance * scale))
 
 
+def test_exposures_are_the_cpus_up_to_rounding(ply: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"init_ply": ply, "exposure": "on", **STILL}
+    run_demo(tmp_path / "cpu", **options)
+    use_cuda_double(monkeypatch)
+    run_demo(tmp_path / "cuda", offload="none", gpu_memory="8GiB", **options)
+    ours, theirs = (read_json(tmp_path / name / "exposure.json")["images"] for name in ("cuda", "cpu"))
+    assert ours.keys() == theirs.keys() and len({image["log_gain"] for image in theirs.values()}) > 20
+    for name, image in theirs.items():
+        for key, values in image.items():
+            np.testing.assert_allclose(ours[name][key], values, atol=2e-4)
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_the_model_is_the_cpus_up_to_rounding(runs: Callable[[str], Path], placement: str) -> None:
     ours, theirs = checkpoint_arrays(runs(placement)), checkpoint_arrays(runs("cpu"))
