@@ -10,17 +10,16 @@ import errno
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from clm.config import field_type, fields, presets
+from clm.cli_options import ConfigFile, Device, Host, Preset, Quiet, Scratch, config_options
 from clm.errors import ClmError
 from clm.usage import ParserError, in_one_sentence
-from clm.values import flag_of
 
 app = typer.Typer(
     name="clm",
@@ -31,30 +30,8 @@ app = typer.Typer(
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def _choices(metavar: str | None) -> Callable[[str], list[str]] | None:
-    """Shell completion of an option whose metavar lists its values: `auto|none|host`."""
-    values = [value for value in (metavar or "").split("|") if value == value.lower()]
-    return (lambda incomplete: [v for v in values if v.startswith(incomplete)]) if len(values) > 1 else None
-
-
-def _complete_preset(incomplete: str) -> list[tuple[str, str]]:
-    return [(name, purpose) for name, purpose in presets().items() if name.startswith(incomplete)]
-
-
-_PRESETS = "A named set of options. " + " ".join(f"[bold]{name}[/bold]: {text}" for name, text in presets().items())
-Preset = Annotated[str | None, typer.Option(help=_PRESETS, metavar="NAME", autocompletion=_complete_preset)]
-ConfigFile = Annotated[Path | None, typer.Option(help="YAML file of options.", metavar="FILE")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Device = Annotated[str, typer.Option("--gpu-memory", help="Device budget for the arena; auto: what is free.")]
-Host = Annotated[str, typer.Option("--host-memory", help="Budget of host memory; auto: 80% of what is free.")]
-Scratch = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Folder for rows that host memory does not hold; default: the model's."),
-]
-
-
 @contextmanager
-def _console(quiet: bool) -> Iterator[Any]:
+def console(quiet: bool) -> Iterator[Any]:
     """Who is told what happens while a command works (a person, on stderr), or nobody."""
     from clm.run.console import Console
 
@@ -63,34 +40,6 @@ def _console(quiet: bool) -> Iterator[Any]:
         yield (lambda event: None) if quiet else console
     finally:
         console.close()
-
-
-def _config_options(planned: bool = False) -> list[inspect.Parameter]:
-    """One option per flag of Config (or of those that a plan depends on); its help is the field's help, its default is left to the
-    configuration."""
-    options, section = [], ""
-    annotated: Any = Annotated  # of types that are only known here
-    for f in fields():
-        section = f.metadata["section"] or section
-        want = str if f.metadata["kind"] == "count" else field_type(f.name)
-        if not f.metadata["flag"] or (planned and not f.metadata["planned"]):
-            continue
-        metavar = f.metadata["metavar"] or {int: "N", bool: ""}.get(want, "TEXT")
-        shown = f.default is not None and want is not bool
-        default = rf" [dim]\[default: {f.default}][/dim]" if shown else ""
-        annotation = annotated[
-            want | None,
-            typer.Option(
-                flag_of(f.name),
-                help=f.metadata["help"] + default,
-                metavar=metavar,
-                show_default=False,
-                rich_help_panel=section,
-                autocompletion=_choices(metavar),
-            ),
-        ]
-        options.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
-    return options
 
 
 def train(
@@ -146,8 +95,8 @@ def _add_command(function: Any, options: list[inspect.Parameter]) -> None:
     app.command()(function)
 
 
-_add_command(train, _config_options())
-_add_command(plan, _config_options(planned=True))
+_add_command(train, config_options())
+_add_command(plan, config_options(planned=True))
 
 
 @app.command()
@@ -200,7 +149,7 @@ def render(
     from clm.run.viewing import Budgets
 
     wanted = Wanted(cameras, views, path, frames, width, height, scale, video, fps, depth, background)
-    with _console(quiet) as emit:
+    with console(quiet) as emit:
         done = render_model(model, output, wanted, Budgets(gpu_memory, host_memory, scratch), emit)
     if not quiet:
         typer.echo(f"{done} in {output}")
@@ -225,7 +174,7 @@ def evaluate(
     from clm.commands.evaluate import evaluate_run, format_figures
     from clm.run.viewing import Budgets
 
-    with _console(quiet) as emit:
+    with console(quiet) as emit:
         figures = evaluate_run(run, split, Budgets(gpu_memory, host_memory, scratch), emit, data)
     if as_json or not quiet:
         typer.echo(format_figures(figures, split, as_json))
@@ -289,7 +238,7 @@ def export(
     most = None if max_per_file is None else parse_count(max_per_file, "--max-per-file")
     filters = Filters(sh, min_opacity, parse_box(crop) if crop is not None else None, nan)
     options, budgets = Options(sh_bits=sh_bits), Budgets("auto", host_memory, scratch)
-    with _console(quiet) as emit:
+    with console(quiet) as emit:
         count = export_model(
             model, out, filters, options, budgets, emit, spz_axes=spz_axes, split=Split(tile, most, lod)
         )
@@ -306,7 +255,7 @@ def info(
     from clm.commands.info import describe, format_description
     from clm.run.events import reporter
 
-    with _console(as_json) as emit:
+    with console(as_json) as emit:
         facts = describe(path, reporter(emit))
     typer.echo(format_description(facts, as_json))
 
@@ -326,7 +275,7 @@ def report(
     """Write a run's report anew: one page with its curves, costs, views and settings."""
     from clm.commands.report import report_run
 
-    with _console(quiet) as emit:
+    with console(quiet) as emit:
         path = report_run(run, output, data, emit)
     if not quiet:
         typer.echo(str(path))

@@ -1,4 +1,4 @@
-"""One flat, frozen configuration: defaults < preset < file < flags. A field's `help` is the flag's help and the docs.
+"""One flat, frozen configuration; `clm.settings` merges it. A field's `help` is the flag's help and the docs.
 
 Fields left at None are computed by `resolve` from the others (the schedule of a short run, for instance); the resolved
 configuration is written to the run and is what a resumed run is compared with.
@@ -11,14 +11,13 @@ import difflib
 import types
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from clm.errors import ClmError
 from clm.units import shown
-from clm.values import FLAGS, LARGEST_COUNT, checked_value, parse_background
+from clm.values import LARGEST_COUNT, checked_value, parse_background
 
-__all__ = ["Config", "field_type", "fields", "from_dict", "load_config", "parse_background", "resolve", "to_dict"]
+__all__ = ["Config", "field_type", "fields", "from_dict", "parse_background", "resolve", "to_dict"]
 
 MCMC_SIZE = 1_000_000  # of a model with a fixed size for which none is given (gsplat)
 REFERENCE_ITERATIONS = 30_000  # the run length that the reference schedule (3DGS, gsplat) was tuned for
@@ -210,6 +209,7 @@ class Config:
         "default",
         "How the number of Gaussians changes: default (clone, split, prune); mcmc: towards --max-gaussians, then constant.",
         choices=("default", "mcmc"),
+        planned=True,
     )
     densify_from: int = _option(None, "First densification (training images).", flag=False, lo=0, hi=_MANY)
     densify_until: int = _option(
@@ -281,7 +281,7 @@ def field_type(name: str) -> type:
     return hint
 
 
-def _checked(values: dict[Any, Any], source: str) -> dict[str, Any]:
+def checked(values: dict[Any, Any], source: str) -> dict[str, Any]:
     """Values by known names, each of its field's type and within its bounds; ClmError for the first that is not."""
     known = {f.name: f for f in fields()}
     for key in values:
@@ -300,75 +300,13 @@ def _of_field(f: dataclasses.Field[Any], value: Any, source: str) -> Any:
     raise ClmError(f"`{f.name}` in {source} has no value.", f"Leave the line out for the default, {f.default}.")
 
 
-def preset_folders() -> list[Path]:
-    """Where presets are looked for: beside the package when installed, in the checkout otherwise."""
-    here = Path(__file__).parent
-    return [here / "configs", here.parent / "configs"]
-
-
-def presets() -> dict[str, str]:
-    """Name and purpose of every preset; the purpose is the comment on the first line of its file."""
-    files = sorted((p for folder in preset_folders() for p in folder.glob("*.yaml")), key=lambda p: p.stem)
-    return {p.stem: p.read_text().partition("\n")[0].lstrip("# ").rstrip() for p in files}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no text, no such date
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ClmError(
-            f"Cannot read the configuration {path}: {reason}.", "It must be a YAML file of `key: value`."
-        ) from None
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise ClmError(f"The configuration {path} is not a list of `key: value` lines.")
-    values.pop("data", None)  # a run's own config.yaml, which names its scene, is a configuration as well
-    return _checked(values, str(path))
-
-
-def _preset(name: str) -> dict[str, Any]:
-    for folder in preset_folders():
-        if (folder / f"{name}.yaml").exists():
-            return _read_yaml(folder / f"{name}.yaml")
-    raise ClmError(f"No preset `{name}`.", f"Known presets: {', '.join(presets())}.")
-
-
-def load_config(
-    flags: dict[str, Any], *, preset: str | None = None, file: Path | None = None, resumed: Config | None = None
-) -> Config:
-    """Merge defaults < preset < file < flags (None in `flags`: not given), check them, compute what was left open.
-
-    resumed: the configuration of the run that goes on; it stands in for the defaults."""
-    given: dict[str, Any] = {}
-    if preset:
-        given |= _preset(preset)
-    if file:
-        given |= _read_yaml(file)
-    given |= _checked({k: v for k, v in flags.items() if v is not None}, FLAGS)
-    values = {} if resumed is None else _taken_over(resumed, given)
-    return resolve(Config(**values | given))
-
-
-def _taken_over(resumed: Config, given: dict[str, Any]) -> dict[str, Any]:
-    """What a resumed run keeps where nothing else is given. A schedule that was computed from `iterations` is computed
-    again from others: it stretches with the run."""
-    kept = {f.name: getattr(resumed, f.name) for f in fields() if f.metadata["resume"] != "own"}
-    if given.get("iterations", resumed.iterations) == resumed.iterations:
-        return kept
-    computed = _schedule(resumed.iterations, resumed.strategy)
-    return {name: value for name, value in kept.items() if computed.get(name) != value}
-
-
 def resolve(config: Config) -> Config:
     """Fill the schedule fields that were left open."""
-    computed = _schedule(config.iterations, config.strategy)
+    computed = schedule_of(config.iterations, config.strategy)
     return dataclasses.replace(config, **{k: v for k, v in computed.items() if getattr(config, k) is None})
 
 
-def _schedule(iterations: int, strategy: str) -> dict[str, Any]:
+def schedule_of(iterations: int, strategy: str) -> dict[str, Any]:
     """The reference schedule of a strategy, shrunk in proportion for shorter runs."""
     ratio, mcmc = min(1.0, iterations / REFERENCE_ITERATIONS), strategy == "mcmc"
     return {
@@ -386,4 +324,4 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any], source: str) -> Config:
-    return Config(**_checked(values, source))
+    return Config(**checked(values, source))

@@ -34,7 +34,7 @@ import numpy as np
 from bench_common import header
 from scene_parts.field import PLY, SIDE, above, field_rows, write_field
 
-from clm.config import Config, load_config
+from clm.config import Config
 from clm.forecast.measure import render_model
 from clm.kernels.rows import touch
 from clm.plan.budget import page_file_bytes
@@ -42,6 +42,7 @@ from clm.plan.replay import replay
 from clm.run.loop import train_batch
 from clm.run.open import Run, open_run
 from clm.scene.open import open_scene
+from clm.settings import load_config
 from clm.store import arrays
 from clm.store.frames import LEAST_FRAMES, Frames
 from clm.store.layout import PAGE_ROWS

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from bench_common import SCENES, header
 
-from clm.config import Config, load_config
+from clm.config import Config
 from clm.device.interface import Arena
 from clm.formats.start import initial_store
 from clm.kernels import rows as row_kernels
@@ -27,6 +27,7 @@ from clm.render import Target, train_view
 from clm.run.loop import train_batch
 from clm.run.open import Run, open_run
 from clm.scene import Scene, load_scene
+from clm.settings import load_config
 from clm.store.layout import GRAD_DRAWN
 
 

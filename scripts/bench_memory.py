@@ -23,7 +23,6 @@ from typing import Any
 from bench_common import header
 from scene_parts.field import PLY, write_field
 
-from clm.config import load_config
 from clm.run import loop
 from clm.run import open as opening
 from clm.run.evaluate import Evaluation
@@ -34,6 +33,7 @@ from clm.run.residence import Residence
 from clm.run.run_files import RunFiles
 from clm.run.saver import Saver
 from clm.scene.open import open_scene
+from clm.settings import load_config
 from clm.strategy import default
 
 PHASES: dict[Any, tuple[str, ...]] = {  # what is watched, by whose it is

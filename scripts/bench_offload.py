@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 from bench_common import SCENES, header
 
-from clm.config import Config, load_config
+from clm.config import Config
 from clm.run.loop import train_batch
 from clm.run.open import Run, open_run
 from clm.scene import Scene, load_scene
+from clm.settings import load_config
 from clm.units import format_bytes
 
 

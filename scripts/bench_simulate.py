@@ -21,13 +21,14 @@ from pathlib import Path
 import numpy as np
 from bench_common import SCENES, header
 
-from clm.config import Config, load_config
+from clm.config import Config
 from clm.forecast.forecast import CPU_PROGRAM, Forecast, find_budgets, foresee
 from clm.run.disk_account import DiskTotals
 from clm.run.host_memory import resident_bytes
 from clm.run.loop import train_batch
 from clm.run.open import Run, open_run
 from clm.scene import Scene, load_scene
+from clm.settings import load_config
 from clm.units import format_bytes, parse_bytes
 
 QUIET = 0.2  # cores that other programs may take in a quiet round

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from bench_common import SCENES, header
 
-from clm.config import load_config
 from clm.run.loop import train_batch
 from clm.run.open import open_run
 from clm.scene import load_scene
+from clm.settings import load_config
 
 
 def main() -> None:

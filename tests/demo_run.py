@@ -21,13 +21,14 @@ import numpy as np
 from PIL import Image
 
 from clm.cli import main
-from clm.config import Config, load_config
+from clm.config import Config
 from clm.run.checkpoint import latest_checkpoint
 from clm.run.events import Event
 from clm.run.loop import train
 from clm.run.restore import load_checkpoint
 from clm.run.saved import Saved
 from clm.scene.open import open_scene
+from clm.settings import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "data" / "demo"

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from clm.config import Config, fields, from_dict, load_config, parse_background, to_dict
+from clm.config import Config, fields, from_dict, parse_background, to_dict
 from clm.errors import ClmError
 from clm.plan.budget import AUTO, COLOUR_BUS_BYTES, MOMENT_BYTES, OFFLOADS
+from clm.settings import load_config
 from clm.store.arrays import MOMENT_TYPES
 
 

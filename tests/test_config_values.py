@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from clm.config import Config, field_type, fields, from_dict, load_config, to_dict
+from clm.config import Config, field_type, fields, from_dict, to_dict
 from clm.errors import ClmError
+from clm.settings import load_config
 
 KEYS = [f.name for f in fields()]
 NUMBERS = [f for f in fields() if field_type(f.name) in (int, float)]

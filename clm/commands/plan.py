@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clm.config import load_config
 from clm.device.choose import cuda_devices
 from clm.forecast.describe import draw_timeline
 from clm.forecast.forecast import Budget, Budgets, Forecast, find_budgets, make_forecast
@@ -33,6 +32,7 @@ from clm.plan.budget import (
 )
 from clm.plan.placement import fewest_slots
 from clm.scene.open import open_scene
+from clm.settings import load_config
 from clm.store.frames import LEAST_FRAMES
 from clm.units import format_bytes
 

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from clm.config import Config, from_dict, load_config
+from clm.config import Config, from_dict
 from clm.errors import ClmError
 from clm.run.events import Emit, Message, reporter
 from clm.run.stopping import StopRequest, outlasting_output
+from clm.settings import load_config
 
 if TYPE_CHECKING:
     from clm.scene import Scene

@@ -10,7 +10,6 @@ memory, so a piece that failed can be repeated.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -23,54 +22,14 @@ from clm.image.torch_exposure import expose, expose_backward
 from clm.image.torch_losses import DeviceLoss, l1_ssim
 from clm.render import pixels
 from clm.render import splats as seam
+from clm.render.device_view import DeviceRender, Piece, View, backdrop_alone, upload
 from clm.render.gsplat_ops import load_ops
-from clm.render.pixels import Raster
 from clm.render.splats import Projected, SplatGradients, Splats
 from clm.render.temporaries import FIXED_BYTES, Temporaries, view_bytes
 
 __all__ = ["DeviceRender", "GsplatRasterizer", "SplatGradients", "Splats", "Temporaries"]
 
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class DeviceRender:
-    """One rendered view, as `clm.render.cpu.Render` but on the device; the tensors are the caller's to keep."""
-
-    rgb: Tensor  # [3, H, W] f32, background blended in, not clamped; a view of [H, W, 3 or 4]
-    alpha: Tensor  # [H, W] f32
-    depth: Tensor | None  # [H, W] f32 expected camera depth, scene units; 0 where nothing was drawn
-    drawn: int  # splats (rows that are not finite included, which draw nothing)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Where the drawn rows of a piece are: 8 bytes each beside the splats."""
-
-    first: int  # number of its first row in the view
-    rows: int
-    begin: int  # number of its first splat in the view
-    ids: Tensor  # [n] i64 of its rows, ascending
-
-
-@dataclass
-class _View:
-    """What is held between the steps of one view."""
-
-    camera: Camera | None = None
-    degree: int = 0
-    rows: int = 0
-    drawn: int = 0
-    pieces: list[_Piece] = field(default_factory=list)
-    parts: list[Splats] = field(default_factory=list)  # one per piece; joined from rasterize to rasterize_backward
-    graph: Projected | None = None  # of the last piece
-    rasterized: bool = False
-    exposed: bool = False
-    raster: Raster | None = None  # from rasterize to rasterize_backward
-    gradients: SplatGradients | None = None
-    due: list[int] = field(default_factory=list)  # numbers of pieces whose gradients were not added yet
-    finite: Tensor | None = None
-    screen: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 class GsplatRasterizer:
@@ -98,11 +57,11 @@ class GsplatRasterizer:
         self._device = torch.device("cpu")  # where the arena was seen
         self._pairs = 0  # (tile, splat) pairs that the last rasterize listed at a time
         self._in_bands = False  # whether the last image was differentiated in bands
-        self._view = _View()
+        self._view = View()
 
     def begin(self, camera: Camera, sh_degree: int) -> None:
         """A new view, of no rows yet; the former one's memory goes before this one's is taken."""
-        self._view = _View(camera, sh_degree)
+        self._view = View(camera, sh_degree)
 
     def project(self, geometry: Tensor, colour: Tensor, slots: Tensor) -> int:
         """Append the splats of a piece: the rows geometry[slots] [A, 12] and colour[slots] [A, 48] (raw: log scales, logit
@@ -121,7 +80,7 @@ class GsplatRasterizer:
         self._view.rows += len(slots)
         projected = self._or_out_of_memory(lambda: self._graph_of(geometry, colour, slots), "projecting")
         self._view.drawn += len(projected.ids)
-        self._view.pieces.append(_Piece(first, len(slots), begin, projected.ids))
+        self._view.pieces.append(Piece(first, len(slots), begin, projected.ids))
         self._view.parts.append(projected.splats)
         self._view.graph = projected
         return len(projected.ids)
@@ -136,7 +95,7 @@ class GsplatRasterizer:
         def draw() -> DeviceRender:
             self._view.parts = [Splats.joined(self._view.parts)] if self._view.parts else []
             if self._view.drawn == 0:
-                return _backdrop_alone(camera, background, depth, self._device)
+                return backdrop_alone(camera, background, depth, self._device)
             splats, size = self._view.parts[0], (camera.width, camera.height)
             raster = pixels.rasterize(self._ops, splats, *size, background, depth, self.absgrad, self.band_bytes)
             self._view.raster, self._pairs = raster, raster.pairs
@@ -149,8 +108,8 @@ class GsplatRasterizer:
         OutOfDeviceMemory; then the view begins again."""
 
         def compared() -> DeviceLoss:
-            kept = None if mask is None else _upload(mask, rgb.device)
-            return l1_ssim(rgb, _upload(photo, rgb.device), ssim_weight, kept)
+            kept = None if mask is None else upload(mask, rgb.device)
+            return l1_ssim(rgb, upload(photo, rgb.device), ssim_weight, kept)
 
         return self._or_out_of_memory(compared, "comparing")
 
@@ -328,31 +287,11 @@ class GsplatRasterizer:
                 raise
         rows = self._view.rows
         if not 0 < len(self._view.due) < len(self._view.pieces):
-            self._view = _View()
+            self._view = View()
         raise OutOfDeviceMemory(
             f"The device ran out of memory while {what} a view of {rows:,} Gaussians.",
             "Pass a smaller --gpu-memory (the arena leaves more room then), --max-size or --max-gaussians.",
         )
-
-
-def _upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """A photo or a mask on the device, without waiting for the stream."""
-    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-    host = torch.empty(array.shape, dtype=dtype, pin_memory=device.type == "cuda")
-    host.numpy()[...] = array  # the one copy on the host, of what the cache may drop
-    return host.to(device, non_blocking=True)
-
-
-def _backdrop_alone(
-    camera: Camera, background: np.ndarray | tuple[float, float, float], depth: bool, device: torch.device
-) -> DeviceRender:
-    """The image of a view without rows."""
-    size = camera.height, camera.width
-    rgb = torch.empty((3, *size), device=device)
-    for channel, value in zip(rgb, background, strict=True):
-        channel.fill_(float(value))
-    empty = torch.zeros(size, device=device)
-    return DeviceRender(rgb, empty, empty if depth else None, 0)
 
 
 def _add_at(slots: Tensor, rows: Tensor, coefficients: Tensor, grad_geometry: Tensor, grad_colour: Tensor) -> None:

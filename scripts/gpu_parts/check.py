@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clm.config import Config, load_config
+from clm.config import Config
 from clm.device.interface import Device
 from clm.plan.residency import Plan
 from clm.render import Rasterizer
@@ -19,6 +19,7 @@ from clm.run.events import BatchDone
 from clm.run.loop import train_batch
 from clm.run.open import Run, open_run
 from clm.scene import Scene, load_scene
+from clm.settings import load_config
 from clm.store import paged
 
 

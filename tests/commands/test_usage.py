@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from clm.config import Config, fields, presets
+from clm.config import Config, fields
+from clm.settings import presets
 from clm.values import flag_of
 from tests.demo_run import REPOSITORY, clm, environment
 

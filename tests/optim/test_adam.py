@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clm import kernels
-from clm.config import load_config
 from clm.kernels import rows as row_kernels
 from clm.optim.adam import Adam, Betas
 from clm.optim.schedules import Leg
+from clm.settings import load_config
 from clm.store.layout import GRAD_DRAWN, GROUPS, LOG_SCALES, MEANS
 from clm.store.store import Store
 from clm.stream.parking import GradientBuffer

@@ -15,12 +15,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from clm.config import load_config
 from clm.report.curves import read_curves
 from clm.report.facts import command, read_facts
 from clm.report.page import make_page
 from clm.report.views import error_map
 from clm.run.begun import read_run_config
+from clm.settings import load_config
 from tests.demo_run import DEMO, clm, files_under, read_events, read_json
 
 VOID = {"meta", "img", "input", "br", "link", "path"}

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clm.config import load_config
 from clm.errors import ClmError
 from clm.optim.schedules import Leg
 from clm.run.events import Message
 from clm.run.records import restored
+from clm.settings import load_config
 from tests.demo_run import assert_same_model, images_done, of_type, read_json, run_demo
 from tests.run.resumes import OPTIONS, check_case, random_case, tiny_scene
 
