@@ -322,8 +322,8 @@ def test_every_wait_of_the_lanes_is_met(monkeypatch: pytest.MonkeyPatch) -> None
     modules = (lanes_module, fetch_module, send_back_module)
     source = "".join(Path(str(module.__file__)).read_text() for module in modules)
     waits = len(re.findall(r"stream\.wait\(|\.synchronize\(|\bafter\(", source))
-    assert waits == len(WAITS) + len(INTERRUPTION_WAITS) + 1, (
-        "one call waits for early or for late rows, one spares memory, and one is made when the lanes are closed"
+    assert waits == len(WAITS) + len(INTERRUPTION_WAITS) + 2, (
+        "one call waits for early or for late rows, one spares memory, one is for few frames, one for closing"
     )
 
 
