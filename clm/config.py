@@ -197,7 +197,7 @@ class Config:
     background: str = _option("black", "black, white, random, or r,g,b in 0..1.", metavar="COLOUR", kind="colour")
     antialias: bool = _option(False, "Antialiased (Mip-Splatting style) opacity compensation.")
     exposure: str = _option(
-        "auto",
+        "off",
         "Learn how each photo was exposed, so that the model has one exposure; auto: where the photos' exposures differ.",
         choices=("auto", "on", "off"),
     )

@@ -26,7 +26,7 @@ from scripts.doubles.scenes import look_at_origin, random_rows
 from tests.demo_run import DEMO, assert_same_model, of_type, read_json, run_demo, write_survey_scene
 
 SURVEY: dict[str, Any] = {"downscale": "1", "batch_size": 12, "iterations": 72, "sh_interval": 12, "exposure": "on"}
-SHORT: dict[str, Any] = {"downscale": "8", "iterations": 16}
+SHORT: dict[str, Any] = {"exposure": "auto", "downscale": "8", "iterations": 16}
 DARK = 0.6
 
 
@@ -51,7 +51,7 @@ def said(events: list[Any]) -> str:
 
 
 def test_exposures_are_on_where_photos_differ_and_gains_are_learned_around_zero(uneven: Path, tmp_path: Path) -> None:
-    events = run_demo(tmp_path / "run", data=uneven, iterations=80, test_every=9)
+    events = run_demo(tmp_path / "run", data=uneven, iterations=80, test_every=9, exposure="auto")
     assert said(events).startswith("exposure: on, because exposures change the colours of a photo by")
     images = read_json(tmp_path / "run" / "exposure.json")["images"]
     gains = {name: image["log_gain"] for name, image in images.items()}
@@ -67,14 +67,14 @@ def test_exposures_are_on_where_photos_differ_and_gains_are_learned_around_zero(
 def test_exposures_are_off_where_photos_agree_and_leave_no_trace(tmp_path: Path) -> None:
     events = run_demo(tmp_path / "run", **SHORT)
     assert said(events).startswith("exposure: off, because") and "--exposure on" in said(events)
-    run_demo(tmp_path / "off", **SHORT, exposure="off")
+    run_demo(tmp_path / "off", **{**SHORT, "exposure": "off"})
     assert_same_model(tmp_path / "run", tmp_path / "off")
     assert saved(tmp_path / "run") is None and not (tmp_path / "run" / "exposure.json").exists()
 
 
 def test_a_scene_without_observations_says_that_nothing_can_be_compared(tmp_path: Path) -> None:
     data = write_survey_scene(tmp_path / "scene")
-    events = run_demo(tmp_path / "run", data=data, downscale="1", iterations=4)
+    events = run_demo(tmp_path / "run", data=data, downscale="1", iterations=4, exposure="auto")
     assert said(events).startswith("exposure: off, because the model has no observations")
 
 
@@ -105,7 +105,7 @@ def test_a_resumed_run_keeps_its_exposures_unless_it_is_told_otherwise(uneven: P
     run_demo(tmp_path / "run", data=uneven, resume=True, **{**SHORT, "iterations": 20})
     after = saved(tmp_path / "run")
     assert after is not None and after.values[:, -1].sum() == before.values[:, -1].sum() + 4
-    run_demo(tmp_path / "run", data=uneven, resume=True, **{**SHORT, "iterations": 24}, exposure="off")
+    run_demo(tmp_path / "run", data=uneven, resume=True, **{**SHORT, "iterations": 24, "exposure": "off"})
     assert saved(tmp_path / "run") is None
     events = run_demo(tmp_path / "run", data=uneven, resume=True, **{**SHORT, "iterations": 28})
     assert saved(tmp_path / "run") is None, "auto goes on as the run was"
