@@ -300,7 +300,7 @@ def _root(
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """What `clm.__main__` runs."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")  # accepted before or after the command

@@ -191,7 +191,7 @@ def clm_process(*arguments: str | Path, timeout: float = 60) -> subprocess.Compl
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "clm.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "clm", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:

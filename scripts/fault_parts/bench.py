@@ -120,7 +120,7 @@ class Bench:
         with open(log, "wb") as file:
             options = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT, **options}
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            process = subprocess.Popen([sys.executable, "-m", "clm.cli", *words], env=environment, **options)
+            process = subprocess.Popen([sys.executable, "-m", "clm", *words], env=environment, **options)
         process.log, process.words = log, words  # type: ignore[attr-defined]
         return process
 

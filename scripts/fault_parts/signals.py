@@ -118,7 +118,7 @@ def _closed_stderr(t: Try) -> None:
 
         from fault_parts.bench import ROOT
 
-        shell = f'exec env PYTHONPATH={ROOT} "$0" -m clm.cli "$@" {closed}'
+        shell = f'exec env PYTHONPATH={ROOT} "$0" -m clm "$@" {closed}'
         process = subprocess.Popen(["sh", "-c", shell, sys.executable, *words])
     _without_reader(t, process, run, "", save_every)
 

@@ -298,6 +298,20 @@ def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path: Path, arguments
     assert result.stderr.strip().splitlines()[-1] == "[]", result.stderr
 
 
+def test_ctrl_c_while_the_program_is_loaded_ends_it_without_a_traceback() -> None:
+    code = (
+        "import runpy, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "sys.argv = ['clm', 'info', 'run']\n"
+        "runpy.run_module('clm', run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert (result.returncode, result.stderr) == (130, "")
+
+
 def test_masked_pixels_neither_train_nor_count(tmp_path: Path) -> None:
     """Whatever the ignored half of every photo shows, the model and its metrics are the same, bit for bit."""
     keep = np.zeros((240, 320), np.uint8)
