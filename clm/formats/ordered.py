@@ -8,21 +8,17 @@ name, so whatever ends the process removes it.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from clm.errors import ResourceError
-from clm.files import storage_failure
+from clm.formats.columns import read_at, write_at
 from clm.formats.rows import Rows
+from clm.formats.spool import scratch_file
 from clm.progress import Report, counted, unseen
 from clm.store.layout import CHUNK_ROWS, COLOUR_COLUMNS, GEOMETRY_COLUMNS
-from clm.units import format_bytes
 
 BUCKET_ROWS = 1 << 20  # held at once where there is memory: 240 MiB
 _GAP = 256  # rows that are read to no purpose rather than beginning another read
@@ -96,27 +92,22 @@ def _load_from_file(ply: Rows, bucket: np.ndarray, geometry: np.ndarray, colour:
 
 @contextmanager
 def _copied(ply: Rows, numbers: np.ndarray, scratch: Path, report: Report, bucket_rows: int) -> Iterator[_Load]:
-    needed = len(numbers) * _ROW.itemsize
-    scratch.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(scratch).free
-    if free < needed:
-        raise ResourceError(
-            f"Sorting {ply.path} takes {format_bytes(needed)} in {scratch} for a while, where {format_bytes(free)} are free.",
-            "Free space there.",
-        )
-    try:
-        with tempfile.TemporaryFile(dir=scratch, buffering=0) as file:
-            filled = _write_buckets(ply, numbers, file.fileno(), report, bucket_rows)
+    with scratch_file(scratch, len(numbers) * _ROW.itemsize, f"Sorting {ply.path}") as file:
+        filled = _write_buckets(ply, numbers, file.fileno(), report, bucket_rows)
 
-            def load(k: int, geometry: np.ndarray, colour: np.ndarray) -> None:
-                for first in range(0, filled[k], CHUNK_ROWS):
-                    rows = np.empty(min(CHUNK_ROWS, filled[k] - first), _ROW)
-                    _transfer(os.preadv, file.fileno(), rows, k * bucket_rows + first)
-                    geometry[rows["place"]], colour[rows["place"]] = rows["geometry"], rows["colour"]
+        def load(k: int, geometry: np.ndarray, colour: np.ndarray) -> None:
+            for first in range(0, filled[k], CHUNK_ROWS):
+                needed, at = (
+                    min(CHUNK_ROWS, filled[k] - first) * _ROW.itemsize,
+                    (k * bucket_rows + first) * _ROW.itemsize,
+                )
+                data = read_at(file.fileno(), needed, at)
+                if len(data) < needed:
+                    raise OSError(f"a scratch file ends at {at + len(data)}")
+                rows = data.view(_ROW)
+                geometry[rows["place"]], colour[rows["place"]] = rows["geometry"], rows["colour"]
 
-            yield load
-    except OSError as error:
-        raise storage_failure(error, scratch, needed) or error from None
+        yield load
 
 
 def _write_buckets(ply: Rows, numbers: np.ndarray, file: int, report: Report, bucket_rows: int) -> list[int]:
@@ -139,16 +130,6 @@ def _write_buckets(ply: Rows, numbers: np.ndarray, file: int, report: Report, bu
         for begin, end in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
             if begin < end:
                 k = int(places[begin]) // bucket_rows
-                _transfer(os.pwritev, file, rows[begin:end], k * bucket_rows + filled[k])
+                write_at(file, rows[begin:end].view(np.uint8).data, (k * bucket_rows + filled[k]) * _ROW.itemsize)
                 filled[k] += end - begin
     return filled
-
-
-def _transfer(call: Callable[[int, list[memoryview], int], int], file: int, rows: np.ndarray, first: int) -> None:
-    """Read or write all of `rows`, of which the file's row `first` is the first."""
-    data, at = rows.view(np.uint8).data, first * _ROW.itemsize
-    while len(data):
-        done = call(file, [data], at)
-        if not done:
-            raise OSError(f"a scratch file ends at {at}")
-        data, at = data[done:], at + done

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from clm.errors import ResourceError
-from clm.formats import ordered
+from clm.formats import columns, ordered, spool
 from clm.formats.ordered import in_order
 from clm.formats.ply_read import PlyRows, open_ply
 from clm.formats.ply_write import write_ply
@@ -100,7 +100,7 @@ def test_a_scratch_folder_without_room_is_refused_before_anything_is_written(
     ply: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(ordered.shutil, "disk_usage", lambda folder: usage(1 << 20))
+    monkeypatch.setattr(spool.shutil, "disk_usage", lambda folder: usage(1 << 20))
     with pytest.raises(ResourceError, match=r"Sorting .*rows\.ply takes 4\.7 MiB in .*1\.0 MiB are free"):
         gathered(ply, orders()["shuffled"], tmp_path, bucket_rows=BUCKET)
 
@@ -108,7 +108,7 @@ def test_a_scratch_folder_without_room_is_refused_before_anything_is_written(
 def test_a_disk_that_fills_up_is_named_and_no_scratch_file_stays(
     ply: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, real = [0], os.pwritev
+    calls, real = [0], os.pwrite
 
     def full(*arguments: Any) -> int:
         calls[0] += 1
@@ -116,7 +116,7 @@ def test_a_disk_that_fills_up_is_named_and_no_scratch_file_stays(
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*arguments)
 
-    monkeypatch.setattr(ordered.os, "pwritev", full)
+    monkeypatch.setattr(columns.os, "pwrite", full)
     with pytest.raises(ResourceError, match="disk is full"):
         gathered(ply, orders()["shuffled"], tmp_path, bucket_rows=BUCKET)
     assert not list(tmp_path.iterdir())
