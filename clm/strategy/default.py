@@ -75,6 +75,12 @@ class DefaultStrategy:
         """Only while densification may still prune what stays transparent."""
         return now < self._config.densify_until and crossed(self._config.opacity_reset_every, before, now)
 
+    def _window(self, now: int) -> int:
+        """Images that the statistics are of: since the last densification, or, before the first, since the beginning."""
+        every, due = self._config.densify_every, now // self._config.densify_every
+        last = (due - 1) * every
+        return every if last > self._config.densify_from else due * every
+
     def _thresholds(self, now: int) -> Thresholds:
         config, scale = self._config, self._scale
         after_reset = 0 < config.opacity_reset_every < now
@@ -84,7 +90,7 @@ class DefaultStrategy:
             prune_opacity=config.prune_opacity,
             prune_scale=config.prune_scale * scale if after_reset else None,
             evidence=config.grow_evidence,
-            epochs=config.densify_every / self._views,
+            epochs=self._window(now) / self._views,
         )
 
 

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clm.optim.adam import Adam, Betas
+from clm.settings import load_config
 from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS
 from clm.store.store import Store
 from clm.strategy.default import (
     SPLIT_SHRINK,
     Decision,
+    DefaultStrategy,
     Thresholds,
     clear_statistics,
     decide,
@@ -86,6 +88,16 @@ def test_evidence_of_a_part_of_an_epoch_is_on_average_that_of_all() -> None:
     some = np.array([rng.permutation(pixels)[:drawn] for _ in range(4000)])
     found = evidence(np.float32(some.sum(axis=1)), np.float32((some**2).sum(axis=1)), drawn / views)
     assert found.mean() == pytest.approx(12 * 11 * 50, rel=0.1)
+
+
+@pytest.mark.parametrize(("begins", "first"), [(50, 100), (500, 600)])
+def test_the_first_densification_looks_at_all_images_since_the_beginning(begins: int, first: int) -> None:
+    config = load_config({})
+    config = dataclasses.replace(config, densify_from=begins, densify_every=100, densify_until=5000)
+    strategy = DefaultStrategy(config, 1.0, views=50)
+    assert not any(strategy.due(now - 4, now) for now in range(4, first, 4)) and strategy.due(first - 4, first)
+    assert strategy._thresholds(first).epochs == first / 50
+    assert strategy._thresholds(first + 100).epochs == strategy._thresholds(first + 102).epochs == 100 / 50
 
 
 def test_rows_grow_where_enough_of_them_is_seen_from_more_than_one_place_and_the_others_are_counted() -> None:
