@@ -132,12 +132,12 @@ def _pairs(blobs: _Blobs, most: int, round_: int) -> tuple[np.ndarray, np.ndarra
     """At most `most` pairs (row that stays, row that goes into it), no row twice: mutually nearest ones, the cheapest."""
     count = len(blobs.ink)
     low, high = blobs.means.min(axis=0).astype(np.float64), blobs.means.max(axis=0).astype(np.float64)
-    span = np.where(high > low, high - low, 1.0)
+    edge = float((high - low).max()) or 1.0
     # The curve's jumps lie elsewhere in every round.
-    shift = span * (0.37 * round_ % 0.5)
+    shift = edge * (0.37 * round_ % 0.5)
     points = np.zeros((count, 4), np.float32)
     points[:, :3] = blobs.means
-    order = sorted_rows(space_keys(points, low - shift, 1.5 * span, np.full(3, np.inf, np.float32)))
+    order = sorted_rows(space_keys(points, low - shift, 1.5 * edge, np.full(3, np.inf, np.float32)))
     near = blobs.take(order)
     # As far apart as rows of a surface that fills the box are, once there are few enough.
     distance = np.linalg.norm(blobs.means.std(axis=0)) / np.sqrt(count)

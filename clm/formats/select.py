@@ -253,5 +253,4 @@ def _curve_keys(centres: np.ndarray) -> np.ndarray:
         piece = centres[start : start + CHUNK_ROWS, :3]
         np.arcsinh((piece - middle) / spread, out=piece)
     low, high = (f(centres[:, :3], axis=0).astype(np.float64) for f in (np.min, np.max))
-    span = np.where(high > low, high - low, 1.0)
-    return space_keys(centres, low, span, np.full(3, np.inf, np.float32))
+    return space_keys(centres, low, float((high - low).max()) or 1.0, np.full(3, np.inf, np.float32))

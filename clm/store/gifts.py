@@ -74,6 +74,6 @@ def along_a_curve(bounds: np.ndarray) -> np.ndarray:
     """Indices [A] of pages with bounds [A, 8]: by the class of their largest radius, then in space."""
     low, high = bounds[:, :3], bounds[:, 4:7]
     centres = np.column_stack([(low + high) / 2, bounds[:, 3]]).astype(np.float32)
-    corner, span = centres[:, :3].min(axis=0).astype(np.float64), np.ptp(centres[:, :3], axis=0).astype(np.float64)
+    corner, edge = centres[:, :3].min(axis=0).astype(np.float64), float(np.ptp(centres[:, :3], axis=0).max())
     edges = (np.median(centres[:, 3]) * np.asarray(CLASS_EDGES)).astype(np.float32)
-    return np.argsort(space_keys(centres, corner, np.where(span > 0, span, 1.0), edges), kind="stable")
+    return np.argsort(space_keys(centres, corner, edge or 1.0, edges), kind="stable")

@@ -14,12 +14,11 @@ CLASS_EDGES = (4.0, 16.0, 64.0)  # multiples of the median bounding radius
 _SAMPLED_ROWS = 100_000  # at least, for the grid
 
 
-def _grid(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Corner and span [3] f64 of the box of the 1st to 99th percentile."""
+def _grid(means: np.ndarray) -> tuple[np.ndarray, float]:
+    """Corner [3] f64 of the box of the 1st to 99th percentile, and its longest edge."""
     sample = means[:: max(1, len(means) // _SAMPLED_ROWS)]
     low, high = np.percentile(sample, [1, 99], axis=0).astype(np.float64)
-    span = high - low
-    return low, np.where(span > 0, span, 1.0)
+    return low, float((high - low).max()) or 1.0
 
 
 def plain_entries(geometry: np.ndarray) -> np.ndarray:

@@ -19,27 +19,26 @@ def _spread_bits(x: np.ndarray) -> np.ndarray:
     return (x | (x << np.uint64(2))) & np.uint64(0x1249249249249249)
 
 
-def _grid(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Corner and span [3] f64 of the box of the 1st to 99th percentile."""
+def _grid(means: np.ndarray) -> tuple[np.ndarray, float]:
+    """Corner [3] f64 of the box of the 1st to 99th percentile, and its longest edge: cells are cubes."""
     sample = means[:: max(1, len(means) // 100_000)]
     low, high = np.percentile(sample, [1, 99], axis=0)
-    span = high - low
-    return low, np.where(span > 0, span, 1.0)
+    return low, float((high - low).max()) or 1.0
 
 
-def _codes(means: np.ndarray, low: np.ndarray, span: np.ndarray) -> np.ndarray:
-    cells = np.clip((means - low) / span, 0.0, 1.0) * ((1 << _BITS) - 1)
+def _codes(means: np.ndarray, low: np.ndarray, edge: float) -> np.ndarray:
+    cells = np.clip((means - low) / edge, 0.0, 1.0) * ((1 << _BITS) - 1)
     x, y, z = (_spread_bits(cells[:, axis].astype(np.uint64)) for axis in range(3))
     return x | (y << np.uint64(1)) | (z << np.uint64(2))
 
 
 def morton_codes(means: np.ndarray) -> np.ndarray:
     """Morton codes [N] u64 of positions [N, 3], on the grid of the 1st to 99th percentile box (outliers clamp to its faces)."""
-    low, span = _grid(means)
+    low, edge = _grid(means)
     codes = np.empty(len(means), np.uint64)
     for first in range(0, len(means), CHUNK_ROWS):
         piece = slice(first, first + CHUNK_ROWS)
-        codes[piece] = _codes(means[piece], low, span)
+        codes[piece] = _codes(means[piece], low, edge)
     return codes
 
 

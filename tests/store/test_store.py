@@ -261,6 +261,15 @@ def test_store_order_keeps_neighbours_together() -> None:
     assert np.median(volume) < 3 * 2048 / 50_000
 
 
+def test_a_flat_scene_is_cut_along_its_surface_and_not_into_layers() -> None:
+    entries = (
+        np.random.default_rng(0).uniform((0, 0, 0, 1e-3), (100, 100, 0.4, 1e-3), (64 * 2048, 4)).astype(np.float32)
+    )
+    pages = entries[block_order(entries), :2].reshape(64, 2048, 2)
+    area = np.prod(pages.max(axis=1) - pages.min(axis=1), axis=1)
+    assert np.median(area) < 1.5 * 100 * 100 / 64
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_row_pages_grow_with_their_rows_also_while_an_array_of_them_is_held(held: bool) -> None:
     pages = RowPages(1000, 48)
