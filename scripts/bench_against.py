@@ -1,10 +1,11 @@
 """This commit against another checkout, run by run in turns: seconds per image of training, everything resident and offloaded.
 
-    python scripts/bench_against.py CHECKOUT [--scenes fox caliterra] [--images 400] [--rounds 7] [--batches 4]
+    python scripts/bench_against.py CHECKOUT [--scenes fox caliterra] [--images 400] [--rounds 5] [--batches 4]
 
-CHECKOUT: a worktree of the other commit with its kernels built. Each run is a process of its own (`clm train`, a fixed number
-of rows), measured from batch to batch after its first tenth: seconds on the clock, and seconds of processor time over all
-threads, which neighbours on the machine disturb less. Ratios are taken round by round; below 1: this commit is faster.
+CHECKOUT: a worktree of the other commit with its kernels built. In each round the two sides train at the same time (`clm train`, a
+fixed number of rows, a process each), and by turns of half a second one of them is stopped, so that what neighbours do to the
+machine hits both alike. Counted per image, from a tenth of the images on until the first is through: seconds of a side's own
+turns, and seconds of processor time over all threads. Ratios are taken round by round; below 1: this commit is faster.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from bench_common import SCENES, header
 
 HERE = Path(__file__).resolve().parents[1]
+TURN = 0.5  # seconds
 FIXED = {"densify_until": 0, "opacity_reset_every": 0, "sh_interval": 1, "save_every": 0, "keep_checkpoints": 1}
 # Both commits make a BatchDone per batch; where its module lies has changed.
 MEASURED = """
@@ -42,17 +47,52 @@ finally:
 """
 
 
-def seconds_per_image(checkout: Path, scene: Path, run: Path, options: dict[str, object]) -> tuple[float, float, float]:
-    """On the clock, of processor time, and the loss of the last batch."""
+@dataclass
+class Side:
+    """One commit's run of a round."""
+
+    process: subprocess.Popen[bytes]
+    marks: Path
+    turns: list[tuple[float, float]] = field(default_factory=list)  # seconds of the machine's clock
+
+    def run_until(self, end: float) -> None:
+        began = time.perf_counter()
+        self.process.send_signal(signal.SIGCONT)
+        while time.perf_counter() < end and self.process.poll() is None:
+            time.sleep(0.005)
+        self.process.send_signal(signal.SIGSTOP)
+        self.turns.append((began, time.perf_counter()))
+
+
+def start(checkout: Path, scene: Path, run: Path, options: dict[str, object]) -> Side:
     config, marks = run.with_suffix(".yaml"), run.with_suffix(".json")
     config.write_text(json.dumps({**FIXED, **options}))
     words = ["train", str(scene), "-o", str(run), "--config", str(config), "-q", "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    subprocess.run([sys.executable, "-c", MEASURED, str(marks), *words], cwd=checkout, env=environment, check=True)
-    done = json.loads(marks.read_text())
-    first, last = done[len(done) // 10], done[-1]
+    process = subprocess.Popen([sys.executable, "-c", MEASURED, str(marks), *words], cwd=checkout, env=environment)
+    return Side(process, marks)
+
+
+def alternate(sides: list[Side]) -> list[tuple[float, float, float]]:
+    """Per side: seconds of its turns and of processor time per image, and the loss of its last batch."""
+    while all(side.process.poll() is None for side in sides):
+        for side in sides:
+            side.run_until(time.perf_counter() + TURN)
+    ends = time.perf_counter()
+    for side in sides:
+        side.process.send_signal(signal.SIGCONT)
+        if side.process.wait():
+            raise SystemExit(f"a run ended with {side.process.returncode}")
+    return [per_image(json.loads(side.marks.read_text()), side.turns, ends) for side in sides]
+
+
+def per_image(marks: list[list[float]], turns: list[tuple[float, float]], ends: float) -> tuple[float, float, float]:
+    """Of `marks` (clock, processor, image, loss, rows) the part from a tenth of them until `ends`, in `turns` only."""
+    first = marks[len(marks) // 10]
+    last = [mark for mark in marks if mark[0] <= ends][-1]
+    own = sum(max(0.0, min(end, last[0]) - max(began, first[0])) for began, end in turns)
     images = last[2] - first[2]
-    return (last[0] - first[0]) / images, (last[1] - first[1]) / images, last[3]
+    return own / images, (last[1] - first[1]) / images, marks[-1][3]
 
 
 def main() -> None:
@@ -63,7 +103,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--batches", type=int, nargs="+", default=[4])
     parser.add_argument("--offload", nargs="+", default=["none", "host"])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     print(header())
     sides = {"before": args.checkout.resolve(), "now": HERE}
@@ -75,12 +115,16 @@ def main() -> None:
                 taken: dict[str, list[tuple[float, float, float]]] = {side: [] for side in sides}
                 with tempfile.TemporaryDirectory() as folder:
                     for turn in range(args.rounds):
-                        for side in list(sides)[:: 1 if turn % 2 else -1]:
-                            run = Path(folder) / f"{side}_{turn}"
-                            taken[side].append(seconds_per_image(sides[side], SCENES / scene, run, options))
+                        order = list(sides)[:: 1 if turn % 2 else -1]
+                        runs = [
+                            start(sides[side], SCENES / scene, Path(folder) / f"{side}_{turn}", options)
+                            for side in order
+                        ]
+                        for side, result in zip(order, alternate(runs), strict=True):
+                            taken[side].append(result)
                 before, now = np.array(taken["before"]), np.array(taken["now"])  # [rounds, 3]
                 print(f"{scene}, batch {batch}, {offload}: last loss {before[-1, 2]:.6f} before, {now[-1, 2]:.6f} now")
-                for k, what in enumerate(("on the clock", "of processors")):
+                for k, what in enumerate(("of its turns", "of processors")):
                     ratios = now[:, k] / before[:, k]
                     print(
                         f"  {what}: {1e3 * np.median(before[:, k]):.2f} ms an image before, {1e3 * np.median(now[:, k]):.2f}"
