@@ -267,7 +267,7 @@ def test_a_flat_scene_is_cut_along_its_surface_and_not_into_layers() -> None:
     )
     pages = entries[block_order(entries), :2].reshape(64, 2048, 2)
     area = np.prod(pages.max(axis=1) - pages.min(axis=1), axis=1)
-    assert np.median(area) < 1.5 * 100 * 100 / 64
+    assert np.median(area) < 3 * 100 * 100 / 64  # of layers it would be 8 times a page of one
 
 
 @pytest.mark.parametrize("held", [False, True])
