@@ -2,7 +2,8 @@
 
 Rows are uniform in a flat field. Those that were drawn since the last rebuild lie in a square of it (what some views saw) or
 anywhere; a part of them grows, as many leave. The number of rows that change is fixed, or a share of all. Every row had its
-last gradient at some step before, as in a run: rows have moments (of up to 8 M rows; beyond, zeros) and steps to catch up.
+last gradient at some step before, as in a run: rows have moments (of up to 16 M rows; beyond, zeros in memory that nobody touched,
+so that rebuilds pay for its first use) and steps to catch up.
 
 Timed now: the rows are whole, decide, carry out the growth with entries and bounds, clear statistics, see whether the placement
 holds, what tiers need to know. Timed at 508a314, as its `rebuild` did it: write back, settle all rows, densify, sort anew where
@@ -31,7 +32,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SEED = 0
 VIEWS = 100  # of the session; each sees a part of the field of side 20
-_MOMENTS_UP_TO = 8_000_000
+_MOMENTS_UP_TO = 16_000_000
 
 
 def entries_of(rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -35,7 +35,7 @@ def _library() -> ctypes.CDLL:
     library.clm_raster_project.restype = c_int64
     library.clm_raster_rasterize.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]
     library.clm_raster_rasterize.restype = c_int
-    library.clm_raster_rasterize_backward.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_int]
+    library.clm_raster_rasterize_backward.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_int]
     library.clm_raster_rasterize_backward.restype = c_int
     library.clm_raster_project_backward.argtypes = [*(c_void_p,) * 4, c_int64, c_int64, c_void_p, c_void_p]
     library.clm_raster_project_backward.restype = None
@@ -145,9 +145,15 @@ class RasterWorkspace:
         self._done = "rasterize"
 
     def rasterize_backward(
-        self, v_rgb: np.ndarray, v_alpha: np.ndarray | None, v_depth: np.ndarray | None, absgrad: bool
+        self,
+        v_rgb: np.ndarray,
+        v_alpha: np.ndarray | None,
+        v_depth: np.ndarray | None,
+        absgrad: bool,
+        counted: bool = True,
     ) -> None:
-        """From gradients of the last rasterize's image to those of its splats, which stay in the workspace."""
+        """From gradients of the last rasterize's image to those of its splats, which stay in the workspace; `counted`: also how
+        many pixels they explain (0 otherwise)."""
         self._check("rasterize_backward", "rasterize")
         height, width = self._size
         self._done = "rasterize"
@@ -157,6 +163,7 @@ class RasterWorkspace:
             pointer(v_alpha, np.float32, height, width),
             pointer(v_depth, np.float32, height, width),
             int(absgrad),
+            int(counted),
         )
         if code < 0:
             raise _out_of_memory()

@@ -40,8 +40,9 @@ class Rasterizer(Protocol):
         """Append the splats of the next piece, rows in order: geometry[slots] [A, 12] and colour[slots] [A, 48], raw. Returns
         how many rows are drawn. The arena may change afterwards."""
 
-    def rasterize(self, background: Colour, depth: bool = False) -> Any:
-        """The view's image (`Render`), its arrays on the device."""
+    def rasterize(self, background: Colour, depth: bool = False, counted: bool = True) -> Any:
+        """The view's image (`Render`), its arrays on the device. counted: its backward also counts the pixels that each row
+        explains, which growth asks for; where it does not, that is 0 and costs nothing."""
 
     def compare(self, rgb: Any, photo: np.ndarray, mask: np.ndarray | None, ssim_weight: float) -> Any:
         """The loss of an image on the device against a photo on the host: total, v_rgb, and whether it is finite."""

@@ -50,7 +50,7 @@ class CpuRasterizer:
         self._workspace = RasterWorkspace()
         self._planes = np.zeros((5, 0, 0), np.float32)  # rgb, alpha, depth
         self._seen = np.zeros((3, 0, 0), np.float32)
-        self._has_depth = False
+        self._has_depth, self._counted = False, True
         self._finite = True  # whether the view has gradients
         self._size = 0, 0  # height, width of the view
         self._drawn = 0
@@ -71,11 +71,13 @@ class CpuRasterizer:
         self._drawn += drawn
         return drawn
 
-    def rasterize(self, background: np.ndarray | tuple[float, float, float], depth: bool = False) -> Render:
-        """The image of the view's splats."""
+    def rasterize(
+        self, background: np.ndarray | tuple[float, float, float], depth: bool = False, counted: bool = True
+    ) -> Render:
+        """The image of the view's splats. counted: its backward also counts the pixels that they explain."""
         if self._planes.shape[1:] != self._size:
             self._planes = np.zeros((5, *self._size), np.float32)
-        planes, self._has_depth = self._planes, depth
+        planes, self._has_depth, self._counted = self._planes, depth, counted
         self._workspace.rasterize(np.array(background, np.float32), planes[:3], planes[3], planes[4] if depth else None)
         self._expected = self._expected.learn(self._workspace.rows, self._workspace.pairs())
         frozen = planes.view()
@@ -112,7 +114,7 @@ class CpuRasterizer:
             raise ValueError("v_depth needs a forward with depth=True")
         self._finite = bool(finite)
         if self._finite:
-            self._workspace.rasterize_backward(v_rgb, v_alpha, v_depth, self.absgrad)
+            self._workspace.rasterize_backward(v_rgb, v_alpha, v_depth, self.absgrad, self._counted)
 
     def project_backward(
         self,

@@ -85,8 +85,11 @@ class GsplatRasterizer:
         self._view.graph = projected
         return len(projected.ids)
 
-    def rasterize(self, background: np.ndarray | tuple[float, float, float], depth: bool = False) -> DeviceRender:
-        """The image of the view's splats. Raises OutOfDeviceMemory; then the view begins again."""
+    def rasterize(
+        self, background: np.ndarray | tuple[float, float, float], depth: bool = False, counted: bool = True
+    ) -> DeviceRender:
+        """The image of the view's splats; counted: its backward also counts the pixels that they explain. Raises
+        OutOfDeviceMemory; then the view begins again."""
         if self._view.camera is None or len(self._view.parts) < min(1, self._view.drawn):
             raise ValueError("rasterize needs a begin of its own: the splats of an image are freed by its backward")
         self._view.raster = self._view.gradients = None
@@ -97,7 +100,8 @@ class GsplatRasterizer:
             if self._view.drawn == 0:
                 return backdrop_alone(camera, background, depth, self._device)
             splats, size = self._view.parts[0], (camera.width, camera.height)
-            raster = pixels.rasterize(self._ops, splats, *size, background, depth, self.absgrad, self.band_bytes)
+            channels = pixels.Channels(counted, depth)
+            raster = pixels.rasterize(self._ops, splats, *size, background, channels, self.absgrad, self.band_bytes)
             self._view.raster, self._pairs = raster, raster.pairs
             return DeviceRender(raster.rgb, raster.alpha.detach()[0, ..., 0], raster.depth, self._view.drawn)
 

@@ -23,9 +23,14 @@ from clm.render.splats import SplatGradients, Splats
 PAIR_BYTES = 24  # of a pair while pairs are sorted: keys and ids, twice
 MOST_PAIRS = 2**31 - 1  # gsplat keeps where a tile's pairs begin in int32
 
-_COUNTED = 4  # channels of an image without depths: red, green, blue, and one that counts pixels
-
 Band = tuple[int, int]  # tile rows [begin, end)
+
+
+class Channels(NamedTuple):
+    """What an image has beside red, green and blue, in this order: one that counts pixels, one of depths."""
+
+    counted: bool
+    depth: bool
 
 
 class Leaves(NamedTuple):
@@ -33,7 +38,7 @@ class Leaves(NamedTuple):
 
     means2d: Tensor  # [1, n, 2]
     conics: Tensor  # [1, n, 3]
-    colours: Tensor  # [1, n, 4 or 5] a fourth channel, and depths
+    colours: Tensor  # [1, n, 3 to 5] as `Channels` says
     opacities: Tensor  # [1, n]
 
     def moved_up(self, pixels: int) -> Leaves:
@@ -55,9 +60,10 @@ class Raster:
 
     leaves: Leaves
     splats: Splats
-    image: Tensor  # [1, H, W, 4 or 5] background blended in; then zeros, and the sum of weighted depths
+    channels: Channels
+    image: Tensor  # [1, H, W, 3 to 5] background blended in; then zeros, and the sum of weighted depths
     alpha: Tensor  # [1, H, W, 1]
-    backdrop: Tensor  # [1, 4 or 5]
+    backdrop: Tensor  # [1, 3 to 5]
     absgrad: bool
     pairs: int  # (tile, splat) pairs that were listed at a time
     bands: tuple[Band, ...]  # with more than one, image and alpha have no graph
@@ -70,9 +76,9 @@ class Raster:
     @property
     def depth(self) -> Tensor | None:
         """[H, W] expected depth; 0 where nothing was drawn."""
-        if self.image.shape[-1] == _COUNTED:
+        if not self.channels.depth:
             return None
-        return self.image.detach()[0, ..., _COUNTED] / self.alpha.detach()[0, ..., 0].clamp_min(1e-10)
+        return self.image.detach()[0, ..., -1] / self.alpha.detach()[0, ..., 0].clamp_min(1e-10)
 
 
 def rasterize(
@@ -81,20 +87,21 @@ def rasterize(
     width: int,
     height: int,
     background: np.ndarray | tuple[float, float, float],
-    depth: bool,
+    channels: Channels,
     absgrad: bool,
     band_bytes: int | None = None,
 ) -> Raster:
-    """Blend splats in order of depth, ties in order of their rows; with `depth`, their depths as well.
+    """Blend splats in order of depth, ties in order of their rows.
 
     band_bytes: what tile lists may take at a time. More pairs than gsplat can count are cut into bands, too; ResourceError
     where one tile row has as many.
     """
-    # The fourth channel is 0 and changes nothing; its gradient is what the splats weigh in the pixels that count.
-    channels, behind = [splats.colours, torch.zeros_like(splats.depths)[:, None]], [*map(float, background), 0.0]
-    if depth:
-        channels, behind = [*channels, splats.depths[:, None]], [*behind, 0.0]
-    colours = torch.cat(channels, -1)
+    blended, behind = [splats.colours], [*map(float, background), *(0.0 for wanted in channels if wanted)]
+    if channels.counted:  # 0 everywhere: its gradient is what the splats weigh in the pixels that count
+        blended.append(torch.zeros_like(splats.depths)[:, None])
+    if channels.depth:
+        blended.append(splats.depths[:, None])
+    colours = torch.cat(blended, -1)
     leaves = Leaves(splats.means2d[None], splats.conics[None], colours[None], splats.opacities[None])
     backdrop = seam.on_device(np.array([behind], np.float32), splats.means2d.device)
     bands: tuple[Band, ...] = ((0, -(-height // _TILE)),)
@@ -104,14 +111,14 @@ def rasterize(
         own = leaves.differentiable()
         drawn = _draw(ops, splats, own, backdrop, width, height, absgrad)
         if drawn is not None:
-            return Raster(own, splats, drawn.image, drawn.alpha, backdrop, absgrad, drawn.pairs, bands)
+            return Raster(own, splats, channels, drawn.image, drawn.alpha, backdrop, absgrad, drawn.pairs, bands)
         bands = cut_bands(_pairs_of_tile_rows(splats, width, height), None)
     parts = [
         _draw_band(ops, splats, leaves.moved_up(_TILE * band[0]), backdrop, width, height, absgrad, band)
         for band in bands
     ]
     image, alpha = (torch.cat(images, 1) for images in ([p.image for p in parts], [p.alpha for p in parts]))
-    return Raster(leaves, splats, image, alpha, backdrop, absgrad, max(p.pairs for p in parts), bands)
+    return Raster(leaves, splats, channels, image, alpha, backdrop, absgrad, max(p.pairs for p in parts), bands)
 
 
 def rasterize_backward(
@@ -119,9 +126,10 @@ def rasterize_backward(
 ) -> SplatGradients:
     """Gradients of the splats from those of rgb [3, H, W], alpha and expected depth [H, W]."""
     v_pixels = v_rgb.permute(1, 2, 0)[None]
-    counted = (v_pixels != 0).any(-1, keepdim=True).to(v_rgb.dtype)
-    v_channels = [v_pixels, counted]
-    if raster.image.shape[-1] > _COUNTED:
+    v_channels = [v_pixels]
+    if raster.channels.counted:
+        v_channels.append((v_pixels != 0).any(-1, keepdim=True).to(v_rgb.dtype))
+    if raster.channels.depth:
         last, alpha = torch.zeros_like(raster.alpha), raster.alpha.detach()
         if v_depth is not None:  # depth = D / max(alpha, 1e-10)
             depth, above = raster.depth, alpha > 1e-10
@@ -142,9 +150,9 @@ def rasterize_backward(
         conics,
         colours[:, :3],
         opacities,
-        colours[:, _COUNTED] if v_depth is not None else None,
+        colours[:, -1] if v_depth is not None else None,
         means2d if absolute is None else absolute[0],
-        colours[:, 3],
+        colours[:, 3] if raster.channels.counted else None,
     )
 
 

@@ -57,7 +57,9 @@ class SplatGradients(NamedTuple):
     opacities: Tensor  # [n]
     depths: Tensor | None  # [n]; None without a depth image
     screen: Tensor  # [n, 2] what the screen statistic takes: means2d, or with absgrad the sums of absolute values
-    pixels: Tensor  # [n] alpha T over the pixels that the loss looks at: how much of the image the splat explains
+    pixels: (
+        Tensor | None
+    )  # [n] alpha T over the pixels that the loss looks at: how much of the image the splat explains
 
     def rows(self, begin: int, end: int) -> SplatGradients:
         """Those of splats begin to end, as views."""
@@ -178,9 +180,10 @@ def project_backward(projected: Projected, v: SplatGradients, finite: Tensor | N
     torch.mul(v_opacities, opacities * (1 - opacities), out=rows[:, LOGIT_OPACITIES])
     rows[:, GRAD_DRAWN] = 1
     torch.hypot(v.screen[:, 0] * (width / 2), v.screen[:, 1] * (height / 2), out=rows[:, GRAD_SCREEN])
-    rows[:, GRAD_PIXELS] = v.pixels
-    torch.square(v.pixels, out=rows[:, GRAD_SQUARES])
-    rows[:, GRAD_SQUARES + 1 :] = 0
+    rows[:, GRAD_PIXELS:] = 0
+    if v.pixels is not None:
+        rows[:, GRAD_PIXELS] = v.pixels
+        torch.square(v.pixels, out=rows[:, GRAD_SQUARES])
     # Not a product: 0 times what is not finite is not 0.
     dropped = ~keep[:, None]
     return rows.masked_fill_(dropped, 0.0), v_coefficients.flatten(1).masked_fill_(dropped, 0.0)

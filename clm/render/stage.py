@@ -23,6 +23,7 @@ class Target:
     mask: np.ndarray | None  # [H, W] u8 or bool: what is 0 does not count
     background: tuple[float, float, float]
     ssim_weight: float = 0.2
+    counted: bool = True  # whether growth will ask how many pixels each row explains
     exposure: ViewExposure | None = None  # that the photo was taken with; None: the picture is compared as it is
 
 
@@ -30,7 +31,7 @@ def compare_and_differentiate(rasterizer: Any, target: Target) -> Any:
     """From the splats that a rasteriser was given to their gradients, which stay in it, and that of the exposure, which learns
     it; returns the loss (a float, or a 0-d tensor on the device that becomes one). Of a loss that is not finite there are no
     gradients."""
-    render = rasterizer.rasterize(target.background)
+    render = rasterizer.rasterize(target.background, counted=target.counted)
     exposure, seen = target.exposure, render.rgb
     if exposure is not None:
         seen = rasterizer.expose(render.rgb, exposure.matrix)

@@ -18,6 +18,10 @@ class Growth:
         """Whether the batch (before, now] is followed by a rebuild."""
         return self._strategy.due(before, now)
 
+    def counts(self, image: int) -> bool:
+        """Whether a rebuild will read how many pixels of this image its rows explain."""
+        return self._strategy.counts(image)
+
     @property
     def due(self) -> bool:
         return self.follows(*self._schedule.last_batch)

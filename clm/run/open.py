@@ -141,7 +141,7 @@ def open_run(
             emit,
             Path(config.trace) if config.trace else None,
         )
-        views = Views(scene, photos, schedule, residence, exposures)
+        views = Views(scene, photos, schedule, residence, exposures, growth.counts)
         evaluation = Evaluation(scene, photos, schedule, residence, folder, emit)
         saver = Saver(folder / "checkpoints", schedule, residence, exposures, accounts, scene.scale, emit)
         if saved is not None:

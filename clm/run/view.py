@@ -52,9 +52,18 @@ class Losses:
 class Views:
     """Renders the training views of a batch through the lanes of a residence."""
 
-    def __init__(self, scene: Scene, photos: Photos, schedule: Schedule, residence: Residence, exposures: Exposures):
+    def __init__(
+        self,
+        scene: Scene,
+        photos: Photos,
+        schedule: Schedule,
+        residence: Residence,
+        exposures: Exposures,
+        counted: Callable[[int], bool],
+    ):
+        """counted(image): whether growth will ask how many pixels its rows explain."""
         self._scene, self._photos, self._schedule, self._residence = scene, photos, schedule, residence
-        self._exposures = exposures
+        self._exposures, self._counted = exposures, counted
         self._last = Losses()  # of the last batch
 
     def compute(self, batch: NextBatch) -> Losses:
@@ -102,7 +111,8 @@ class Views:
         if pair is None:
             return None
         background, exposure = self._schedule.background(image), self._exposures.of(view)
-        target = Target(*pair, background, self._schedule.config.ssim_weight, exposure)
+        counted = self._counted(image)
+        target = Target(*pair, background, self._schedule.config.ssim_weight, counted, exposure)
         return partial(compare_and_differentiate, self._residence.rasterizer, target)
 
     def why_to_stop(self) -> ClmError | None:

@@ -53,6 +53,9 @@ class DefaultStrategy:
     def due(self, before: int, now: int) -> bool:
         return self._densify_due(before, now) or self._reset_due(before, now)
 
+    def counts(self, image: int) -> bool:
+        return self._config.grow_evidence > 0 and image <= self._config.densify_until
+
     def rebuild(self, rebuild: Rebuild, before: int, now: int) -> Iterator[Event]:
         store, config = rebuild.store, self._config
         if self._densify_due(before, now):

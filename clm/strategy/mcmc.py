@@ -52,6 +52,9 @@ class McmcStrategy:
         config = self._config
         return config.densify_from < now <= config.densify_until and crossed(config.densify_every, before, now)
 
+    def counts(self, image: int) -> bool:
+        return False
+
     def rebuild(self, rebuild: Rebuild, before: int, now: int) -> Iterator[Event]:
         store, config = rebuild.store, self._config
         more = max(0, min(rebuild.most_rows, int(ADDED * store.rows)) - store.rows)

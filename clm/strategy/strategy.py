@@ -76,5 +76,8 @@ class Strategy(Protocol):
     def due(self, before: int, now: int) -> bool:
         """Whether a batch is followed by a rebuild, so that no plan can be made ahead. From any thread."""
 
+    def counts(self, image: int) -> bool:
+        """Whether a rebuild will read how many pixels of this image its rows explain."""
+
     def rebuild(self, rebuild: Rebuild, before: int, now: int) -> Iterator[Event]:
         """Do what is due after a batch; yields an event for each thing done, when it is done."""

@@ -76,7 +76,7 @@ def render_view(
         batch.ticks = Ticks(plan, tiers, [pages_of(seen, size) for seen in next_sets])
 
     def draw() -> Render:
-        render = rasterizer.rasterize(background, depth)
+        render = rasterizer.rasterize(background, depth, counted=False)
         images: dict[str, Any] = {
             name: None if (image := getattr(render, name)) is None else device.numpy(image)
             for name in ("rgb", "alpha", "depth")

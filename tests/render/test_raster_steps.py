@@ -39,6 +39,24 @@ def test_the_steps_one_by_one_give_bitwise_what_forward_and_backward_give(depth:
         assert all(np.array_equal(a, b) for a, b in zip(apart, fused, strict=True)) and fused[0].any()
 
 
+@pytest.mark.parametrize("depth", [False, True])
+def test_pixels_that_nobody_asks_for_are_not_counted_and_nothing_else_changes(depth: bool) -> None:
+    rows, camera, rng = (*random_rows(ROWS), all_slots(ROWS)), look_at_origin(), np.random.default_rng(1)
+    v_rgb, v_depth = (rng.normal(size=s).astype(np.float32) for s in ((3, 50, 72), (50, 72)))
+    found = []
+    for counted in (True, False):
+        rasterizer, grads = CpuRasterizer(absgrad=True), gradients()
+        rasterizer.begin(camera, 3)
+        rasterizer.project(*rows)
+        rasterizer.rasterize(BACKGROUND, depth, counted)
+        rasterizer.rasterize_backward(v_rgb, None, v_depth if depth else None)
+        rasterizer.project_backward(*rows, 0, *grads)
+        found.append(grads)
+    (asked, colours), (unasked, same_colours) = found
+    assert np.array_equal(asked[:, :13], unasked[:, :13]) and np.array_equal(colours, same_colours)
+    assert asked[:, 13:15].any() and not unasked[:, 13:].any()
+
+
 def test_splats_can_be_rasterized_again_over_another_background() -> None:
     rows, camera, rasterizer = (*random_rows(ROWS), all_slots(ROWS)), look_at_origin(), CpuRasterizer()
     rasterizer.begin(camera, 2)

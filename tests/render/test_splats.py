@@ -103,6 +103,25 @@ def test_the_steps_one_by_one_give_bitwise_what_forward_and_backward_give(depth:
     assert first.depth is None or (second.depth is not None and torch.equal(first.depth, second.depth))
 
 
+@pytest.mark.parametrize("depth", [False, True])
+def test_pixels_that_nobody_asks_for_are_not_counted_and_nothing_else_changes(depth: bool) -> None:
+    camera, found = look_at_origin(), []
+    v_rgb, v_alpha, v_depth = cotangents(camera)
+    for counted in (True, False):
+        rasterizer, grads = GsplatRasterizer(), gradients()
+        rasterizer.begin(camera, 3)
+        rasterizer.project(*arena())
+        image = rasterizer.rasterize(BACKGROUND, depth, counted)
+        rasterizer.rasterize_backward(v_rgb, v_alpha, v_depth if depth else None)
+        rasterizer.project_backward(*arena(), 0, *grads)
+        found.append((image, *grads))
+    (image, asked, colours), (same_image, unasked, same_colours) = found
+    assert is_close(same_image.rgb, image.rgb) and (image.depth is not None) == (same_image.depth is not None) == depth
+    assert image.depth is None or is_close(same_image.depth, image.depth)
+    assert is_close(unasked[:, :13], asked[:, :13]) and is_close(same_colours, colours)
+    assert asked[:, 13:15].any() and not unasked[:, 13:].any()
+
+
 def in_pieces(
     rasterizer: Any, camera: Camera, cuts: list[int], depth: bool, where: Callable[[Any], Any] = lambda ids: ids
 ) -> tuple[Any, tuple[Any, Any]]:

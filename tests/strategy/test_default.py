@@ -217,3 +217,13 @@ def test_opacity_reset_lowers_opacities_and_clears_their_moments_only(moments: s
     assert store.geometry[:, LOGIT_OPACITIES].max() <= np.log(0.01 / 0.99) + 1e-6
     assert (store.m_geometry[:, LOGIT_OPACITIES] == 0).all() and (store.v_geometry[:, LOGIT_OPACITIES] == 0).all()
     np.testing.assert_array_equal(store.m_geometry[:, :10], kept)
+
+
+def test_pixels_are_counted_as_long_as_a_densification_may_read_them() -> None:
+    config = dataclasses.replace(load_config({}), densify_from=50, densify_every=100, densify_until=1000)
+    strategy, asked = DefaultStrategy(config, 1.0, 10), []
+    for now in range(4, 2000, 4):  # batches of four images: now - 4 to now - 1
+        asked.append(any(strategy.counts(image) for image in range(now - 4, now)))
+        assert asked[-1] or not strategy.due(now - 4, now)
+    assert asked[0] and not asked[-1]
+    assert not DefaultStrategy(dataclasses.replace(config, grow_evidence=0.0), 1.0, 10).counts(1)

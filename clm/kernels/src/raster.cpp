@@ -88,16 +88,16 @@ CLM_API int clm_raster_rasterize(void* handle, const float* background, float* r
     return 0;
 }
 
-// From gradients of the last rasterize's image to those of its splats, which stay in the workspace. Returns 0, or -1 when
-// memory ran out.
+// From gradients of the last rasterize's image to those of its splats, which stay in the workspace; counted: also how many
+// pixels they explain, 0 otherwise. Returns 0, or -1 when memory ran out.
 CLM_API int clm_raster_rasterize_backward(void* handle, const float* v_rgb, const float* v_alpha, const float* v_depth,
-                                          int absgrad) {
+                                          int absgrad, int counted) {
     Workspace& ws = *static_cast<Workspace*>(handle);
     ws.absgrad = absgrad != 0;
     ws.moments_of = v_depth ? kDeepMoments : kMoments;
     ws.summed = ws.bands.size() > 1;
     ws.seconds[kBackward] = 0;
-    const Cotangents v{v_rgb, v_alpha, v_depth, ws.absgrad};
+    const Cotangents v{v_rgb, v_alpha, v_depth, ws.absgrad, counted != 0};
     try {
         timed(ws, kBackward, [&] {
             if (!ws.summed) return composite_backward(ws, v);

@@ -189,7 +189,7 @@ void composite(Workspace& ws, float* rgb, float* alpha, float* depth, bool has_d
 
 struct Cotangents {
     const float *rgb, *alpha, *depth;  // [3, H, W], [H, W] or null, [H, W] or null
-    bool absgrad;
+    bool absgrad, counted;
 };
 void composite_backward(Workspace& ws, const Cotangents& v);
 void clear_sums(Workspace& ws);

@@ -61,7 +61,7 @@ void start_replay(const Workspace& ws, const Cotangents& c, int64_t tile, int x0
     }
 }
 
-template <bool kDepth, bool kAbs>
+template <bool kDepth, bool kAbs, bool kCounted>
 CLM_INLINE void replay_pair(const Record& record, uint32_t blocks, const vf* px, const vf* py, Replay* replay,
                             float* out) {
     const float* g = &record.mx;
@@ -92,7 +92,7 @@ CLM_INLINE void replay_pair(const Record& record, uint32_t blocks, const vf* px,
         m[6] = fma(w, r.red, m[6]);
         m[7] = fma(w, r.green, m[7]);
         blue = fma(w, r.blue, blue);
-        pixels = fma(w, r.counted, pixels);
+        if (kCounted) pixels = fma(w, r.counted, pixels);
         if (kDepth) depth = fma(w, r.depth, depth);
         if (kAbs) {
             abs_x += vabs(fma(splat<vf>(2.0f * g[2]), hx, splat<vf>(g[3]) * hy));
@@ -101,7 +101,7 @@ CLM_INLINE void replay_pair(const Record& record, uint32_t blocks, const vf* px,
     }
     store(out, sums(m));
     out[8] = sum(blue);
-    out[9] = sum(pixels);
+    out[9] = kCounted ? sum(pixels) : 0.0f;
     out[10] = kAbs ? sum(abs_x) : 0.0f;
     out[11] = kAbs ? sum(abs_y) : 0.0f;
     if (kDepth) {
@@ -113,7 +113,7 @@ inline float* moments_of(const Workspace& ws, Pair pair) {
     return ws.moments.data() + (ws.pair_begin[pair.row] + pair.rank) * ws.moments_of;
 }
 
-template <bool kDepth, bool kAbs>
+template <bool kDepth, bool kAbs, bool kCounted>
 void replay_tile(Workspace& ws, const Cotangents& c, int64_t tile) {
     static const BlockPixels pixels;
     const View& v = ws.view;
@@ -138,27 +138,27 @@ void replay_tile(Workspace& ws, const Cotangents& c, int64_t tile) {
         float* out = moments_of(ws, pair);
         uint32_t blocks = ws.coverage[at];
         if (blocks)
-            replay_pair<kDepth, kAbs>(ws.records[pair.row], blocks, px, py, replay, out);
+            replay_pair<kDepth, kAbs, kCounted>(ws.records[pair.row], blocks, px, py, replay, out);
         else
             std::memset(out, 0, size_t(ws.moments_of) * sizeof(float));
     }
 }
+
+using ReplayTile = void (*)(Workspace&, const Cotangents&, int64_t);
 
 }  // namespace
 
 void composite_backward(Workspace& ws, const Cotangents& v) {
     const int64_t tiles = ws.band_tiles();
     ws.moments.need(ws.band_pairs * ws.moments_of);
-    parallel(tiles, [&](int64_t tile, int) {
-        if (v.depth && v.absgrad)
-            replay_tile<true, true>(ws, v, tile);
-        else if (v.depth)
-            replay_tile<true, false>(ws, v, tile);
-        else if (v.absgrad)
-            replay_tile<false, true>(ws, v, tile);
-        else
-            replay_tile<false, false>(ws, v, tile);
-    });
+    static constexpr ReplayTile kReplays[2][2][2] = {
+        {{replay_tile<false, false, false>, replay_tile<false, false, true>},
+         {replay_tile<false, true, false>, replay_tile<false, true, true>}},
+        {{replay_tile<true, false, false>, replay_tile<true, false, true>},
+         {replay_tile<true, true, false>, replay_tile<true, true, true>}},
+    };
+    const ReplayTile replay = kReplays[v.depth != nullptr][v.absgrad][v.counted];
+    parallel(tiles, [&](int64_t tile, int) { replay(ws, v, tile); });
 }
 
 }  // namespace clm
