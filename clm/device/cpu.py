@@ -27,6 +27,9 @@ class CpuStream:
     def run(self, work: Callable[..., T], *arguments: Any) -> T:
         return work(*arguments)
 
+    def uses(self, array: np.ndarray) -> None:
+        """It is there as long as somebody holds it."""
+
     def record(self) -> Moment:
         return Moment()
 

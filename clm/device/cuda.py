@@ -74,6 +74,10 @@ class CudaStream:
             "Pass a smaller --gpu-memory, or end other programs that use the device.",
         )
 
+    def uses(self, array: Tensor) -> None:
+        if array.is_cuda:
+            array.record_stream(self._stream)
+
     def record(self) -> CudaEvent:
         event = self._device.event()
         event.record(self._stream)

@@ -56,6 +56,9 @@ class Stream(Protocol):
     def run(self, work: Callable[..., T], *arguments: Any) -> T:
         """Hand over `work(*arguments)`. The result may still be on its way: only reading its value waits for it."""
 
+    def uses(self, array: Array) -> None:
+        """Memory of `array`, which was taken for another stream, stays until what was handed over so far is done."""
+
     def record(self) -> Event:
         """An event that is reached when everything handed over so far is done."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from clm.config import Config
+from clm.errors import ClmError
 from clm.formats.ordered import BUCKET_ROWS
 from clm.formats.registry import open_rows
 from clm.formats.source import FileSource, Make, Source, in_ram, store_of
@@ -17,6 +18,8 @@ from clm.scene import Scene
 from clm.store.init import PointRows, random_points
 from clm.store.order import space_keys_of
 from clm.store.store import Store
+
+Share = tuple[int, int]  # which of how many near-equal parts, from 0
 
 RANDOM_ROWS = 100_000  # initial Gaussians when the model has no points (INRIA, gsplat)
 
@@ -30,13 +33,22 @@ def initial_store(
     scratch: Path,
     make: Make = in_ram,
     bucket_rows: int = BUCKET_ROWS,
+    share: Share = (0, 1),
 ) -> Store:
     """Rows from a model in a file, from the COLMAP points, or random inside the cameras' bounds; sorted into pages.
 
     Their order is decided first, from places and sizes alone; then rows are made, a chunk at a time, where they stay. Memory
     beside the store: 50 bytes per point, the points included, and for a model 24, and a bucket (`clm.formats.ordered`). A row's
-    key is its number in the input. make: an empty store for so many rows. scratch, bucket_rows: of `in_order`."""
+    key is its number in the input. make: an empty store for so many rows. scratch, bucket_rows: of `in_order`. share: k of n
+    makes the k-th of n near-equal parts of the order alone."""
     source, order = ordered_source(scene, config, warn, report, scratch=scratch, bucket_rows=bucket_rows)
+    part, parts = share
+    if len(order) < parts:
+        raise ClmError(
+            f"There are {len(order):,} Gaussians to start from, fewer than the {parts} ranks that are to share them.",
+            f"Start {len(order)} ranks at most.",
+        )
+    order = order[len(order) * part // parts : len(order) * (part + 1) // parts]
     return store_of(source, order, config.moments, make, report)
 
 

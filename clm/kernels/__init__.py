@@ -17,7 +17,7 @@ import numpy as np
 
 from clm.errors import ClmError
 
-_ABI = 19
+_ABI = 20
 # Whether row ids and slots are checked in every call, as in all tests.
 DEBUG = os.environ.get("CLM_DEBUG", "0") not in ("", "0")
 

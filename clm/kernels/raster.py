@@ -19,6 +19,7 @@ from clm.kernels import load, pointer
 _STEPS = ("", "begin", "project", "rasterize", "rasterize_backward", "project_backward")
 MAX_SIDE = 16 * 65535  # px: a tile row's number fits 16 bits, a pair's number among its row's fits 32
 MAX_ROWS = 2**31 - 1  # of a view: slots are i32
+SPLAT_FLOATS = 15  # of a splat that travels: 60 bytes
 STAGES = ("project", "sort", "lists", "forward", "backward", "project_backward")
 
 
@@ -39,6 +40,14 @@ def _library() -> ctypes.CDLL:
     library.clm_raster_rasterize_backward.restype = c_int
     library.clm_raster_project_backward.argtypes = [*(c_void_p,) * 4, c_int64, c_int64, c_void_p, c_void_p]
     library.clm_raster_project_backward.restype = None
+    library.clm_raster_take_splats.argtypes = [c_void_p, c_void_p]
+    library.clm_raster_take_splats.restype = None
+    library.clm_raster_put_splats.argtypes = [c_void_p, c_void_p, c_int64]
+    library.clm_raster_put_splats.restype = c_int
+    library.clm_raster_take_gradients.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
+    library.clm_raster_take_gradients.restype = None
+    library.clm_raster_put_gradients.argtypes = [c_void_p, c_void_p, c_int]
+    library.clm_raster_put_gradients.restype = c_int
     library.clm_raster_read.argtypes = [c_void_p, c_void_p, c_void_p]
     library.clm_raster_read.restype = None
     library.clm_raster_pairs.argtypes = [c_void_p]
@@ -50,6 +59,11 @@ def _library() -> ctypes.CDLL:
     library.clm_raster_seconds.argtypes = [c_void_p, c_void_p]
     library.clm_raster_seconds.restype = None
     return library
+
+
+def gradient_floats(absgrad: bool) -> int:
+    """Of the gradient of a splat that travels: 40 bytes, or 48."""
+    return 12 if absgrad else 10
 
 
 def _out_of_memory() -> ResourceError:
@@ -194,6 +208,44 @@ class RasterWorkspace:
             pointer(grad_geometry, np.float32, None, 16),
             pointer(grad_colour, np.float32, None, 48),
         )
+
+    # ---- splats that travel ----
+
+    def take_splats(self, out: np.ndarray) -> None:
+        """The drawn rows of the view, in row order, to out [drawn, 15] f32."""
+        self._check("take_splats", "begin")
+        self._library.clm_raster_take_splats(self._handle, pointer(out, np.float32, None, SPLAT_FLOATS))
+
+    def put_splats(self, splats: np.ndarray) -> None:
+        """Append splats [n, 15] f32 as further rows of the view, all of them drawn."""
+        self._check("put_splats", "begin")
+        if self._done not in ("begin", "project"):
+            raise RuntimeError(
+                "put_splats() after rasterize() needs a begin() first: the image has all rows of its view"
+            )
+        if self.rows + len(splats) > MAX_ROWS:
+            raise ValueError(f"a view has at most {MAX_ROWS:,} rows")
+        address = pointer(splats, np.float32, None, SPLAT_FLOATS)
+        if self._library.clm_raster_put_splats(self._handle, address, len(splats)) < 0:
+            raise _out_of_memory()
+        self.rows += len(splats)
+        self._done = "project"
+
+    def take_gradients(self, first: int, out: np.ndarray) -> None:
+        """Gradients of the view's rows from `first` on, which were put here as splats, to out [n, gradient_floats(absgrad)]."""
+        self._check("take_gradients", "rasterize_backward")
+        if not 0 <= first <= self.rows - len(out):
+            raise IndexError(f"rows {first} to {first + len(out)} are not all among the view's {self.rows}")
+        address = pointer(out, np.float32, None, None)
+        self._library.clm_raster_take_gradients(self._handle, first, len(out), address)
+
+    def put_gradients(self, gradients: np.ndarray, absgrad: bool) -> None:
+        """Gradients [drawn, gradient_floats(absgrad)] of the view's drawn rows, which somebody else rasterised."""
+        self._check("put_gradients", "begin")
+        address = pointer(gradients, np.float32, None, gradient_floats(absgrad))
+        if self._library.clm_raster_put_gradients(self._handle, address, int(absgrad)) < 0:
+            raise _out_of_memory()
+        self._done = "rasterize_backward"
 
     def _check(self, call: str, step: str) -> None:
         """A step reads what the steps before it left in the workspace."""

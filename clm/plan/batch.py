@@ -6,7 +6,7 @@ The data order is a pure function of the seed, so a resumed run needs no state f
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,14 +50,17 @@ def plan_batch(
     margin: Margin,
     seed: int,
     ordered: bool = False,
+    ranks: int = 1,
+    totals: Callable[[np.ndarray], np.ndarray] = lambda counts: counts,
 ) -> Planned:
-    """Cull, order and plan. `ordered`: keep the given order (a resumed batch whose order was already decided)."""
+    """Cull, order and plan. `ordered`: keep the given order (a resumed batch whose order was already decided). ranks: that
+    rasterise views of these rows and of others; totals: as `order_views` says."""
     started = time.perf_counter()
     seen_by, size = [cameras[v] for v in views], store.page_rows
     sets = visible_sets(store.entries, store.bounds, seen_by, margin, page_rows=size, fill=store.fill)
     if not ordered:
-        order = order_views(sets, store.places, size, seed)
+        order = order_views(sets, store.places, size, seed, totals)
         views, sets = [views[k] for k in order], [sets[k] for k in order]
-    plan = make_plan(views, sets, capacity, size)
+    plan = make_plan(views, sets, capacity, size, ranks=ranks)
     pages = () if store.disk is None else tuple(pages_of(seen, size) for seen in sets)
     return Planned(list(views), plan, started, time.perf_counter() - started, pages)

@@ -11,7 +11,7 @@ neighbourhood scans, never by time, so the order is a function of the sets and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -21,32 +21,45 @@ EXACT_VIEWS = 10
 _SCANS = 20  # neighbourhood scans of the local search: tours of 16 and 64 real views end within 1.1% of those after 600
 
 
-def overlap_distances(sets: Sequence[np.ndarray], page_rows: int) -> np.ndarray:
-    """|A xor B| between sorted int32 sets, and zeros in the last row and column (the gap): [n + 1, n + 1] i64.
+def shared_rows(sets: Sequence[np.ndarray], page_rows: int) -> np.ndarray:
+    """|A & B| of sorted int32 sets, [n, n] i64, their sizes on the diagonal.
 
-    Exact, so that the order of views is a function of the sets alone, however their rows are numbered.
+    Exact, so that the order of views is a function of the sets alone, however their rows are numbered and shared out.
     """
-    count = len(sets)
     sizes = np.array([len(rows) for rows in sets], np.int64)
     shared = plan.overlaps([np.ascontiguousarray(rows) for rows in sets], page_rows)
     shared = np.minimum(shared, np.minimum(sizes[:, None], sizes[None, :]))
     np.fill_diagonal(shared, sizes)
+    return shared
+
+
+def overlap_distances(shared: np.ndarray) -> np.ndarray:
+    """|A xor B| of sets of which `shared_rows` is [n, n], and zeros in the last row and column (the gap): [n + 1, n + 1] i64."""
+    count, sizes = len(shared), np.diagonal(shared)
     distances = np.zeros((count + 1, count + 1), np.int64)
     distances[:count, :count] = sizes[:, None] + sizes[None, :] - 2 * shared
     return distances
 
 
-def order_views(sets: Sequence[np.ndarray], universe_rows: int, page_rows: int, seed: int) -> np.ndarray:
-    """Permutation [n] int64 of one batch's views; `sets` are their sorted int32 rows, all below `universe_rows`."""
+def order_views(
+    sets: Sequence[np.ndarray],
+    universe_rows: int,
+    page_rows: int,
+    seed: int,
+    totals: Callable[[np.ndarray], np.ndarray] = lambda counts: counts,
+) -> np.ndarray:
+    """Permutation [n] int64 of one batch's views; `sets` are their sorted int32 rows, all below `universe_rows`. totals: of
+    counts [..] i64 of these rows makes those of all rows, where others have more of them."""
     for i, rows in enumerate(sets):
         if len(rows) and (rows[0] < 0 or rows[-1] >= universe_rows):
             raise ValueError(f"view {i} has rows outside [0, {universe_rows})")
     count = len(sets)
     if count < 2:
         return np.arange(count)
-    distances = overlap_distances(sets, page_rows)
+    shared = totals(shared_rows(sets, page_rows))
+    distances, sizes = overlap_distances(shared), np.diagonal(shared)
     path = exact_path(distances) if count <= EXACT_VIEWS else local_search(distances, seed)
-    return path[::-1].copy() if len(sets[path[0]]) < len(sets[path[-1]]) else path
+    return path[::-1].copy() if sizes[path[0]] < sizes[path[-1]] else path
 
 
 def tour_length(distances: np.ndarray, path: np.ndarray) -> int:

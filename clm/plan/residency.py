@@ -53,6 +53,10 @@ class Turn:
     send_slots: np.ndarray  # [S]
     finals: int  # of them: this turn was the row's last use of the batch
     partials: int
+    # Where several ranks rasterise a group of views at a time (`make_plan`):
+    position: int = 0  # of the view in the batch
+    sends: bool = False  # all splats of the group are there, and go to who rasterises them
+    draws: bool = False  # the group is rasterised before anything is added
 
     @property
     def begins(self) -> bool:
@@ -117,6 +121,9 @@ class _Cut(NamedTuple):
     end: int
     projects: bool
     adds: bool
+    position: int = 0
+    sends: bool = False
+    draws: bool = False
 
     @property
     def rows(self) -> np.ndarray:
@@ -130,6 +137,7 @@ def make_plan(
     page_rows: int = PAGE_ROWS,
     *,
     trains: bool = True,
+    ranks: int = 1,
 ) -> Plan:
     """Plans one batch. views: ids in the order they run; sets: their rows in that order, int32, strictly ascending.
 
@@ -137,16 +145,15 @@ def make_plan(
     union once when capacity >= |union|. Evicts only what the next turn's loads need; among rows with the same next use the
     higher row id goes. Free slots are taken in the order in which they became free. `page_rows` only sizes the local
     numbering. The arrays of all turns are cut from a few lists over the whole batch. trains False: views are only
-    rendered, in one pass, and nothing is sent back.
+    rendered, in one pass, and nothing is sent back. ranks: so many views are rasterised at a time (`_cut_groups`).
 
     Raises ValueError when there are rows but no slots, when a set is not strictly ascending from 0 on, or when the blocks
     that the batch touches have more than 2^31 - 1 places.
     """
     if len(views) != len(sets):
         raise ValueError(f"{len(views)} views but {len(sets)} sets")
-    cuts: list[_Cut] = []
-    for view, rows in zip(views, sets, strict=True):
-        cuts += _cut(view, np.ascontiguousarray(rows), capacity, trains)
+    each = [_cut(view, np.ascontiguousarray(rows), capacity, trains) for view, rows in zip(views, sets, strict=True)]
+    cuts = [cut for those in each for cut in those] if ranks == 1 else _cut_groups(each, ranks)
     return _plan(cuts, capacity, page_rows)
 
 
@@ -158,6 +165,33 @@ def _cut(view: int, rows: np.ndarray, capacity: int, trains: bool) -> list[_Cut]
         return forward
     back = [cut._replace(projects=False, adds=True) for cut in reversed(forward[:-1])]
     return [*forward[:-1], forward[-1]._replace(adds=True), *back]
+
+
+def _cut_groups(each: Sequence[list[_Cut]], ranks: int) -> list[_Cut]:
+    """The turns of views that have these ones alone, in groups of `ranks` views. All views of a group are projected, and those of
+    the next group, too, whose splats travel while this one is rasterised; then the gradients of the group's views are added, one
+    view after the other: each row's sum runs in the order of the batch, whatever the number of ranks."""
+    there: list[list[_Cut]] = []
+    back: list[list[_Cut]] = []
+    for first in range(0, len(each), ranks):
+        projecting, adding = [], []
+        for position, cuts in enumerate(each[first : first + ranks], first):
+            forward = [cut._replace(adds=False, position=position) for cut in cuts if cut.projects]
+            projecting += forward
+            adding += [cut._replace(projects=False, adds=True) for cut in reversed(forward)]
+        projecting[-1] = projecting[-1]._replace(sends=True)
+        adding[0] = adding[0]._replace(draws=True)
+        there.append(projecting)
+        back.append(adding)
+    cuts = [*there[0]] if there else []
+    for k, adding in enumerate(back):
+        cuts += [*(there[k + 1] if k + 1 < len(there) else []), *adding]
+    return cuts
+
+
+def views_under_way(ranks: int) -> int:
+    """Views of which a rank holds splats at one time, where several rasterise a group."""
+    return 2 * ranks
 
 
 def largest_turn(rows: int, capacity: int) -> int:
@@ -198,6 +232,9 @@ def _plan(cuts: Sequence[_Cut], capacity: int, page_rows: int) -> Plan:
                 send_slots=lists.send_slots[sent],
                 finals=leaving[0],
                 partials=leaving[1],
+                position=cut.position,
+                sends=cut.sends,
+                draws=cut.draws,
             )
         )
         row, load, send = row + len(rows), load + loads, send + sends

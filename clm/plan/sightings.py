@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -26,19 +26,21 @@ class Sightings:
     sizes: np.ndarray  # [blocks] i64: rows of each block
     views: int
     pages: tuple[np.ndarray, ...] = ()  # of each view, [A] i32: with rows that it may see
+    per_view: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [views] i64: rows of each
 
     @staticmethod
     def of(sets: Iterable[np.ndarray], fill: np.ndarray, page_rows: int) -> Sightings:
         """From visible sets (int32 ids, ascending), consumed one by one; fill [blocks]: rows of each block."""
         blocks = len(fill)
-        per_block, largest, pages = np.zeros(blocks, np.int64), 0, []
+        per_block, sizes, pages = np.zeros(blocks, np.int64), [], []
         edges = np.arange(1, blocks, dtype=np.int64) * page_rows
         for seen in sets:
-            largest = max(largest, len(seen))
+            sizes.append(len(seen))
             counts = np.diff(np.searchsorted(seen, edges), prepend=0, append=len(seen))
             per_block += counts
             pages.append(np.flatnonzero(counts).astype(np.int32))
-        return Sightings(largest, per_block, fill.astype(np.int64), len(pages), tuple(pages))
+        largest, per_view = max(sizes, default=0), np.array(sizes, np.int64)
+        return Sightings(largest, per_block, fill.astype(np.int64), len(pages), tuple(pages), per_view)
 
     def usual_union(self, batch_size: int) -> int:
         """Rows of the union of so many random views, on average at most: rows of a block that a share p of the views sees

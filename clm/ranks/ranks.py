@@ -51,11 +51,11 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether it is true for some rank."""
-        return bool(self.total(int(flag)))
+        return flag if self.alone else self.total(int(flag)) > 0
 
     def total(self, number: int) -> int:
         """The sum over the ranks."""
-        return int(self.totals(np.array([number], np.int64))[0])
+        return number if self.alone else int(self.totals(np.array([number], np.int64))[0])
 
     def totals(self, numbers: np.ndarray) -> np.ndarray:
         """Sums over the ranks of integers [..] i64."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,6 +75,27 @@ class Rasterizer(Protocol):
         depth: bool = False,
     ) -> Any:
         """The image of a view in one piece."""
+
+    @property
+    def drawn(self) -> int:
+        """Rows of the view that are drawn."""
+
+    def another(self) -> Any:
+        """One that projects as this one does, for a view that somebody else rasterises."""
+
+    def splats_of(self, views: Sequence[Any]) -> tuple[Any, np.ndarray]:
+        """The drawn rows of views that `another` of each projected, one after the other, [n, columns], and how many of each
+        [views] i64."""
+
+    def put_splats(self, splats: Any) -> None:
+        """Instead of `project`: drawn rows [n, columns] of several ranks, in their order."""
+
+    def gradients_to(self, counts: np.ndarray, exist: bool) -> Any:
+        """Gradients of splats that were put here, counts [ranks] of them from each, for those: [n + ranks, columns]; a row behind
+        those of each rank says whether there are any, which `exist` may deny."""
+
+    def put_gradients(self, gradients: Any) -> None:
+        """Instead of `rasterize_backward`: what came back for the view's drawn rows, [drawn + 1, columns]."""
 
     def workspace_bytes(self, rows: int, pixels: int) -> int:
         """Host memory that such a view is expected to take, tile lists for the whole image."""

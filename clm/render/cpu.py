@@ -9,6 +9,7 @@ view count.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from clm.camera import Camera
 from clm.image import exposure
 from clm.image.losses import Loss, l1_ssim
-from clm.kernels.raster import RasterWorkspace
+from clm.kernels.raster import SPLAT_FLOATS, RasterWorkspace, gradient_floats
 from clm.render.temporaries import HostWorkspace
 
 
@@ -56,6 +57,10 @@ class CpuRasterizer:
         self._drawn = 0
         self._compare_seconds = 0.0
         self._expected = HostWorkspace()
+
+    def another(self) -> CpuRasterizer:
+        """One that projects as this one does, for a view that somebody else rasterises."""
+        return CpuRasterizer(self.antialiased, self.absgrad, self._radius_clip)
 
     def begin(self, camera: Camera, sh_degree: int) -> None:
         """A new view, of no rows yet; the former one is forgotten."""
@@ -133,6 +138,46 @@ class CpuRasterizer:
         """
         if self._finite:
             self._workspace.project_backward(geometry, colour, slots, first, grad_geometry, grad_colour)
+
+    # ---- splats that travel ----
+
+    @property
+    def drawn(self) -> int:
+        """Rows of the view that are drawn."""
+        return self._drawn
+
+    @staticmethod
+    def splats_of(views: Sequence[CpuRasterizer]) -> tuple[np.ndarray, np.ndarray]:
+        """The drawn rows of some views, one after the other [n, 15] f32, and how many of each [views] i64."""
+        counts = np.array([view._drawn for view in views], np.int64)
+        splats, end = np.empty((int(counts.sum()), SPLAT_FLOATS), np.float32), np.cumsum(counts)
+        for view, first, last in zip(views, (end - counts).tolist(), end.tolist(), strict=True):
+            view._workspace.take_splats(splats[first:last])
+        return splats, counts
+
+    def put_splats(self, splats: np.ndarray) -> None:
+        """Append drawn rows [n, 15] of several ranks, in their order: instead of `project`."""
+        self._workspace.put_splats(splats)
+        self._drawn += len(splats)
+
+    def gradients_to(self, counts: np.ndarray, exist: bool) -> np.ndarray:
+        """Gradients of the splats that were put here, counts [ranks] of them, for whom they came from: [n + ranks, 10 or 12] f32.
+        Behind those of each rank comes a row that begins with 1, or with 0 where the view has none (or `exist` says so)."""
+        gradients = np.zeros((int(counts.sum()) + len(counts), gradient_floats(self.absgrad)), np.float32)
+        if not (exist and self._finite):
+            return gradients
+        first = 0
+        for k, count in enumerate(counts.tolist()):
+            self._workspace.take_gradients(first, gradients[first + k : first + k + count])
+            gradients[first + k + count, 0] = 1.0
+            first += count
+        return gradients
+
+    def put_gradients(self, gradients: np.ndarray) -> None:
+        """What came back for the view's drawn rows, [drawn + 1, 10 or 12]: instead of `rasterize_backward`."""
+        self._finite = bool(gradients[-1, 0] == 1.0)
+        if self._finite:
+            self._workspace.put_gradients(gradients[:-1], self.absgrad)
 
     def compare(self, rgb: np.ndarray, photo: np.ndarray, mask: np.ndarray | None, ssim_weight: float) -> Loss:
         """The loss (`l1_ssim`) of rgb [3, H, W] against a photo [H, W, 3] u8, with its gradient."""

@@ -9,7 +9,7 @@ memory, so a piece that failed can be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from clm.camera import Camera
 from clm.errors import OutOfDeviceMemory
 from clm.image.torch_exposure import expose, expose_backward
 from clm.image.torch_losses import DeviceLoss, l1_ssim
-from clm.render import pixels
+from clm.render import pixels, travel
 from clm.render import splats as seam
 from clm.render.device_view import DeviceRender, Piece, View, backdrop_alone, upload
 from clm.render.gsplat_ops import load_ops
@@ -58,6 +58,14 @@ class GsplatRasterizer:
         self._pairs = 0  # (tile, splat) pairs that the last rasterize listed at a time
         self._in_bands = False  # whether the last image was differentiated in bands
         self._view = View()
+        self._keeps_graph = True  # of the last piece's projection, until its gradients are added
+
+    def another(self) -> GsplatRasterizer:
+        """One that projects as this one does, for a view that somebody else rasterises; it keeps no graph meanwhile."""
+        other = object.__new__(GsplatRasterizer)
+        other.__dict__.update(self.__dict__)
+        other._view, other._keeps_graph = View(), False
+        return other
 
     def begin(self, camera: Camera, sh_degree: int) -> None:
         """A new view, of no rows yet; the former one's memory goes before this one's is taken."""
@@ -82,7 +90,7 @@ class GsplatRasterizer:
         self._view.drawn += len(projected.ids)
         self._view.pieces.append(Piece(first, len(slots), begin, projected.ids))
         self._view.parts.append(projected.splats)
-        self._view.graph = projected
+        self._view.graph = projected if self._keeps_graph else None
         return len(projected.ids)
 
     def rasterize(
@@ -212,6 +220,46 @@ class GsplatRasterizer:
         self.begin(camera, sh_degree)
         self.project(geometry, colour, slots)
         return self.rasterize(background, depth)
+
+    # ---- splats that travel (`clm.render.travel`) ----
+
+    @property
+    def drawn(self) -> int:
+        """Splats of the view."""
+        return self._view.drawn
+
+    def splats_of(self, views: Sequence[GsplatRasterizer]) -> tuple[Tensor, np.ndarray]:
+        """The splats of some views, one after the other [n, 12] f32, and how many of each [views] i64."""
+        parts = [travel.packed_splats(part) for view in views for part in view._view.parts]
+        device = views[0]._device if views else self._device
+        rows = torch.cat(parts) if parts else torch.zeros((0, travel.SPLAT_FLOATS), device=device)
+        return rows, np.array([view.drawn for view in views], np.int64)
+
+    def put_splats(self, splats: Tensor) -> None:
+        """Append splats [n, 12] of several ranks, in their order: instead of `project`."""
+        view, count = self._view, len(splats)
+        self._device = splats.device
+        if count:
+            ids = torch.arange(count, device=splats.device)
+            view.pieces.append(Piece(view.rows, count, view.drawn, ids))
+            view.parts.append(travel.unpacked_splats(splats))
+            view.rows, view.drawn = view.rows + count, view.drawn + count
+
+    def gradients_to(self, counts: np.ndarray, exist: bool) -> Tensor:
+        """Gradients of the splats that were put here, counts [ranks] of them, for whom they came from: [n + ranks, 10 or 12] f32.
+        Behind those of each rank comes a row that begins with 1, or with 0 where the view has none (or `exist` says so)."""
+        view = self._view
+        finite = torch.ones((), device=self._device) if view.finite is None else view.finite.to(torch.float32)
+        gradients = travel.packed_gradients(view.gradients, counts, finite * float(exist), self.absgrad)
+        view.gradients, view.due = None, []
+        return gradients
+
+    def put_gradients(self, gradients: Tensor) -> None:
+        """What came back for the view's splats, [drawn + 1, 10 or 12]: instead of `rasterize_backward`."""
+        view = self._view
+        view.rasterized, view.parts = True, []
+        view.finite, view.due = gradients[-1, 0] == 1.0, list(range(len(view.pieces)))
+        view.gradients = travel.unpacked_gradients(gradients[:-1], self.absgrad) if view.drawn else None
 
     host_bytes = 0  # splats and lists are on the device
 

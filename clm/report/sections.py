@@ -28,6 +28,7 @@ _LANES = (
     ("disk", "disk", "s5"),
     ("load", "load", "s1"),
     ("compute", "compute", "s3"),
+    ("network", "network", "s5"),
     ("send_back", "send back", "s2"),
     ("update", "update", "s4"),
 )

@@ -62,7 +62,7 @@ class Batches:
 
     def until(self, stop: Callable[[], bool]) -> Iterator[NextBatch]:
         """One after the other, each when the one before has run, until `stop()` says so or the run is over."""
-        while not self._schedule.over and not stop():
+        while not self._schedule.over and not self._residence.ranks.any(stop()):
             yield self.next()
 
     def next(self) -> NextBatch:
@@ -128,5 +128,6 @@ class Batches:
         decided = self._schedule.progress.next_order
         ordered = decided is not None and sorted(decided) == sorted(views)  # else --batch-size was changed on resume
         planned = self._residence.plan(decided if ordered and decided else views, margin, ordered=ordered)
-        self._photos.prefetch(planned.views)
+        ranks = self._residence.ranks
+        self._photos.prefetch(planned.views[ranks.rank :: ranks.world])  # those that this rank rasterises
         return planned

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,15 +16,25 @@ from clm.files import write_json
 from clm.image.colour_fit import colour_corrected
 from clm.pictures import file_stems, save_png, to_uint8
 from clm.progress import counted
+from clm.ranks import ALONE, Ranks
 from clm.render import Render, metrics
 from clm.run.events import Emit, Evaluated, Message, reporter
 from clm.run.figures import FIGURES, split_figures
 from clm.run.photos import FirstFew, Photos
 from clm.run.residence import Residence
 from clm.run.schedule import Schedule
+from clm.run.view import Views
 from clm.scene import CorruptImage, ImageCache, Scene
 
 _TRAIN_SAMPLE = 8  # training views measured for comparison with the held-out ones
+
+
+class _Measured(NamedTuple):
+    """What became of a view: its figures, or why it has none."""
+
+    view: int
+    figures: dict[str, float] | None
+    why: str = ""
 
 
 def measure_views(
@@ -41,39 +51,87 @@ def measure_views(
     A view that raises one of `skip` is left out with a warning; other errors pass. The first few that are left out are
     named, the others counted.
     """
+    return measure_groups(lambda cameras: render(cameras[0]), scene, images, views, emit, folder, skip)
+
+
+def measure_groups(
+    render: Callable[[Sequence[Camera]], Render | None],
+    scene: Scene,
+    images: ImageCache,
+    views: Sequence[int] | np.ndarray,
+    emit: Emit,
+    folder: Path | None = None,
+    skip: tuple[type[ClmError], ...] = (CorruptImage,),
+    ranks: Ranks = ALONE,
+) -> dict[str, Any]:
+    """As `measure_views`, by several ranks: each measures one view of a group at a time. render: of the cameras of a group this
+    rank's. All of them get the figures, rank 0 saves the renders."""
     per_view: dict[str, dict[str, float]] = {}
     left_out = FirstFew(lambda text: emit(Message(text, "warning")))
     stems = file_stems([view.name for view in scene.views]) if folder is not None else []
-    for index in counted(views, "evaluating", len(views), "views", reporter(emit)):
-        view = scene.views[index]
-        try:
-            photo, mask = images.get(index), images.mask(index)
-            image = render(view.camera)
-        except skip as error:
-            left_out.add(f"{view.name} is not evaluated: {error}")
-            continue
-        figures: tuple[float, ...] = metrics(image.rgb, photo, mask)
-        if any(map(math.isnan, figures)):
-            why = "its mask leaves no pixel" if mask is not None and not mask.any() else "its render is not finite"
-            left_out.add(f"{view.name} is not evaluated: {why}.")
-            continue
-        figures += metrics(colour_corrected(image.rgb, photo, mask), photo, mask)
-        per_view[view.name] = dict(zip(FIGURES, figures, strict=True))
+    groups = [views[first : first + ranks.world] for first in range(0, len(views), ranks.world)]
+    for group in counted(groups, "evaluating", len(views), "views", reporter(emit), len):
+        measured, picture = _measure(render, scene, images, [int(index) for index in group], skip, ranks)
+        for index, figures, why in ranks.gather(measured)[: len(group)]:
+            if figures is None:
+                left_out.add(f"{scene.views[index].name} is not evaluated: {why}")
+            else:
+                per_view[scene.views[index].name] = figures
         if folder is not None:
-            save_png(folder / f"{stems[index]}.png", to_uint8(image.rgb))
+            pictures = [] if picture is None else [(np.array(measured.view), picture)]
+            for saved, drawn in ranks.to_first(pictures):
+                save_png(folder / f"{stems[int(saved)]}.png", drawn)
     if left_out.more:
         emit(Message(f"Not evaluated either: {left_out.more} more of {len(views)} views.", "warning"))
     return split_figures(per_view)
+
+
+def _measure(
+    render: Callable[[Sequence[Camera]], Render | None],
+    scene: Scene,
+    images: ImageCache,
+    group: list[int],
+    skip: tuple[type[ClmError], ...],
+    ranks: Ranks,
+) -> tuple[_Measured, np.ndarray | None]:
+    """This rank's view of a group, and its picture [H, W, 3] u8."""
+    cameras = [scene.views[index].camera for index in group]
+    if ranks.rank >= len(group):
+        render(cameras)  # its own rows of others' views
+        return _Measured(-1, None), None
+    index = group[ranks.rank]
+    # Others wait for what this rank has of their views, whatever becomes of its own.
+    image = None if ranks.alone else render(cameras)
+    try:
+        photo, mask = images.get(index), images.mask(index)
+        if image is None:
+            image = render(cameras)
+    except skip as error:
+        return _Measured(index, None, str(error)), None
+    assert image is not None, "a rank has its view of the group"
+    figures: tuple[float, ...] = metrics(image.rgb, photo, mask)
+    if any(map(math.isnan, figures)):
+        why = "its mask leaves no pixel" if mask is not None and not mask.any() else "its render is not finite"
+        return _Measured(index, None, f"{why}."), None
+    figures += metrics(colour_corrected(image.rgb, photo, mask), photo, mask)
+    return _Measured(index, dict(zip(FIGURES, figures, strict=True))), to_uint8(image.rgb)
 
 
 class Evaluation:
     """Measures the test views of a run, and a sample of its training views."""
 
     def __init__(
-        self, scene: Scene, photos: Photos, schedule: Schedule, residence: Residence, folder: Path, emit: Emit
+        self,
+        scene: Scene,
+        photos: Photos,
+        schedule: Schedule,
+        residence: Residence,
+        rendering: Views,
+        folder: Path,
+        emit: Emit,
     ):
         self._scene, self._photos, self._schedule, self._residence = scene, photos, schedule, residence
-        self._folder, self._emit = folder, emit
+        self._rendering, self._folder, self._emit = rendering, folder, emit
 
     @property
     def due(self) -> bool:
@@ -81,20 +139,22 @@ class Evaluation:
         return self._schedule.crossed(self._schedule.config.eval_every)
 
     def run(self) -> dict[str, Any]:
-        """Write `eval/step_N/` and `metrics.json`; returns what is in it."""
+        """Write `eval/step_N/` and `metrics.json`, at rank 0; returns what is in it, on every rank."""
         image, views = self._schedule.image, self._scene.train
         folder = self._folder / "eval" / f"step_{image}"
         sample = np.unique(np.linspace(0, len(views) - 1, min(_TRAIN_SAMPLE, len(views))).astype(int))
         # Rows move until the end, so a view may have outgrown the budget: that costs its figure, never the trained model.
         skip = (CorruptImage, ResourceError)
         measure = partial(
-            measure_views, self._residence.renderer(), self._scene, self._photos.cache, emit=self._emit, skip=skip
-        )
+            measure_groups, self._rendering.render, self._scene, self._photos.cache,
+            emit=self._emit, skip=skip, ranks=self._residence.ranks,
+        )  # fmt: skip
         test = measure(self._scene.test, folder=folder) if len(self._scene.test) else None
         train = measure(views[sample])
         result = {"iteration": image, "num_gaussians": self._residence.rows, "test": test, "train": train}
-        write_json(folder / "metrics.json", result)
-        write_json(self._folder / "metrics.json", result)
+        if self._residence.ranks.first:
+            write_json(folder / "metrics.json", result)
+            write_json(self._folder / "metrics.json", result)
         shown, split = (test, "test") if test else (train, "train")
         if shown["per_view"]:
             count, corrected = len(shown["per_view"]), shown["psnr_colour_corrected"]

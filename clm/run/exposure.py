@@ -9,7 +9,7 @@ Invariant: a function of the gradients in the order of the batch's views; nothin
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,14 +77,23 @@ class Exposures:
         self._under_way.append((row, exposure))
         return exposure
 
+    def gradients(self) -> list[np.ndarray]:
+        """[12] f64 each: what this rank's views say of their maps, in their order; NaN where there is nothing to learn."""
+        given = [_on_host(exposure.gradient) for _, exposure in self._under_way]
+        return [v.reshape(-1) if v.shape == (3, 4) else np.full(12, np.nan) for v in given]
+
+    def give(self, gradients: Sequence[tuple[int, np.ndarray]]) -> None:
+        """Instead of what this rank's own views say: (view, gradient of its map [3, 4] f64) of all views of the batch, in its
+        order."""
+        self._under_way = [(self._rows[view], ViewExposure(v, v)) for view, v in gradients] if self.on else []
+
     def step(self, schedule: Schedule) -> None:
         """One step for the photos of a batch that is over, whose first image the schedule is at. Waits for the device where
         there is one: all of the batch is done there."""
         given, self._under_way = self._under_way, []
         sums: dict[int, np.ndarray] = {}
         for row, exposure in given:
-            v_matrix = exposure.gradient
-            v_matrix = np.asarray(v_matrix.cpu() if hasattr(v_matrix, "cpu") else v_matrix, np.float64)
+            v_matrix = _on_host(exposure.gradient)
             if v_matrix.shape == (3, 4) and np.isfinite(v_matrix).all() and v_matrix.any():
                 sums[row] = sums.get(row, 0.0) + v_matrix
         for row, v_matrix in sums.items():
@@ -113,6 +122,10 @@ class Exposures:
         }
         seen = "exp(log_gain) * (matrix @ rgb) + offset, with rgb of the exported model, in 0..1"
         write_json(run / FILE, {"iteration": image, "seen": seen, "images": images})
+
+
+def _on_host(v_matrix: Any) -> np.ndarray:
+    return np.asarray(v_matrix.cpu() if hasattr(v_matrix, "cpu") else v_matrix, np.float64)
 
 
 def rate_at(progress: float) -> float:

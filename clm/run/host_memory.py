@@ -36,14 +36,17 @@ class HostMemory:
     stated: int | None  # None: auto
     base: int  # what the process held before its rows
     photos: int  # of the photo cache, at most
+    runs: int = 1  # ranks on this host, of which each gets as much of what is free
 
     @staticmethod
-    def find(text: str, base: int, image_cache: int, all_photos: int, say: Callable[[str], None]) -> HostMemory:
+    def find(
+        text: str, base: int, image_cache: int, all_photos: int, say: Callable[[str], None], runs: int = 1
+    ) -> HostMemory:
         """text: --host-memory. image_cache: what the photo cache may take as configured; all_photos: what it can fill. `say`
         hears where it gets less. Raises ResourceError where the budget ends before the first row."""
         photos = min(image_cache, all_photos)
         if text == AUTO:
-            return HostMemory(None, base, photos)
+            return HostMemory(None, base, photos, runs)
         stated = parse_bytes(text)
         if stated <= base:
             raise ResourceError(
@@ -57,13 +60,15 @@ class HostMemory:
                 f"photos are cached in {format_bytes(share)} instead of {format_bytes(photos)}, a quarter of what "
                 f"--host-memory {text} leaves beside the program: the others are decoded again when they are used"
             )
-        return HostMemory(stated, base, min(photos, share))
+        return HostMemory(stated, base, min(photos, share), runs)
 
     def total(self) -> int:
         """Bytes for the whole process, now."""
         if self.stated is not None:
             return self.stated
-        return int(AVAILABLE_SHARE * (available_memory() + resident_bytes()))  # what is free, or ours already
+        return int(
+            AVAILABLE_SHARE * (available_memory() // self.runs + resident_bytes())
+        )  # what is free, or ours already
 
     def room(self, offload: str, scratch: Path) -> Room:
         """For a store that is made."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clm.config import Config
 from clm.kernels.rows import colour_columns
+from clm.ranks import ALONE, Ranks
 from clm.run.batches import NextBatch
 from clm.run.events import BatchDone, Emit, Finished, Started
 from clm.run.open import Run, open_run
@@ -23,13 +24,15 @@ def train(
     resume: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
     saving: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ranks: Ranks = ALONE,
 ) -> bool:
     """Train until `config.iterations` images are processed or `stop()` says so; returns whether it reached the end.
 
     Writes the run directory (docs/design.md). Raises ClmError for bad input, ResourceError when a budget is impossible;
-    in both cases a checkpoint of the last consistent state is kept. The scene's points are forgotten.
+    in both cases a checkpoint of the last consistent state is kept. The scene's points are forgotten. ranks: of which this is one
+    (clm.ranks); every one of them calls this.
     """
-    with open_run(scene, config, folder, emit, resume, keep_points=False) as run:
+    with open_run(scene, config, folder, emit, resume, keep_points=False, ranks=ranks) as run:
         run.begin(saving)
         emit(_started(run))
         for batch in run.batches.until(stop):  # cull, order, plan

@@ -24,6 +24,7 @@ from clm.kernels.memory import return_freed_memory
 from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
 from clm.plan.visibility import NO_MARGIN
+from clm.ranks import ALONE, Ranks
 from clm.render import Rasterizer
 from clm.run.accounts import Accounts
 from clm.run.batches import Batches
@@ -40,6 +41,8 @@ from clm.run.run_files import RunFiles
 from clm.run.saved import Saved, load_saved
 from clm.run.saver import Saver
 from clm.run.schedule import Schedule
+from clm.run.several import in_words, refuse_for_ranks, unjoined
+from clm.run.shared_views import SharedViews
 from clm.run.totals import Totals
 from clm.run.view import Views
 from clm.scene import ImageCache, Scene
@@ -84,25 +87,28 @@ def open_run(
     cache: ImageCache | None = None,
     machine: tuple[Device, Rasterizer] | None = None,
     keep_points: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Run]:
     """A run in `folder`, ready for its next batch. resume: the checkpoint to go on from. store, cache, machine: to be used
     instead of those that the scene and the configuration call for. keep_points: False where the scene's points are of no
-    use afterwards: they are forgotten as soon as there are rows.
+    use afterwards: they are forgotten as soon as there are rows. ranks: of which this is one; each has a part of the rows, and all
+    of them do the same at the same time.
 
     Raises ClmError for a checkpoint that cannot be used, ResourceError when a budget is impossible."""
     warn = _warner(emit)
     base = resident_bytes() - (0 if keep_points else scene.point_bytes)  # before the first row
-    kernels.set_threads(config.threads or os.cpu_count() or 1)
+    kernels.set_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks.local_world))
     return_freed_memory()
     device, rasterizer = machine or open_device(
         config.device, antialiased=config.antialias, absgrad=config.absgrad, say=lambda text: emit(Message(text))
     )
+    refuse_for_ranks(ranks, resume)
     all_photos, image_cache = sum(view.nbytes for view in scene.views), parse_bytes(config.image_cache)
-    memory = HostMemory.find(config.host_memory, base, image_cache, all_photos, warn)
+    memory = HostMemory.find(config.host_memory, base, image_cache, all_photos, warn, ranks.local_world)
     scratch = Path(config.scratch) if config.scratch else folder / "scratch"
     room = memory.room(config.offload, scratch)
     begun = (
-        _fresh(scene, config, store, emit, room, scratch)
+        _fresh(scene, config, store, emit, room, scratch, ranks)
         if resume is None
         else _gone_on(scene, config, folder, resume, emit, room)
     )
@@ -111,7 +117,7 @@ def open_run(
         begun.scene.forget_points()
     scene, schedule, store, saved, resume = begun
     unseen = np.ones(store.places, bool) if resume is None else None
-    with ExitStack() as stack:
+    with ExitStack() as stack, unjoined(ranks, stack):
         stack.enter_context(closing(store))
         cache = stack.enter_context(closing(cache or ImageCache(scene, memory.photos)))
         photos = Photos(scene, cache, config.strict, warn)
@@ -124,10 +130,10 @@ def open_run(
         strategy = choose_strategy(config, scene.scale, len(scene.train))
         schedule.foresee(strategy.due)
         residence = Residence(
-            store, device, rasterizer, cameras, config, schedule, emit, memory, scratch, unseen, scene.train
+            store, device, rasterizer, cameras, config, schedule, emit, memory, scratch, unseen, scene.train, ranks
         )
-        if unseen is not None and unseen.any():
-            count = f"{int(unseen.sum()):,} of {store.rows:,} Gaussians"
+        if unseen is not None and (nobodys := ranks.total(int(unseen.sum()))):
+            count = f"{nobodys:,} of {residence.rows:,} Gaussians"
             warn(f"{count} are seen by no training view: they stay as they are")
         growth = Growth(schedule, residence, strategy, emit)
         batches = Batches(schedule, residence, scene.train, photos, growth)
@@ -141,13 +147,16 @@ def open_run(
             emit,
             Path(config.trace) if config.trace else None,
         )
-        views = Views(scene, photos, schedule, residence, exposures, growth.counts)
-        evaluation = Evaluation(scene, photos, schedule, residence, folder, emit)
+        parts = scene, photos, schedule, residence, exposures, growth.counts
+        views = Views(*parts) if ranks.alone else SharedViews(*parts)
+        stack.enter_context(closing(views))
+        evaluation = Evaluation(scene, photos, schedule, residence, views, folder, emit)
         saver = Saver(folder / "checkpoints", schedule, residence, exposures, accounts, scene.scale, emit)
         if saved is not None:
             saver.goes_on_from(saved.run, resume)
         files = RunFiles(folder, scene, schedule, residence, accounts, evaluation, emit)
-        for line in [*[strategy.reason] * bool(strategy.reason), *_first_lines(residence, batches, schedule)]:
+        shared = in_words(ranks, residence.own_rows, residence.budgets())
+        for line in [*[strategy.reason] * bool(strategy.reason), *shared, *_first_lines(residence, batches, schedule)]:
             emit(Message(line))
         yield Run(
             scene, schedule, photos, residence, batches, views, exposures, growth, evaluation, accounts, saver, files
@@ -164,13 +173,23 @@ class _Begun(NamedTuple):
     checkpoint: Path | None = None  # the one that was whole
 
 
-def _fresh(scene: Scene, config: Config, store: Store | None, emit: Emit, room: Room, scratch: Path) -> _Begun:
+def _fresh(
+    scene: Scene, config: Config, store: Store | None, emit: Emit, room: Room, scratch: Path, ranks: Ranks
+) -> _Begun:
     warn = _warner(emit)
     if store is None:
+        share = ranks.rank, ranks.world
         store = initial_store(
-            scene, config, warn, reporter(emit), scratch=scratch, make=room.empty, bucket_rows=room.bucket_rows
+            scene,
+            config,
+            warn,
+            reporter(emit),
+            scratch=scratch,
+            make=room.empty,
+            bucket_rows=room.bucket_rows,
+            share=share,
         )
-    return _Begun(scene, Schedule.first(config, scene.scale, store.rows), store)
+    return _Begun(scene, Schedule.first(config, scene.scale, ranks.total(store.rows)), store)
 
 
 def _gone_on(scene: Scene, config: Config, folder: Path, checkpoint: Path, emit: Emit, room: Room) -> _Begun:

@@ -46,10 +46,17 @@ class Photos:
         except CorruptImage as error:
             if self._strict:
                 raise
-            if view not in self._unreadable:
-                self._unreadable.append(view)
-                self._named.add(f"{error} Skipping it.")
+            self._unread(view, f"{error} Skipping it.")
             return None
+
+    def unread(self, view: int, why: str) -> None:
+        """Another rank was to use this photo, and could not."""
+        self._unread(view, f"{self._scene.views[view].name}: {why}. Skipping it.")
+
+    def _unread(self, view: int, sentence: str) -> None:
+        if view not in self._unreadable:
+            self._unreadable.append(view)
+            self._named.add(sentence)
 
     def prefetch(self, views: Sequence[int]) -> None:
         self.cache.prefetch(views)

@@ -19,22 +19,16 @@ from clm.config import Config
 from clm.device.budget import DeviceBudget, find_device_budget
 from clm.device.interface import Arena, Device
 from clm.errors import ResourceError
-from clm.files import free_bytes
 from clm.plan.batch import Planned, plan_batch
-from clm.plan.budget import (
-    GROWTH_ROW_BYTES,
-    arena_bytes,
-    growth_bytes,
-    in_core_bytes,
-    lanes_bytes,
-    staging_bytes,
-    store_row_bytes,
-)
-from clm.plan.placement import LEAST_SLOTS, Placement, choose_placement, frames_to_grow, most_rows_on_disk
+from clm.plan.budget import arena_bytes, growth_bytes, in_core_bytes
+from clm.plan.placement import LEAST_SLOTS, Placement, choose_placement
 from clm.plan.residency import Plan, largest_turn, rest_of
 from clm.plan.sightings import Sightings, arena_needs, resident_blocks, sightings
 from clm.plan.visibility import Margin
+from clm.ranks import ALONE, Ranks
 from clm.render import Rasterizer, Render
+from clm.run.balance import balance
+from clm.run.budgeted import Budgeted
 from clm.run.events import Emit, Message, reporter
 from clm.run.host_memory import HostMemory
 from clm.run.rebuild import Rebuild
@@ -42,12 +36,12 @@ from clm.run.schedule import Schedule
 from clm.store.store import Store
 from clm.stream.lanes import Lanes
 from clm.stream.tiers import Tiers
-from clm.stream.view import render_view
+from clm.stream.view import render_view, through_arena
 
 _ARENA_FILL = 0.9  # unions that fill more of the arena call for a larger one: rows also move and swell
 
 
-class Residence:
+class Residence(Budgeted):
     """The rows and everything that holds them. cameras: of all views, which decide how large the arena is."""
 
     def __init__(
@@ -63,19 +57,21 @@ class Residence:
         scratch: Path,
         unseen_rows: np.ndarray | None = None,
         watching: np.ndarray | None = None,
+        ranks: Ranks = ALONE,
     ):
         """scratch: folder of the disk tier. unseen_rows [N] bool: false afterwards for the rows that a view in `watching` [V] may
-        see. Raises ResourceError where nothing fits."""
-        self.device, self.rasterizer, self.cameras = device, rasterizer, cameras
+        see. ranks: that have the other rows. Raises ResourceError where nothing fits."""
+        self.device, self.rasterizer, self.cameras, self.ranks = device, rasterizer, cameras, ranks
+        self._planning = ranks.lane("plan")
         self._store, self._config, self._schedule, self._emit = store, config, schedule, emit
         self._host_memory, self._scratch = host_memory, scratch
         self.budget: DeviceBudget = find_device_budget(config.gpu_memory, device, self._warn)
         self._pixels = max(camera.width * camera.height for camera in cameras)
-        self._in_bands = False  # whether views are rasterised a few tile rows at a time, for lack of memory
-        self._reserved = 0  # device bytes that placements leave free, since memory ran out once
+        self._in_bands, self._reserved = False, 0
         self._tiers: Tiers | None = None
         self._before_rebuilding: Callable[[], None] = lambda: None
         self._refresh()
+        self.rows = ranks.total(store.rows)  # of all ranks
         self.placement, blocks = self._place(unseen_rows, watching)
         self._house()
         self._move_in(blocks, self.placement.arena_slots)
@@ -84,7 +80,8 @@ class Residence:
         self._emit(Message(text, "warning"))
 
     @property
-    def rows(self) -> int:
+    def own_rows(self) -> int:
+        """Of this rank."""
         return self._store.rows
 
     @property
@@ -99,56 +96,6 @@ class Residence:
     @property
     def arena(self) -> Arena:
         return self.tiers.arena
-
-    def budgets(self) -> tuple[int, int]:
-        """Bytes of the device's budget and of the host's, now; where the device is the CPU, both end where the host's does."""
-        host, offload = self._host_memory.total(), self._config.offload
-        rows, moments = self._store.rows, self._config.moments
-        device = self.budget.beside(rows, moments, host, offload)
-        if self.device.shares_host_memory:
-            left = DeviceBudget(None).beside(rows, moments, host - self._host_beside(), offload)
-            device = min(device, left)
-        return device, host
-
-    def row_limit(self) -> int:
-        """How many rows --max-gaussians and the budgets of host and disk admit; at least those that there are."""
-        in_ram, on_disk = self._row_limits()
-        admitted = max(0 if self._config.offload == "disk" else in_ram, on_disk)
-        return max(min(admitted, self._config.max_gaussians or admitted), self._store.rows)
-
-    def _row_limits(self) -> tuple[int, int]:
-        """How many rows there can be in host memory, and on disk."""
-        left, moments, page_rows = self._left_for_store(), self._config.moments, self._store.page_rows
-        in_ram = left // (store_row_bytes(moments) + GROWTH_ROW_BYTES)
-        return in_ram, most_rows_on_disk(left, self._disk_free(), moments=moments, page_rows=page_rows)
-
-    def _left_for_store(self) -> int:
-        """Bytes of the host's budget that are for the store while the arena is as it is."""
-        left = self.budgets()[1] - self._host_beside()
-        if self.device.shares_host_memory:
-            turn = largest_turn(self._seen.largest_view, self.arena.slots)
-            left -= self.arena.bytes + self._temporaries(self._seen.largest_view, turn)
-        return left
-
-    def _make_room(self, rows: int) -> None:
-        """Before the rows become so many: they go to disk where host memory would not hold them."""
-        store, (in_ram, on_disk) = self._store, self._row_limits()
-        if store.disk is None and self._config.offload == "auto" and in_ram < rows <= on_disk:
-            frames = frames_to_grow(self._left_for_store(), rows, self._config.moments, store.page_rows)
-            store.keep_on_disk(min(frames, store.pages), self._scratch)
-
-    def _disk_free(self) -> int:
-        """Bytes that the disk tier may take and has taken; 0 where it may not."""
-        if self._config.offload not in ("auto", "disk"):
-            return 0
-        return free_bytes(self._scratch) + (self._store.disk.disk_bytes if self._store.disk else 0)
-
-    def _host_beside(self) -> int:
-        """Bytes of the host that are for neither rows nor device: the program, photos, staging, the rasteriser's workspace."""
-        largest, rasterizer = self._seen.largest_view, self.rasterizer
-        staging = staging_bytes(largest, self.device.shares_host_memory)
-        workspace = rasterizer.least_workspace_bytes if self._in_bands else rasterizer.workspace_bytes
-        return self._host_memory.beside_rows + staging + workspace(largest, self._pixels)
 
     def held_bytes(self) -> tuple[int, int, int]:
         """Bytes held now: of the device, of the host (without the photos), and what all rows on the device would take."""
@@ -167,7 +114,7 @@ class Residence:
 
     @contextmanager
     def whole(self) -> Iterator[Store]:
-        """The store with every row as its last update left it, to be read: checkpoints, PLY."""
+        """The store with every row of this rank as its last update left it, to be read: checkpoints, PLY."""
         self.lanes.publish_entries()
         self.tiers.write_back()
         yield self._store
@@ -178,8 +125,10 @@ class Residence:
         placed anew afterwards; ResourceError, with the rows as they were changed, when they fit nowhere."""
         self._before_rebuilding()
         with self.whole() as store:
-            yield Rebuild(store, self._schedule.next_step(), self.row_limit, self._make_room)
-        if not self._placement_holds():
+            yield Rebuild(store, self._schedule.next_step(), self.row_limit, self._make_room, self.ranks)
+        balance(self._store, self.ranks, self._make_room)
+        self.rows = self.ranks.total(self._store.rows)
+        if self.ranks.any(not self._placement_holds()):
             self._replace()  # no write-back: what the device holds is of the rows as they were
         else:
             self.tiers.update()  # also where no page changed: statistics were cleared
@@ -197,7 +146,9 @@ class Residence:
         resident = rows if self.placement.offload == "none" else self.placement.resident_rows
         row_bytes = self.tiers.resident_row_bytes
         largest = self._seen.largest_view
-        needed = in_core_bytes(resident, slots, row_bytes) + self._temporaries(largest, largest_turn(largest, slots))
+        needed = in_core_bytes(resident, slots, row_bytes) + self._temporaries(
+            self._whole_view, largest_turn(largest, slots)
+        )
         return needed <= self.budgets()[0] and self.tiers.rows_of_resident_pages <= resident
 
     def before_rebuilding(self, forget: Callable[[], None]) -> None:
@@ -216,12 +167,19 @@ class Residence:
             background=self._schedule.still_background,
         )
 
+    def through_arena(self, projector: Rasterizer, camera: Camera) -> None:
+        """Project this rank's rows that a camera sees, as they are now."""
+        self.lanes.publish_entries()
+        step, degree = self._schedule.next_step(), self._schedule.sh_degree
+        through_arena(self.lanes.fetch, step, projector, camera, degree, lambda: True)
+
     def plan(self, views: list[int], margin: Margin, *, ordered: bool) -> Planned:
         """Cull, order and plan a batch. From any thread."""
         self.lanes.publish_entries()
         planned = plan_batch(
-            self._store, self.cameras, views, self.arena.slots, margin, self._config.seed, ordered=ordered
-        )
+            self._store, self.cameras, views, self.arena.slots, margin, self._config.seed, ordered=ordered,
+            ranks=self.ranks.world, totals=self._planning.totals,
+        )  # fmt: skip
         if len(planned.plan.union_rows) > _ARENA_FILL * self.arena.slots:
             self._short_of_slots = True
         self._pages_of_views.update(zip(planned.views, planned.pages, strict=False))
@@ -292,6 +250,7 @@ class Residence:
         """Where rows go, and which blocks are resident [blocks] bool."""
         seen = sightings(self._store, self.cameras, reporter(self._emit), watching, unseen_rows)
         self._seen, self._reserved_by_placement, self._in_bands = seen, self._reserved, False
+        self._whole_view = int(self.ranks.totals(seen.per_view).max(initial=0))
         try:
             placement = self._placement_of(seen)
         except ResourceError:
@@ -302,21 +261,14 @@ class Residence:
         self._seen = replace(seen, pages=())
         return placement, resident_blocks(seen, placement.resident_rows)
 
-    def _let_lists_take(self, placement: Placement) -> None:
-        """Tile lists get what a placement in bands leaves; otherwise there is no limit."""
-        device, host = self.budgets()
-        left = device - placement.device_bytes
-        if self.device.shares_host_memory:
-            left = min(left, host - placement.host_bytes - placement.device_bytes)
-        self.rasterizer.band_bytes = max(0, left) if self._in_bands else None
-
     def _placement_of(self, seen: Sightings) -> Placement:
         store, config = self._store, self._config
         usual = seen.usual_union(config.batch_size)
         needed, usual = arena_needs(store.rows, seen.largest_view, usual, config.batch_size, store.page_rows)
         (device, host), host_beside = self.budgets(), self._host_beside()
-        beside = partial(self._temporaries, seen.largest_view)
-        growing = growth_bytes(store.rows, config.max_gaussians) * (self._schedule.image < config.densify_until)
+        beside = partial(self._temporaries, self._whole_view)
+        share = -(-config.max_gaussians // self.ranks.world) if config.max_gaussians else None
+        growing = growth_bytes(store.rows, share) * (self._schedule.image < config.densify_until)
         if config.offload == "auto":
             host_beside += growing  # else there is nowhere that rows could go instead
         placement = choose_placement(
@@ -340,11 +292,3 @@ class Residence:
         self._placed_rows, self._short_of_slots = store.rows, False
         self._more_slots = placement.arena_slots >= needed  # else it got what the budget has
         return placement
-
-    def _temporaries(self, largest_view: int, turn_rows: int) -> int:
-        """Device bytes beside arena and residents where turns have up to `turn_rows` rows: the rasteriser's, the lanes', and
-        what is kept free."""
-        lanes = 0 if self.device.shares_host_memory else lanes_bytes(turn_rows)
-        rasterizer = self.rasterizer
-        temporaries = rasterizer.least_bytes if self._in_bands else rasterizer.temporary_bytes
-        return temporaries(largest_view, self._pixels, turn_rows) + lanes + self._reserved

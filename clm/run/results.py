@@ -6,7 +6,7 @@ A run that has not finished has checkpoints that are newer than its PLY, or no P
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -56,7 +56,8 @@ def _export_checkpoint(run: Path, emit: Emit, room: Room) -> None:
     step = progress.leg.adam().at(progress.leg.index(progress.step) + 1)
     offset = read_georef(run / "georef.json")
     with closing(store):
-        write_result(ply, store, step, antialiased=state.config.antialias, offset=offset, report=reporter(emit))
+        chunks = exact_rows(store, step, "exporting point_cloud.ply", reporter(emit))
+        write_result(ply, chunks, antialiased=state.config.antialias, offset=offset)
 
 
 def ply_path(run: Path, image: int) -> Path:
@@ -64,11 +65,10 @@ def ply_path(run: Path, image: int) -> Path:
 
 
 def write_result(
-    ply: Path, store: Store, step: AdamStep, *, antialiased: bool, offset: np.ndarray, report: Report
+    ply: Path, chunks: Iterable[tuple[np.ndarray, np.ndarray]], *, antialiased: bool, offset: np.ndarray
 ) -> None:
-    """The rows of a whole store, caught up to `step - 1`, as a PLY, with georef.json beside it where an offset [3] f64 was
-    subtracted."""
-    write_ply(ply, exact_rows(store, step, "exporting point_cloud.ply", report), antialiased=antialiased)
+    """Rows as `Store.exact_chunks` gives them as a PLY, with georef.json beside it where an offset [3] f64 was subtracted."""
+    write_ply(ply, chunks, antialiased=antialiased)
     if offset.any():
         write_georef(ply.parent / "georef.json", offset)
 

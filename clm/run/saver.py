@@ -17,6 +17,7 @@ from clm.run.events import CheckpointSaved, Emit, Message, reporter
 from clm.run.exposure import Exposures
 from clm.run.residence import Residence
 from clm.run.schedule import Schedule
+from clm.run.several import of_all_ranks
 
 SAVE_SECONDS = 600.0  # of training between two checkpoints, unless --save-every says otherwise
 _SAVE_SHARE = 0.05  # of the time at most goes into such saves
@@ -57,12 +58,15 @@ class Saver:
         every = self._schedule.config.save_every
         if every is not None:
             return self._schedule.crossed(every)
-        return time.perf_counter() - self._last >= max(SAVE_SECONDS, self._seconds / _SAVE_SHARE)
+        ranks, waited = self._residence.ranks, time.perf_counter() - self._last
+        return ranks.any(ranks.first and waited >= max(SAVE_SECONDS, self._seconds / _SAVE_SHARE))
 
     def save(self) -> None:
         """Checkpoint the run as it is between two batches, unless that very state is saved."""
         if self._saved == self.folder / f"step_{self._schedule.image}":
             return
+        if not self._residence.ranks.alone:
+            return  # what several ranks have is not saved yet
         with self._undisturbed():
             began = time.perf_counter()
             self._save()
@@ -82,7 +86,7 @@ class Saver:
         """End the run for `error`, if it is one, with its state saved."""
         if error is not None:
             self.save()
-            raise error
+            raise of_all_ranks(error)
 
     def _save(self) -> None:
         image, config = self._schedule.image, self._schedule.config

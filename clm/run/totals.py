@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from clm.forecast.machine import gradient_bytes, row_bytes
@@ -63,6 +64,49 @@ class Totals:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class RankTotals:
+    """What one of several ranks has to say for the receipt."""
+
+    totals: Totals
+    rows: int
+    device_budget: int
+    host_budget: int
+    sent_bytes: list[int]  # to each rank, since it started
+    network_seconds: float  # in calls to other ranks, waiting included
+
+
+def together(each: Sequence[RankTotals]) -> Totals:
+    """Of a run by several ranks: what crossed their buses and what was rebuilt is summed, clocks and peaks are those of rank 0."""
+    summed = (
+        *("rows_loaded", "bytes_loaded", "bytes_sent_back", "rows_loaded_no_reuse", "rows_loaded_consecutive_reuse"),
+        *("rows_lower_bound", "in_core_bytes", "rows_changed"),
+    )
+    all_of_them = replace(each[0].totals, disk=None)
+    for rank in each:
+        all_of_them.add_disk(rank.totals.disk)
+    return replace(all_of_them, **{name: sum(getattr(rank.totals, name) for rank in each) for name in summed})
+
+
+def of_each(each: Sequence[RankTotals], images: int) -> dict[str, Any]:
+    """`ranks` of the receipt: lists have one number for each rank."""
+    sent = sum(sum(rank.sent_bytes) for rank in each)
+    return {
+        "world": len(each),
+        "rows": [rank.rows for rank in each],
+        "device_bytes": [rank.totals.device_bytes for rank in each],
+        "host_bytes": [rank.totals.host_bytes for rank in each],
+        "budget_device_bytes": [rank.device_budget for rank in each],
+        "budget_host_bytes": [rank.host_budget for rank in each],
+        "network": {
+            "bytes": sent,
+            "bytes_per_image": sent / max(images, 1),
+            "bytes_to_each": [rank.sent_bytes for rank in each],
+            "seconds": [rank.network_seconds for rank in each],
+        },
+    }
+
+
 def peak_rss_bytes() -> int:
     """Largest resident set of this process so far. `ru_maxrss` would also know the process that started this one."""
     try:
@@ -110,6 +154,7 @@ def report(totals: Totals, iteration: int, num_gaussians: int, device: str, offl
             "exposed": lanes.exposed,
             "plan": lanes.plan,
             "plan_exposed": lanes.plan_exposed,
+            **({"network": lanes.network} if lanes.network else {}),
         },
         "rebuilds": {
             "count": totals.rebuilds,

@@ -7,14 +7,15 @@ arena; where that is impossible the batch goes on without the view, and says so 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from clm.camera import Camera
 from clm.errors import ClmError, OutOfDeviceMemory
 from clm.plan.residency import Turn
-from clm.render import Target, compare_and_differentiate
+from clm.render import Render, Target, compare_and_differentiate
 from clm.run.batches import NextBatch
 from clm.run.exposure import Exposures
 from clm.run.photos import Photos
@@ -114,6 +115,14 @@ class Views:
         counted = self._counted(image)
         target = Target(*pair, background, self._schedule.config.ssim_weight, counted, exposure)
         return partial(compare_and_differentiate, self._residence.rasterizer, target)
+
+    def render(self, cameras: Sequence[Camera]) -> Render | None:
+        """Of the next camera, from the rows as they are now: (`SharedViews.render`)."""
+        (camera,) = cameras
+        return self._residence.renderer()(camera)
+
+    def close(self) -> None:
+        """Nothing of it lives longer than a batch."""
 
     def why_to_stop(self) -> ClmError | None:
         """What a run cannot go on with after its last batch."""

@@ -8,6 +8,7 @@ f32 or bf16 (uint16, the upper half of the f32): only the row kernels read their
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,24 @@ class Store(PagedRows):
             pages = np.union1d(pages, merges.pages)
         self.arrays.release(pages, self.fill[pages])
         return pages.astype(np.int32)
+
+    def empty_pages(self, pages: np.ndarray) -> None:
+        """The rows of pages [A] (ascending) are somewhere else now."""
+        none = np.zeros(len(pages), np.int32)
+        self._set_fill(pages, none)
+        self.seen[pages] = False
+        self.arrays.release(pages, none)
+        self.refresh_bounds(pages)
+
+    @contextmanager
+    def filling(self, pages: np.ndarray, fill: np.ndarray) -> Iterator[RowArrays]:
+        """Pages [A] (ascending) that are empty or new, with fill [A] rows, all of which are written inside."""
+        self.arrays.reserve_pages(max(self.pages, int(pages[-1]) + 1))
+        self.reserve((int(pages[-1]) + 1) * self.page_rows)
+        self._set_fill(pages, fill.astype(np.int32))
+        with self.arrays.hold(pages, True):
+            yield self.arrays
+        self.arrays.note_written(pages, self.fill[pages])
 
     def _reserve_pages(self, affected: np.ndarray, growth: Growth) -> None:
         """Room for the pages that a growth may make, or ResourceError, while the rows are as they were."""

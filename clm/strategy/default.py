@@ -24,7 +24,7 @@ from clm.store.growth import Growth, Rows
 from clm.store.identity import child_keys
 from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOGIT_OPACITIES
 from clm.store.store import Store
-from clm.strategy.strategy import Densified, OpacityReset, Rebuild
+from clm.strategy.strategy import AllRows, Densified, OpacityReset, Rebuild
 
 SPLIT_SHRINK = 1.6  # children of a split are this much smaller (gsplat)
 
@@ -59,11 +59,13 @@ class DefaultStrategy:
     def rebuild(self, rebuild: Rebuild, before: int, now: int) -> Iterator[Event]:
         store, config = rebuild.store, self._config
         if self._densify_due(before, now):
-            decision = decide(store, rebuild.step, self._thresholds(now), rebuild.most_rows, config.seed, now)
+            most, all_rows = rebuild.most_rows, rebuild.all_rows
+            decision = decide(store, rebuild.step, self._thresholds(now), most, config.seed, now, all_rows)
             pages = rebuild.apply(decision.growth)
             clear_statistics(store)
-            done = decision.cloned, decision.split, decision.pruned, decision.refused
-            yield Densified(now, *done, store.rows, pages, decision.unproven)
+            done = decision.cloned, decision.split, decision.pruned, decision.unproven
+            cloned, split, pruned, unproven, rows, pages = all_rows.totals(*done, store.rows, pages)
+            yield Densified(now, cloned, split, pruned, decision.refused, rows, pages, unproven)
         if self._reset_due(before, now):
             reset_opacity(store, rebuild.step, config.reset_opacity)
             rebuild.everything()
@@ -99,8 +101,8 @@ class DefaultStrategy:
 
 @dataclass(frozen=True)
 class Decision:
-    """A growth, and what it does in rows. refused: wanted to grow, but the limit said no. unproven: wanted to grow, but too
-    little of them is seen from more than one place."""
+    """A growth of a store, and what it does in rows. refused: of all rows, wanted to grow, but the limit said no. unproven:
+    wanted to grow, but too little of them is seen from more than one place."""
 
     growth: Growth
     cloned: int
@@ -181,17 +183,23 @@ class _Candidates:
 
 
 def decide(
-    store: Store, step: AdamStep | None, thresholds: Thresholds, max_rows: int, seed: int, image: int
+    store: Store,
+    step: AdamStep | None,
+    thresholds: Thresholds,
+    max_rows: int,
+    seed: int,
+    image: int,
+    all_rows: AllRows = AllRows(),  # noqa: B008  (it has no state)
 ) -> Decision:
-    """What is cloned, split and pruned after training image `image`, so that at most `max_rows` rows remain (those whose
+    """What is cloned, split and pruned after training image `image`, so that at most `max_rows` of all rows remain (those whose
     gradient is strongest grow, of equal ones the one with the smaller key)."""
     found = _Candidates.joined([_Candidates.of(drawn, thresholds) for drawn in drawn_rows(store, step)])
-    allowed = max(max_rows - store.rows, 0)
     wants, unproven = np.flatnonzero(found.wants & found.proven), int((found.wants & ~found.proven).sum())
-    refused = max(0, len(wants) - allowed)
+    rows, wanted = all_rows.totals(store.rows, len(wants))
+    allowed = max(max_rows - rows, 0)
+    refused = max(0, wanted - allowed)
     if refused:
-        order = np.lexsort((found.keys[wants], -found.gradient[wants]))
-        wants = np.sort(wants[order[:allowed]])
+        wants = wants[all_rows.first(allowed, found.keys[wants], -found.gradient[wants])]
     grows = np.zeros(len(found.rows), bool)
     grows[wants] = True
     goes, large = found.goes, found.large

@@ -29,7 +29,7 @@ from clm.store.identity import child_keys, uniforms
 from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOG_SCALES, LOGIT_OPACITIES
 from clm.store.store import Store
 from clm.strategy.default import clear_statistics
-from clm.strategy.strategy import Rebuild, Relocated
+from clm.strategy.strategy import AllRows, Rebuild, Relocated
 
 ADDED = 1.05  # the size may become so many times as large at once
 MOST_COPIES = 51  # for which opacity and scale are computed: beyond, as for so many (gsplat)
@@ -56,14 +56,16 @@ class McmcStrategy:
         return False
 
     def rebuild(self, rebuild: Rebuild, before: int, now: int) -> Iterator[Event]:
-        store, config = rebuild.store, self._config
-        more = max(0, min(rebuild.most_rows, int(ADDED * store.rows)) - store.rows)
-        drawn = draw(store, rebuild.step, config.prune_opacity, more, now, self._until)
+        store, config, all_rows = rebuild.store, self._config, rebuild.all_rows
+        (rows,) = all_rows.totals(store.rows)
+        more = max(0, min(rebuild.most_rows, int(ADDED * rows)) - rows)
+        drawn = draw(store, rebuild.step, config.prune_opacity, more, now, self._until, all_rows)
         self._until = _SLACK * drawn.until
         pages = rebuild.apply(relocation(store, rebuild.step, drawn, now))
         clear_statistics(store)
         store.refresh(rebuild.step)  # entries bound the noise up to the next rebuild
-        yield Relocated(now, len(drawn.dead), drawn.copies - len(drawn.dead), store.rows, pages)
+        dead, copies, rows, pages = all_rows.totals(len(drawn.dead), drawn.copies, store.rows, pages)
+        yield Relocated(now, dead, copies - dead, rows, pages)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,18 +84,29 @@ class Drawn:
         return int(self.times.sum())
 
 
-def draw(store: Store, step: AdamStep | None, dead_opacity: float, more: int, image: int, until: float = 0.0) -> Drawn:
-    """As many rows by opacity, with replacement, as are dead after `step - 1`, and `more`. until: where to begin looking."""
+def draw(
+    store: Store,
+    step: AdamStep | None,
+    dead_opacity: float,
+    more: int,
+    image: int,
+    until: float = 0.0,
+    all_rows: AllRows = AllRows(),  # noqa: B008  (it has no state)
+) -> Drawn:
+    """As many of all rows by opacity, with replacement, as are dead after `step - 1`, and `more`: those of this store. until:
+    where to begin looking."""
     while True:
         dead, weight, arrivals = _arrivals(store, step, dead_opacity, image, until)
-        count = len(dead) + more
+        weight = float(all_rows.joined(np.array([weight])).sum())
+        count, arrived = all_rows.totals(len(dead), len(arrivals.times))
+        count += more
         if weight == 0.0:
             count, dead = 0, dead[:0]
-        if len(arrivals.times) >= count:
+        if arrived >= count:
             break
         until = max(_SLACK * until, (count + 6.0 * count**0.5 + 16.0) / weight)
-    first = np.lexsort((arrivals.keys, arrivals.times))[:count]
-    last = float(arrivals.times[first[-1]]) if count else 0.0
+    first = all_rows.first(count, arrivals.keys, arrivals.times)
+    last = float(all_rows.joined(arrivals.times[first]).max(initial=0.0))
     rows, one, times = np.unique(arrivals.rows[first], return_index=True, return_counts=True)
     return Drawn(dead, rows, arrivals.keys[first][one], times, last)
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from clm.event import Event
 from clm.kernels.rows import AdamStep
 from clm.store.growth import Growth
@@ -46,12 +48,39 @@ class Relocated(Event):
     pages: int  # that changed, of all
 
 
+class AllRows:
+    """What a decision asks of all rows, where a store holds some of them. Here it holds all."""
+
+    def totals(self, *numbers: int) -> list[int]:
+        """Numbers of this store's rows, summed over all stores."""
+        return list(numbers)
+
+    def joined(self, column: np.ndarray) -> np.ndarray:
+        """[N]: what all stores have, one after the other; this one has column [n]."""
+        return column
+
+    def before(self, count: int) -> int:
+        """How many of `joined` come before those of this store, which has `count`."""
+        return 0
+
+    def first(self, count: int, *columns: np.ndarray) -> np.ndarray:
+        """[n] bool: which of this store's things are among the first `count` of all, in the order of np.lexsort by columns [n]."""
+        chosen = np.lexsort([self.joined(column) for column in columns])[:count] - self.before(len(columns[0]))
+        mine = np.zeros(len(columns[0]), bool)
+        mine[chosen[(chosen >= 0) & (chosen < len(mine))]] = True
+        return mine
+
+
 class Rebuild(Protocol):
     """The rows between two batches, while they may change."""
 
     @property
+    def all_rows(self) -> AllRows:
+        """Where the store holds some of the rows: what is asked of all."""
+
+    @property
     def store(self) -> Store:
-        """Every row, wherever it lives, as its last update left it."""
+        """The rows, wherever they live, as their last updates left them."""
 
     @property
     def step(self) -> AdamStep:
@@ -59,7 +88,7 @@ class Rebuild(Protocol):
 
     @property
     def most_rows(self) -> int:
-        """How many rows --max-gaussians and the budgets admit; at least those that there are."""
+        """How many rows there may be in all by --max-gaussians and the budgets; at least those that there are."""
 
     def apply(self, growth: Growth) -> int:
         """Carry out a growth; returns how many pages changed."""

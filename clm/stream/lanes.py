@@ -59,7 +59,9 @@ class Lanes:
         self._coming: Sequence[np.ndarray] = ()
         self._unpublished: deque[Batch] = deque()
         self._publishing = Lock()
-        self._spans: deque[Span] = deque()  # of what was published since the last batch ended
+        self.spans: deque[Span] = (
+            deque()
+        )  # beside those of turns: what was published since the last batch ended, or travelled
 
     @property
     def _batch(self) -> Batch:
@@ -125,8 +127,8 @@ class Lanes:
         for turn in batch.turns:
             after(turn.updated, "the next batch reads the rows that this one updates")
         ended, spans = time.perf_counter(), batch.spans()
-        while self._spans:
-            spans.append(self._spans.popleft())
+        while self.spans:
+            spans.append(self.spans.popleft())
         if (disk := self.tiers.store.disk) is not None:
             moved = disk.drain([(span.start, span.end) for span in spans if span.lane == "compute"])
             spans += [Span("disk", "read, write", -1, *moment) for moment in moved]
@@ -147,7 +149,7 @@ class Lanes:
                     row_kernels.put_entries(rows, entries, store.entries)
                 if len(batch.union):
                     store.publish(batch.union)
-                self._spans.append(Span("update", "publish", -1, began, time.perf_counter()))
+                self.spans.append(Span("update", "publish", -1, began, time.perf_counter()))
 
     def interrupt(self, i: int) -> None:
         """Turn i could not be computed: when this returns, the lanes are idle and the arena may be replaced.

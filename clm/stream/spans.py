@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from clm.files import atomic_write
 
-LANES = ("load", "compute", "send_back", "update", "disk", "plan")
+LANES = ("load", "compute", "send_back", "update", "disk", "plan", "network")
 
 
 class Span(NamedTuple):
@@ -32,6 +32,7 @@ class LaneSeconds:
     send_back: float = 0.0
     update: float = 0.0
     disk: float = 0.0  # of its threads together
+    network: float = 0.0  # of splats and their gradients, waiting for other ranks included
     exposed: float = 0.0
     plan: float = 0.0  # cull + order + plan, wherever it ran
     plan_exposed: float = 0.0

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from clm.camera import Camera
-from clm.device.interface import Arena, Indices
+from clm.device.interface import Arena, Device, Indices
 from clm.kernels.rows import AdamStep, colour_columns
 from clm.plan.residency import Turn, make_plan
 from clm.plan.visibility import visible_rows, visible_sets
-from clm.render import Rasterizer, Render
+from clm.render import Colour, Rasterizer, Render
 from clm.store.pages import pages_of
 from clm.stream.batch import Batch
 from clm.stream.fetch import Fetch
@@ -47,24 +48,20 @@ def render_turn(
     return drawn
 
 
-def render_view(
+def through_arena(
     fetch: Fetch,
     adam: AdamStep | None,
     rasterizer: Rasterizer,
     camera: Camera,
     sh_degree: int,
-    background: tuple[float, float, float],
+    draw: Callable[[], T],
     *,
-    depth: bool = False,
     coming: Sequence[Camera] = (),
     admit: Callable[[int, Camera], None] = lambda rows, camera: None,
-) -> Render:
-    """Render `camera`; the images are on the host. fetch: of lanes that are idle, or of none; adam: rows are caught up to
-    `adam.step - 1` (None: a store without moments). A view larger than the arena is rendered in pieces. coming: the cameras
-    after it, as far as they are known: where rows are on disk, their pages are read while this one is rasterised. admit:
-    hears how many rows the view has before any of them is there, and may raise."""
+) -> T:
+    """Project what `camera` sees, in pieces if need be, and `draw` it once all splats are there. See `render_view`."""
     tiers, compute = fetch.tiers, fetch.tiers.device.stream("compute")
-    store, device = tiers.store, tiers.device
+    store = tiers.store
     size, fill = store.page_rows, store.fill
     rows = visible_rows(store.entries, store.bounds, camera, page_rows=size, fill=fill)
     admit(len(rows), camera)
@@ -74,23 +71,44 @@ def render_view(
     if store.disk is not None:
         next_sets = visible_sets(store.entries, store.bounds, coming, page_rows=size, fill=fill) if coming else []
         batch.ticks = Ticks(plan, tiers, [pages_of(seen, size) for seen in next_sets])
-
-    def draw() -> Render:
-        render = rasterizer.rasterize(background, depth, counted=False)
-        images: dict[str, Any] = {
-            name: None if (image := getattr(render, name)) is None else device.numpy(image)
-            for name in ("rgb", "alpha", "depth")
-        }
-        return dataclasses.replace(render, **images)
-
-    render: Render | None = None
+    drawn: T | None = None
     for i, (turn, state) in enumerate(zip(plan.turns, batch.turns, strict=True)):
         fetch.run(batch, i)
         compute.wait(state.loaded.result(), "the rows of this turn are in their slots")
         slots = state.route.view_slots
-        render = compute.run(render_turn, rasterizer, tiers.arena, turn, camera, sh_degree, draw, slots)
+        drawn = compute.run(render_turn, rasterizer, tiers.arena, turn, camera, sh_degree, draw, slots)
         state.released.succeed(compute.record())
         state.end()
     compute.record().synchronize("the image is there, and no stream works with the arena any more")
-    assert render is not None, "a view's last turn renders"
-    return render
+    assert drawn is not None, "a view's last turn renders"
+    return drawn
+
+
+def drawn_on_host(rasterizer: Rasterizer, device: Device, background: Colour, depth: bool = False) -> Render:
+    """The image of the splats that the rasteriser has, on the host."""
+    render = rasterizer.rasterize(background, depth, counted=False)
+    images: dict[str, Any] = {
+        name: None if (image := getattr(render, name)) is None else device.numpy(image)
+        for name in ("rgb", "alpha", "depth")
+    }
+    return dataclasses.replace(render, **images)
+
+
+def render_view(
+    fetch: Fetch,
+    adam: AdamStep | None,
+    rasterizer: Rasterizer,
+    camera: Camera,
+    sh_degree: int,
+    background: Colour,
+    *,
+    depth: bool = False,
+    coming: Sequence[Camera] = (),
+    admit: Callable[[int, Camera], None] = lambda rows, camera: None,
+) -> Render:
+    """Render `camera`; the images are on the host. fetch: of lanes that are idle, or of none; adam: rows are caught up to
+    `adam.step - 1` (None: a store without moments). A view larger than the arena is rendered in pieces. coming: the cameras
+    after it, as far as they are known: where rows are on disk, their pages are read while this one is rasterised. admit:
+    hears how many rows the view has before any of them is there, and may raise."""
+    draw = partial(drawn_on_host, rasterizer, fetch.tiers.device, background, depth)
+    return through_arena(fetch, adam, rasterizer, camera, sh_degree, draw, coming=coming, admit=admit)

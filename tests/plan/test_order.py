@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clm.kernels.plan import descend, greedy_tour
 from clm.plan import order
-from clm.plan.order import exact_path, local_search, order_views, overlap_distances, tour_length
+from clm.plan.order import exact_path, local_search, order_views, shared_rows, tour_length
 from clm.plan.residency import make_plan
 from tests.plan import slow_order
 from tests.plan.slow_order import slow_exact_path, slow_local_search, slow_overlap_distances
@@ -21,6 +21,10 @@ batches = st.lists(st.sets(st.integers(0, 40), max_size=20), min_size=2, max_siz
 
 def as_rows(sets: list[set[int]], spread: int = 1) -> list[np.ndarray]:
     return [np.array(sorted(s), np.int32) * spread for s in sets]
+
+
+def overlap_distances(sets: list[np.ndarray], page_rows: int) -> np.ndarray:
+    return order.overlap_distances(shared_rows(sets, page_rows))
 
 
 def line_of_views(count: int, seed: int, rows: int = 4000, size: int = 300) -> list[np.ndarray]:
@@ -160,3 +164,16 @@ def test_the_gap_stays_first_and_every_node_once() -> None:
     with pytest.raises(ValueError, match="every node once"):
         descend(distances, np.array([5, 0, 1, 1, 2, 3]), 3)
     assert descend(distances, np.array([5, 0, 1, 4, 2, 3]), 3)[0][0] == 5
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 4))
+@settings(max_examples=30, deadline=None)
+def test_rows_shared_out_over_ranks_give_the_order_of_all_rows(seed: int, ranks: int) -> None:
+    rng = np.random.default_rng(seed)
+    sets = [np.flatnonzero(rng.random(600) < p).astype(np.int32) for p in rng.random(int(rng.integers(2, 14)))]
+    edges = [0, *np.sort(rng.integers(0, 601, ranks - 1)).tolist(), 600]
+    theirs = [[rows[(rows >= a) & (rows < b)] - a for rows in sets] for a, b in pairwise(edges)]
+    total = sum(shared_rows(mine, 64) for mine in theirs)
+    for mine in theirs:
+        path = order_views(mine, 600, 64, 0, lambda counts: total)
+        np.testing.assert_array_equal(path, order_views(sets, 600, 64, 0))

@@ -313,3 +313,30 @@ def test_planning_64_views_of_10k_rows_takes_milliseconds() -> None:
         seconds.append(perf_counter() - begin)
     assert plan.traffic.loaded <= plan.traffic.consecutive_reuse
     assert min(seconds) < 0.3  # 0.03 s on an idle core; ten times that still catches a quadratic planner
+
+
+@given(batches, slots, st.integers(2, 4))
+@settings(max_examples=150, deadline=None)
+def test_groups_of_several_ranks_are_projected_before_they_are_rasterised_and_sum_in_batch_order(
+    sets: list[set[int]], capacity: int, ranks: int
+) -> None:
+    rows = as_rows(sets)
+    plan = make_plan(list(range(len(rows))), rows, capacity, 4, ranks=ranks)
+    final, _ = execute(plan, capacity)
+    for row, summed in final.items():
+        assert summed == [view for view, mine in enumerate(sets) if row in mine], "in batch order"
+    assert plan.views == list(range(len(rows))) and sorted(final) == plan.union_rows.tolist()
+    groups = -(-len(rows) // ranks)
+    sent, drawn, whole = 0, 0, {view: 0 for view in range(len(rows))}
+    for turn in plan.turns:
+        assert turn.position == turn.view and turn.projects != turn.adds
+        group = turn.position // ranks
+        if turn.projects:
+            assert group == sent <= drawn + 1, "at most one group travels while another is rasterised"
+            whole[turn.view] += len(turn.rows)
+            assert not turn.sends or all(whole[v] == len(rows[v]) for v in range(min(len(rows), (group + 1) * ranks)))
+            sent += turn.sends
+        else:
+            drawn += turn.draws
+            assert group == drawn - 1 < sent, "its splats were sent, and it was rasterised"
+    assert sent == drawn == groups

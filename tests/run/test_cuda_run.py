@@ -44,6 +44,7 @@ from tests.demo_run import (  # noqa: E402
 )
 from tests.device.test_cuda import device as cuda_double  # noqa: E402
 from tests.formats.whole import read_all  # noqa: E402
+from tests.run.test_ranks import run_ranks  # noqa: E402
 
 ROWS, PIXELS = 400, 40 * 30
 SMALL: dict[str, Any] = {"downscale": "8", "iterations": 24, "sh_interval": 8}
@@ -310,3 +311,20 @@ def test_a_budget_beyond_the_device_is_one_sentence_that_names_the_flag(
     monkeypatch.setattr(cuda.torch, "empty", empty)
     with pytest.raises(ResourceError, match=r"no room left for .* of (arena|resident Gaussians)\. .*--gpu-memory"):
         run_demo(tmp_path / "run", offload="none", init_ply=ply, **STILL)
+
+
+@pytest.mark.parametrize("placement", ["none", "host"])
+def test_two_ranks_train_the_model_of_one(
+    runs: Callable[[str], Path], ply: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placement: str
+) -> None:
+    """Splats and gradients are tensors of the device on their way; nothing of the model is known to be another."""
+    use_cuda_double(monkeypatch)
+    offload, gpu_memory = PLACEMENTS[placement]
+    theirs = run_ranks(tmp_path / "run", 2, offload=offload, gpu_memory=gpu_memory, init_ply=ply, **STILL)
+    one, several = (
+        read_all(ranks / "point_cloud" / "iteration_24" / "point_cloud.ply")
+        for ranks in (runs(placement), tmp_path / "run")
+    )
+    for ours, other in zip(several, one, strict=True):
+        assert differing(ours, other, 2e-3) < 0.01
+    assert len(of_type(theirs[1], BatchDone)) == 6

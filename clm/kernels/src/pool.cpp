@@ -117,4 +117,4 @@ int thread_count() { return pool().threads(); }
 
 CLM_API void clm_set_threads(int threads) { clm::pool().resize(threads); }
 CLM_API int clm_get_threads() { return clm::thread_count(); }
-CLM_API int clm_abi_version() { return 19; }
+CLM_API int clm_abi_version() { return 20; }

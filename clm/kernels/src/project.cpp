@@ -1,7 +1,5 @@
 // Projection, forward: raw rows of a piece -> records in screen space, radii, appended to the view's; rows that draw nothing
 // get radii 0.
-#include <atomic>
-
 #include "project.h"
 
 namespace clm {

@@ -24,6 +24,13 @@ struct Sums {
     void add_pairs(const Workspace& ws, int64_t row) {
         for (int64_t p = ws.pair_begin[row]; p < ws.pair_begin[row + 1]; ++p) add(ws, ws.moments.data() + p * ws.moments_of);
     }
+    // Those of a row, wherever they are by now.
+    void add_row(const Workspace& ws, int64_t row) {
+        if (ws.summed)
+            add(ws, ws.sums.data() + row * ws.moments_of);
+        else
+            add_pairs(ws, row);
+    }
     void write(const Workspace& ws, float* moments) const {
         store(moments, low);
         store(moments + 8, tail);
@@ -36,10 +43,7 @@ void gather8(const Workspace& ws, int64_t first, i8 drawn, f8 (&m)[16]) {
     f8 low[8], high[8];
     for (int j = 0; j < 8; ++j) {
         Sums sums;
-        if (drawn[j] && ws.summed)
-            sums.add(ws, ws.sums.data() + (first + j) * ws.moments_of);
-        else if (drawn[j])
-            sums.add_pairs(ws, first + j);
+        if (drawn[j]) sums.add_row(ws, first + j);
         low[j] = sums.low;
         high[j] = f8{sums.tail[0], sums.tail[1], sums.tail[2], sums.tail[3], sums.deep[0]};
     }
@@ -211,6 +215,12 @@ void add_to_sums(Workspace& ws) {
             sums.write(ws, so_far);
         }
     });
+}
+
+void row_moments(const Workspace& ws, int64_t row, float* out) {
+    Sums sums;
+    sums.add_row(ws, row);
+    sums.write(ws, out);
 }
 
 void project_backward(Workspace& ws, const Piece& piece, float* grad_geometry, float* grad_colour) {

@@ -4,6 +4,7 @@
 // is parallel over chunks that write only their own part, and every sum has a fixed order, so results are bitwise equal for
 // any thread count, any cut of the view into pieces, and any bands of tile rows that lists are built for at a time.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -194,6 +195,7 @@ struct Cotangents {
 void composite_backward(Workspace& ws, const Cotangents& v);
 void clear_sums(Workspace& ws);
 void add_to_sums(Workspace& ws);
+void row_moments(const Workspace& ws, int64_t row, float* out);  // of one row [moments_of], summed in tile order
 void project_backward(Workspace& ws, const Piece& piece, float* grad_geometry, float* grad_colour);
 
 }  // namespace clm

@@ -1,0 +1,170 @@
+"""The number of ranks never changes the model: one, two, three and four train the same rows and measure the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clm.errors import ClmError
+from clm.plan import placement
+from clm.plan.budget import SLOT_BYTES
+from clm.ranks import Ranks
+from clm.run.balance import balance
+from clm.run.events import BatchDone, Densified, Evaluated, Event, Message, Relocated
+from clm.run.loop import train
+from clm.scene import CorruptImage, ImageCache
+from clm.scene.open import open_scene
+from tests.demo_run import DEMO, of_type, read_json, run_demo, small_config, write_survey_scene
+from tests.thread_ranks import on_ranks
+
+# Batches end with smaller groups, the run with a smaller batch; rows are added, pruned and reset.
+RUN: dict[str, Any] = {"iterations": 62, "batch_size": 5, "opacity_reset_every": 31, "threads": 1, "test_every": 6}
+SURVEY: dict[str, Any] = {"downscale": "1", "batch_size": 7, "iterations": 28, "sh_interval": 12, "threads": 1}
+
+
+def run_ranks(run: Path, world: int, data: Path = DEMO, **options: Any) -> list[list[Event]]:
+    """The events of each rank."""
+    config = small_config(**options)
+    if world == 1:
+        return [run_demo(run, data=data, **options)]
+
+    def work(ranks: Ranks) -> list[Event]:
+        events: list[Event] = []
+        train(open_scene(data, config), config, run, events.append, ranks=ranks)
+        return events
+
+    return on_ranks(world, work)
+
+
+def rows_of_ply(run: Path) -> list[bytes]:
+    """The rows of the last PLY, as bytes, in an order of their own: pages of other ranks lie elsewhere."""
+    content = sorted(run.glob("point_cloud/iteration_*/point_cloud.ply"))[-1].read_bytes()
+    rows = content.split(b"end_header\n", 1)[1]
+    return sorted(rows[k : k + 248] for k in range(0, len(rows), 248))
+
+
+def what_happened(events: list[Event]) -> list[Any]:
+    """What does not depend on where rows are."""
+    told: list[Any] = []
+    for event in events:
+        if isinstance(event, BatchDone):
+            told.append((event.step, event.iteration, repr(event.loss), event.num_gaussians))
+        elif isinstance(event, Densified | Relocated):
+            told.append(dataclasses.replace(event, pages=0))
+        elif isinstance(event, Evaluated):
+            told.append(event)
+    return told
+
+
+def assert_same(one: Path, events: list[Event], other: Path, theirs: list[list[Event]]) -> None:
+    for k, told in enumerate(theirs):
+        assert what_happened(told) == what_happened(events), f"rank {k}"
+    ours, expected = rows_of_ply(other), rows_of_ply(one)
+    assert len(ours) == len(expected) and ours == expected, f"{len(set(ours) ^ set(expected)) // 2} rows differ"
+    assert read_json(other / "metrics.json") == read_json(one / "metrics.json")
+    assert (other / "input.ply").read_bytes() == (one / "input.ply").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
+    run = tmp_path_factory.mktemp("alone") / "run"
+    (events,) = run_ranks(run, 1, **RUN)
+    assert sum(e.cloned + e.split for e in of_type(events, Densified)) > 100, "rows are added"
+    return run, events
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_ranks_train_the_same_model_and_measure_the_same(
+    alone: tuple[Path, list[Event]], tmp_path: Path, world: int
+) -> None:
+    theirs = run_ranks(tmp_path / "run", world, **RUN)
+    assert_same(*alone, tmp_path / "run", theirs)
+    receipt, pictures = read_json(tmp_path / "run" / "report.json"), "eval/step_62/*.png"
+    assert receipt["ranks"]["world"] == world and sum(receipt["ranks"]["rows"]) == receipt["num_gaussians"]
+    for mine, other in zip(sorted(alone[0].glob(pictures)), sorted((tmp_path / "run").glob(pictures)), strict=True):
+        assert mine.name == other.name and mine.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("world", "options"),
+    [
+        (3, {"max_gaussians": 1700}),
+        (2, {"exposure": "on", "background": "random", "moments": "bf16"}),
+        (2, {"strategy": "mcmc", "max_gaussians": 2000}),
+        (4, {"batch_size": 2, "iterations": 14, "absgrad": True, "antialias": True}),
+    ],
+    ids=["the strongest rows of all grow", "exposures, backgrounds, moments", "mcmc", "batches smaller than the ranks"],
+)
+def test_ranks_train_the_same_model_whatever_else_is_asked_for(
+    tmp_path: Path, world: int, options: dict[str, Any]
+) -> None:
+    (events,) = run_ranks(tmp_path / "one", 1, **{**RUN, **options})
+    theirs = run_ranks(tmp_path / "several", world, **{**RUN, **options})
+    assert_same(tmp_path / "one", events, tmp_path / "several", theirs)
+    grown = of_type(events, Densified)
+    if options.get("max_gaussians") == 1700:
+        assert any(e.refused for e in grown), "the cap chose"
+
+
+def test_views_in_pieces_on_some_ranks_train_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    survey = write_survey_scene(tmp_path / "scene")
+    (events,) = run_ranks(tmp_path / "one", 1, survey, offload="none", **SURVEY)
+    monkeypatch.setattr(placement, "LEAST_SLOTS", 64)
+    options = {"offload": "host", "gpu_memory": str(150 * SLOT_BYTES)}
+    theirs = run_ranks(tmp_path / "several", 3, survey, **options, **SURVEY)
+    assert_same(tmp_path / "one", events, tmp_path / "several", theirs)
+    traffic = read_json(tmp_path / "several" / "report.json")["traffic"]
+    assert traffic["rows_loaded"] > traffic["rows_lower_bound"], "pieces were loaded again"
+
+
+def test_a_photo_that_one_rank_cannot_read_is_skipped_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    survey = write_survey_scene(tmp_path / "scene", side=3)
+    options = {**SURVEY, "iterations": 21, "test_every": 0}
+    read = ImageCache.get
+
+    def get(cache: ImageCache, view: int) -> np.ndarray:
+        if view == 4:
+            raise CorruptImage(survey / "images" / "04.png", "it is a test")
+        return read(cache, view)
+
+    monkeypatch.setattr(ImageCache, "get", get)
+    (events,) = run_ranks(tmp_path / "one", 1, survey, **options)
+    theirs = run_ranks(tmp_path / "several", 2, survey, **options)
+    assert_same(tmp_path / "one", events, tmp_path / "several", theirs)
+    for told in (events, *theirs):
+        assert any("04.png" in e.text and "Skipping" in e.text for e in of_type(told, Message)), "every rank knows"
+
+
+def test_fewer_rows_than_ranks_are_refused_before_step_0(tmp_path: Path) -> None:
+    survey = write_survey_scene(tmp_path / "scene", side=2, points=3)
+    with pytest.raises(ClmError, match="3 Gaussians to start from, fewer than the 4 ranks"):
+        run_ranks(tmp_path / "run", 4, survey, **SURVEY)
+
+
+def test_what_travels_is_counted_and_does_not_follow_the_size_of_the_scene(tmp_path: Path) -> None:
+    run_ranks(tmp_path / "run", 2, **{**RUN, "densify_until": 0})
+    network = read_json(tmp_path / "run" / "report.json")["ranks"]["network"]
+    assert network["bytes_per_image"] > 0 and network["bytes_to_each"][0][0] == 0
+
+
+def test_pages_that_move_between_ranks_change_nothing(
+    alone: tuple[Path, list[Event]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clm.store.paged.PAGE_ROWS", 64)
+    monkeypatch.setattr("clm.run.balance.UNBALANCED", 1.0)
+    moved: list[int] = []
+
+    def watched(*arguments: Any) -> int:
+        moved.append(balance(*arguments))
+        return moved[-1]
+
+    monkeypatch.setattr("clm.run.residence.balance", watched)
+    theirs = run_ranks(tmp_path / "run", 3, **RUN)
+    assert sum(moved) > 0, "ranks grew unequally"
+    assert_same(*alone, tmp_path / "run", theirs)
+    rows = read_json(tmp_path / "run" / "report.json")["ranks"]["rows"]
+    assert max(rows) - min(rows) <= 2 * 64
