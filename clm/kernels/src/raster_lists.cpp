@@ -4,6 +4,7 @@
 // alpha = 1/255 touches are listed. The result does not depend on how the depth order is cut into chunks. Lists are built for
 // a band of tile rows; a band is the whole image unless its lists would exceed `band_bytes`.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -36,21 +37,43 @@ inline Span tile_columns(const Record& g, int tile_row, int tiles_x) {
     return tile_range(g.mx + left, g.mx + right, tiles_x);
 }
 
-// In row order, where records lie side by side.
-void find_tile_rows(Workspace& ws) {
+constexpr int kBits = 11, kBuckets = 1 << kBits, kPasses = 3;
+using Digits = std::array<std::array<int64_t, kBuckets>, kPasses>;
+
+// Depths and rows of what is drawn, [drawn] in the order of rows, and where each is listed; returns how often each digit of
+// the depths occurs.
+Digits list_drawn(Workspace& ws, Keyed* out) {
     constexpr int64_t kChunk = 4096;
-    const int64_t rows = ws.rows;
+    const int64_t rows = ws.rows, chunks = (rows + kChunk - 1) / kChunk;
+    const auto end = [&](int64_t chunk) { return (chunk + 1) * kChunk < rows ? (chunk + 1) * kChunk : rows; };
     ws.tile_rows.need(rows);
-    parallel((rows + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
-        int64_t end = (chunk + 1) * kChunk < rows ? (chunk + 1) * kChunk : rows;
-        for (int64_t i = chunk * kChunk; i < end; ++i) {
+    std::vector<int64_t> begins(size_t(chunks) + 1, 0);
+    parallel(chunks, [&](int64_t chunk, int) {
+        int64_t count = 0;
+        for (int64_t i = chunk * kChunk; i < end(chunk); ++i) count += ws.radii[2 * i] != 0;
+        begins[size_t(chunk) + 1] = count;
+    });
+    for (size_t c = 0; c < size_t(chunks); ++c) begins[c + 1] += begins[c];
+    std::vector<Digits> counts(size_t(thread_count()), Digits{});
+    parallel(chunks, [&](int64_t chunk, int thread) {
+        Keyed* at = out + begins[size_t(chunk)];
+        Digits& count = counts[size_t(thread)];
+        for (int64_t i = chunk * kChunk; i < end(chunk); ++i) {
             if (ws.radii[2 * i] == 0) continue;
             const Record& g = ws.records[i];
-            float top = std::sqrt(g.top2);
-            Span at = tile_range(g.my - top, g.my + top, ws.view.tiles_y);
-            ws.tile_rows[i] = {uint16_t(at.begin), uint16_t(at.end)};
+            const float top = std::sqrt(g.top2);
+            const Span tiles = tile_range(g.my - top, g.my + top, ws.view.tiles_y);
+            std::memcpy(&at->key, &g.z, 4);
+            at->row = uint32_t(i);
+            ws.tile_rows[i] = {uint16_t(tiles.begin), uint16_t(tiles.end)};
+            for (int pass = 0; pass < kPasses; ++pass) ++count[pass][(at->key >> (kBits * pass)) & (kBuckets - 1)];
+            ++at;
         }
     });
+    for (size_t t = 1; t < counts.size(); ++t)
+        for (int pass = 0; pass < kPasses; ++pass)
+            for (int b = 0; b < kBuckets; ++b) counts[0][pass][b] += counts[t][pass][b];
+    return counts[0];
 }
 
 struct Slice {
@@ -192,23 +215,12 @@ void count_tile_rows(Workspace& ws, std::vector<int64_t>& pairs, std::vector<int
 
 // Stable radix sort on the bits of z: positive floats order as their bits, ties go by identity, then row.
 void sort_by_depth(Workspace& ws) {
-    constexpr int kBits = 11, kBuckets = 1 << kBits, kPasses = 3;
-    const int64_t rows = ws.rows, drawn = ws.drawn;
+    const int64_t drawn = ws.drawn;
     Keyed* from = ws.keyed.need(drawn);
     Keyed* to = ws.keyed2.need(drawn);
-    static thread_local int64_t counts[kPasses][kBuckets];
-    std::memset(counts, 0, sizeof counts);
-    int64_t listed = 0;
-    for (int64_t i = 0; i < rows; ++i) {
-        if (ws.radii[2 * i] == 0) continue;
-        uint32_t key;
-        std::memcpy(&key, &ws.records[i].z, 4);
-        from[listed].key = key;
-        from[listed++].row = uint32_t(i);
-        for (int pass = 0; pass < kPasses; ++pass) ++counts[pass][(key >> (kBits * pass)) & (kBuckets - 1)];
-    }
+    Digits digits = list_drawn(ws, from);
     for (int pass = 0; pass < kPasses && drawn; ++pass) {
-        int64_t* count = counts[pass];
+        int64_t* count = digits[pass].data();
         if (count[(from[0].key >> (kBits * pass)) & (kBuckets - 1)] == drawn) continue;
         int64_t at = 0;
         for (int b = 0; b < kBuckets; ++b) {
@@ -221,8 +233,10 @@ void sort_by_depth(Workspace& ws) {
     }
     ws.order = from;
     if (ws.identified) order_ties(ws);
-    find_tile_rows(ws);
-    for (int64_t i = 0; i < drawn; ++i) from[i].tile_rows = ws.tile_rows[from[i].row];
+    parallel(kListChunks, [&](int64_t chunk, int) {
+        const Slice s = slice(drawn, chunk);
+        for (int64_t i = s.begin; i < s.end; ++i) from[i].tile_rows = ws.tile_rows[from[i].row];
+    });
     ws.sorted = true;
 }
 
