@@ -313,14 +313,14 @@ def test_a_budget_beyond_the_device_is_one_sentence_that_names_the_flag(
         run_demo(tmp_path / "run", offload="none", init_ply=ply, **STILL)
 
 
-@pytest.mark.parametrize("placement", ["none", "host"])
-def test_two_ranks_train_the_model_of_one(
-    runs: Callable[[str], Path], ply: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placement: str
+@pytest.mark.parametrize(("placement", "world"), [("none", 2), ("host", 3)])
+def test_several_ranks_train_the_model_of_one(
+    runs: Callable[[str], Path], ply: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placement: str, world: int
 ) -> None:
     """Splats and gradients are tensors of the device on their way; nothing of the model is known to be another."""
     use_cuda_double(monkeypatch)
     offload, gpu_memory = PLACEMENTS[placement]
-    theirs = run_ranks(tmp_path / "run", 2, offload=offload, gpu_memory=gpu_memory, init_ply=ply, **STILL)
+    theirs = run_ranks(tmp_path / "run", world, offload=offload, gpu_memory=gpu_memory, init_ply=ply, **STILL)
     one, several = (
         read_all(ranks / "point_cloud" / "iteration_24" / "point_cloud.ply")
         for ranks in (runs(placement), tmp_path / "run")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clm.errors import ClmError
 from clm.plan import placement
@@ -26,14 +27,16 @@ RUN: dict[str, Any] = {"iterations": 62, "batch_size": 5, "opacity_reset_every":
 SURVEY: dict[str, Any] = {"downscale": "1", "batch_size": 7, "iterations": 28, "sh_interval": 12, "threads": 1}
 
 
-def run_ranks(run: Path, world: int, data: Path = DEMO, **options: Any) -> list[list[Event]]:
-    """The events of each rank."""
-    config = small_config(**options)
+def run_ranks(
+    run: Path, world: int, data: Path = DEMO, of_rank: dict[int, dict[str, Any]] | None = None, **options: Any
+) -> list[list[Event]]:
+    """The events of each rank. of_rank: options of some ranks alone."""
     if world == 1:
         return [run_demo(run, data=data, **options)]
 
     def work(ranks: Ranks) -> list[Event]:
         events: list[Event] = []
+        config = small_config(**{**options, **(of_rank or {}).get(ranks.rank, {})})
         train(open_scene(data, config), config, run, events.append, ranks=ranks)
         return events
 
@@ -110,15 +113,39 @@ def test_ranks_train_the_same_model_whatever_else_is_asked_for(
         assert any(e.refused for e in grown), "the cap chose"
 
 
-def test_views_in_pieces_on_some_ranks_train_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    survey = write_survey_scene(tmp_path / "scene")
+def test_pieces_on_one_rank_and_a_disk_tier_on_another_train_the_same_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cameras of two sizes; rank 0 has all of its rows on the device, rank 1 an arena for pieces, rank 2 a disk."""
+    survey = with_other_cameras(write_survey_scene(tmp_path / "scene"))
     (events,) = run_ranks(tmp_path / "one", 1, survey, offload="none", **SURVEY)
     monkeypatch.setattr(placement, "LEAST_SLOTS", 64)
-    options = {"offload": "host", "gpu_memory": str(150 * SLOT_BYTES)}
-    theirs = run_ranks(tmp_path / "several", 3, survey, **options, **SURVEY)
+    monkeypatch.setattr("clm.store.paged.PAGE_ROWS", 32)
+    of_rank = {
+        0: {"offload": "none"},
+        1: {"offload": "host", "gpu_memory": str(150 * SLOT_BYTES)},
+        2: {"offload": "disk", "scratch": str(tmp_path / "scratch")},
+    }
+    theirs = run_ranks(tmp_path / "several", 3, survey, of_rank, **SURVEY)
     assert_same(tmp_path / "one", events, tmp_path / "several", theirs)
-    traffic = read_json(tmp_path / "several" / "report.json")["traffic"]
-    assert traffic["rows_loaded"] > traffic["rows_lower_bound"], "pieces were loaded again"
+    report = read_json(tmp_path / "several" / "report.json")
+    assert report["traffic"]["rows_loaded"] > report["traffic"]["rows_lower_bound"], "pieces were loaded again"
+    assert report["disk"]["bytes_written"] > 0
+
+
+def with_other_cameras(scene: Path) -> Path:
+    """Every third photo is another camera's, upright and smaller."""
+    model = scene / "sparse" / "0"
+    with open(model / "cameras.txt", "a") as file:
+        file.write("2 PINHOLE 40 56 50 52 19 29\n")
+    lines = (model / "images.txt").read_text().splitlines()
+    for k in range(0, len(lines) // 2, 3):
+        words = lines[2 * k].split()
+        lines[2 * k] = " ".join([*words[:8], "2", words[9]])
+        photo = scene / "images" / words[9]
+        Image.open(photo).resize((40, 56)).save(photo)
+    (model / "images.txt").write_text("\n".join(lines) + "\n")
+    return scene
 
 
 def test_a_photo_that_one_rank_cannot_read_is_skipped_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
