@@ -35,6 +35,7 @@ from clm.run.rebuild import Rebuild
 from clm.run.schedule import Schedule
 from clm.store.store import Store
 from clm.stream.lanes import Lanes
+from clm.stream.network import Travelled
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view, through_arena
 
@@ -62,7 +63,7 @@ class Residence(Budgeted):
         """scratch: folder of the disk tier. unseen_rows [N] bool: false afterwards for the rows that a view in `watching` [V] may
         see. ranks: that have the other rows. Raises ResourceError where nothing fits."""
         self.device, self.rasterizer, self.cameras, self.ranks = device, rasterizer, cameras, ranks
-        self._planning = ranks.lane("plan")
+        self._planning, self.travelled = ranks.lane("plan"), Travelled(ranks.world)
         self._store, self._config, self._schedule, self._emit = store, config, schedule, emit
         self._host_memory, self._scratch = host_memory, scratch
         self.budget: DeviceBudget = find_device_budget(config.gpu_memory, device, self._warn)

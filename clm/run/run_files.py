@@ -94,14 +94,13 @@ class RunFiles:
         """The content of `report.json`: traffic of all ranks together, peaks and budgets of rank 0; `ranks` says those of each."""
         residence, ranks, image = self._residence, self._ranks, self._schedule.image
         device, host = residence.budgets()
-        mine = RankTotals(
-            self._accounts.totals, residence.own_rows, device, host, ranks.sent_bytes.tolist(), ranks.seconds
-        )
+        to_each, images = residence.travelled.to_each.tolist(), residence.travelled.images
+        mine = RankTotals(self._accounts.totals, residence.own_rows, device, host, to_each, images, ranks.seconds)
         each = ranks.gather(mine)
         kind, offload = residence.device.kind, residence.placement.offload
         receipt = report(together(each), image, residence.rows, kind, offload)
         receipt |= {"budget": {"device_bytes": device, "host_bytes": host}, "machine": this_machine(kind)}
-        return receipt if ranks.alone else receipt | {"ranks": of_each(each, image)}
+        return receipt if ranks.alone else receipt | {"ranks": of_each(each)}
 
     def _write_ply(self) -> None:
         """The Gaussians as they are now, streamed to `point_cloud/iteration_N/point_cloud.ply` (georef.json beside it)."""

@@ -56,12 +56,14 @@ class SharedViews(Views):
         """Every view of a batch whose lanes have begun: project, render, send back, update."""
         lanes, views = self._residence.lanes, batch.planned.views
         self._groups = self._network.groups(len(views))
-        self._drawn = []
+        self._drawn, before = [], self._network.sent.copy()
         for i, turn in enumerate(batch.plan.turns):
             lanes.compute(i, partial(self._take_turn, batch, turn))
             lanes.send_back(i)  # and update
         lanes.spans += self._network.spans
         self._network.spans = []
+        self._residence.travelled.to_each += self._network.sent - before
+        self._residence.travelled.images += len(views)
         return self._together(views, self._ranks.stacked(self._told()))
 
     def _take_turn(self, batch: NextBatch, turn: Turn, slots: Any) -> None:

@@ -72,7 +72,8 @@ class RankTotals:
     rows: int
     device_budget: int
     host_budget: int
-    sent_bytes: list[int]  # to each rank, since it started
+    sent_bytes: list[int]  # to each rank, of images that were trained since it started
+    images: int
     network_seconds: float  # in calls to other ranks, waiting included
 
 
@@ -88,7 +89,7 @@ def together(each: Sequence[RankTotals]) -> Totals:
     return replace(all_of_them, **{name: sum(getattr(rank.totals, name) for rank in each) for name in summed})
 
 
-def of_each(each: Sequence[RankTotals], images: int) -> dict[str, Any]:
+def of_each(each: Sequence[RankTotals]) -> dict[str, Any]:
     """`ranks` of the receipt: lists have one number for each rank."""
     sent = sum(sum(rank.sent_bytes) for rank in each)
     return {
@@ -100,7 +101,7 @@ def of_each(each: Sequence[RankTotals], images: int) -> dict[str, Any]:
         "budget_host_bytes": [rank.host_budget for rank in each],
         "network": {
             "bytes": sent,
-            "bytes_per_image": sent / max(images, 1),
+            "bytes_per_image": sent / max(each[0].images, 1),
             "bytes_to_each": [rank.sent_bytes for rank in each],
             "seconds": [rank.network_seconds for rank in each],
         },

@@ -37,6 +37,13 @@ class Group:
         return len(self.projectors)
 
 
+class Travelled:
+    """What one rank has sent for views that train: bytes to each rank [world] i64, over so many images of all ranks."""
+
+    def __init__(self, world: int):
+        self.to_each, self.images = np.zeros(world, np.int64), 0
+
+
 class Network:
     """What one rank sends to the others, and gets from them, while it trains or renders."""
 
@@ -47,6 +54,7 @@ class Network:
         self._lane = HostLane("network")
         self._projectors = [rasterizer.another() for _ in range(views_under_way(ranks.world))]
         self.spans: list[Span] = []
+        self.sent = np.zeros(ranks.world, np.int64)  # bytes to each other rank
 
     def groups(self, views: int) -> list[Group]:
         """Of a batch of so many views. Those of the one before are over."""
@@ -89,7 +97,7 @@ class Network:
     def _send(self, group: Group, projected: Event) -> None:
         def travel() -> tuple[Any, np.ndarray]:
             splats, counts = self._rasterizer.splats_of(group.projectors)
-            return self._ranks.exchange(splats, self._of_all(counts))
+            return self._exchange(splats, self._of_all(counts))
 
         self._stream.wait(projected, "the splats are made")
         splats, counts = self._stream.run(travel)
@@ -100,7 +108,7 @@ class Network:
         end = np.cumsum(coming)
 
         def travel() -> Any:
-            came, _ = self._ranks.exchange(gradients, going, coming)
+            came, _ = self._exchange(gradients, going, coming)
             for view, first, last in zip(group.projectors, (end - coming).tolist(), end.tolist(), strict=False):
                 view.put_gradients(came[first:last])
             return came
@@ -109,6 +117,13 @@ class Network:
         self._stream.uses(gradients)
         self._compute.uses(self._stream.run(travel))
         group.returned.succeed(self._stream.record())
+
+    def _exchange(self, rows: Any, counts: np.ndarray, coming: np.ndarray | None = None) -> tuple[Any, np.ndarray]:
+        """As `Ranks.exchange`, counted; rows are f32."""
+        sent = 4 * rows.shape[1] * counts + (8 if coming is None else 0)
+        sent[self._ranks.rank] = 0
+        self.sent += sent
+        return self._ranks.exchange(rows, counts, coming)
 
     def _of_all(self, counts: np.ndarray) -> np.ndarray:
         """[world]: a last, smaller group has no view for some ranks."""
