@@ -31,11 +31,12 @@ _REASONS = {
     errno.EPERM: ("Writing is not permitted", "Change the permissions or choose another folder."),
     errno.EIO: ("The disk reports an error", "Check it, or choose another folder."),
 }
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)  # another place is needed, not more of anything
 _SHORT_WRITE = re.compile(r"requested and \d+ written|encoder error")  # numpy and Pillow, without an errno
 
 
-def storage_failure(error: OSError, path: Path | str, needed: int | None = None) -> ResourceError | None:
-    """What to say when writing `path` failed for want of space or permission; None: the error is of another kind.
+def storage_failure(error: OSError, path: Path | str, needed: int | None = None) -> ClmError | None:
+    """What to say when writing `path` failed, a ResourceError where for want of space; None: the error is of another kind.
 
     needed: bytes that the whole file or folder takes, where they are known."""
     number = errno.ENOSPC if error.errno is None and _SHORT_WRITE.search(str(error)) else error.errno
@@ -44,7 +45,19 @@ def storage_failure(error: OSError, path: Path | str, needed: int | None = None)
     reason, fix = _REASONS[number]
     size = f" It needs {format_bytes(needed)}." if needed is not None else ""
     free = f" {format_bytes(free_bytes(Path(path)))} are free." if number == errno.ENOSPC else ""
-    return ResourceError(f"{reason}: {path} was not written.{size}{free}", fix)
+    kind = ClmError if number in _FORBIDDEN else ResourceError
+    return kind(f"{reason}: {path} was not written.{size}{free}", fix)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raise ClmError where no file can be written at `path`, before the work of which it is the result is done."""
+    if path.is_dir():
+        raise ClmError(f"{path} is a folder.", "Name a file in it.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ClmError(f"{path} cannot be written: {folder} is no folder.", "Choose another folder.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ClmError(f"{path} cannot be written: {folder} is not open to you.", _REASONS[errno.EACCES][1])
 
 
 def free_bytes(path: Path) -> int:
@@ -104,7 +117,7 @@ def _lives(process: int) -> bool:
 def atomic_write(path: Path | str, mode: str = "wb", *, needed: int | None = None) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on success sync it and rename it to `path`, on any error remove it.
 
-    Raises ResourceError that names `path`, and what it needs where `needed` (bytes) says so, when storage fails."""
+    Raises what `storage_failure` says, which names `path`, and what it needs where `needed` (bytes) says so."""
     path = Path(path)
     temporary = temporary_name(path)
     try:
@@ -127,7 +140,7 @@ def atomic_folder(path: Path | str, ours: re.Pattern[str]) -> Iterator[Path]:
     """A temporary folder beside `path`; on success it becomes `path`, on any error it is removed. An older folder is replaced if
     all that lies in it has a name like `ours`; ClmError otherwise, before anything is written.
 
-    Files in it are synced. Raises ResourceError as `atomic_write` does."""
+    Files in it are synced. Raises what `atomic_write` does."""
     path = Path(path)
     foreign = [path] if path.exists() and not path.is_dir() else []
     foreign += [file for file in path.glob("*") if not ours.fullmatch(file.name)]
@@ -161,7 +174,7 @@ def atomic_folder(path: Path | str, ours: re.Pattern[str]) -> Iterator[Path]:
     shutil.rmtree(older, ignore_errors=True)
 
 
-def _failure_here(error: OSError, path: Path, temporary: Path, needed: int | None) -> ResourceError | None:
+def _failure_here(error: OSError, path: Path, temporary: Path, needed: int | None) -> ClmError | None:
     """As storage_failure, for errors of these files: the block may have read others."""
     ours = {str(p) for p in (path, temporary, *path.parents)}
     named = error.filename is not None and os.fspath(error.filename) not in ours

@@ -1,15 +1,17 @@
 """What exports take: seconds, peak memory against the stated bound, bytes on disk.
 
-    python scripts/bench_export.py [--rows 1M] [--folder DIR] [--only lod-meta.json,.sog] [--model FILE]
+    python scripts/bench_export.py [--rows 1M] [--folder DIR] [--only lod-meta.json,.sog] [--options "--sh 0"] [--model FILE]
 
 The model is made up, in the order of a run's PLY, unless --model names one. A SOG's images are held whole, so beyond 2 M rows
-`.sog` is written in files of 1 M (--max-per-file). Each export is a process of its own; its peak is the system's (ru_maxrss).
+`.sog` is written in files of 1 M (--max-per-file); so is `.glb` beyond the 4.3 GB where the format ends. Each export is a process
+of its own; its peak is the system's (ru_maxrss).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -19,15 +21,16 @@ from pathlib import Path
 import numpy as np
 from bench_common import header
 
-from clm.formats.lod_write import FIXED_BYTES
+from clm.formats.bounds import export_bytes
 from clm.formats.ply_write import write_ply
+from clm.formats.registry import format_of, open_rows
 from clm.formats.rows import Chunk
-from clm.formats.sog_write import ENCODED_BYTES
+from clm.formats.split import Split
 from clm.units import format_bytes, parse_count
 
-_PROCESS = 250 << 20  # interpreter, numpy, kernels, and the chunks under way
-_BUCKET = 250 << 20  # rows that are brought into order at a time
-_FILE_ROWS = 1_000_000  # of a SOG, where the model is divided
+_PROGRAM = 90 << 20  # interpreter, numpy, kernels
+_FILE_ROWS = 1_000_000  # where the model is divided
+_GLB_ROWS = 17_000_000  # 4.3 GB, where the format ends
 _BLOCK = 1 << 16
 
 
@@ -45,13 +48,6 @@ def made_up(count: int) -> Iterator[Chunk]:
         colour[:, :3] = np.sin(np.outer(x, [1, 2, 3])) + 0.2 * rng.normal(size=(rows, 3))
         colour[:, 3:] = rng.normal(size=(rows, 45)) * 0.1 * rng.random((rows, 1)) ** 2
         yield geometry, colour
-
-
-def bound(ending: str, rows: int) -> int:
-    """Bytes that an export may take, as the modules state it."""
-    in_file = min(rows, _FILE_ROWS) if rows > 2 * _FILE_ROWS else rows
-    beside = {"lod-meta.json": 32 * rows + FIXED_BYTES, ".sog": 48 * rows + ENCODED_BYTES * in_file + FIXED_BYTES}
-    return _PROCESS + _BUCKET + beside.get(ending, 28 * rows)
 
 
 def measured(command: list[str]) -> tuple[float, int]:
@@ -75,6 +71,7 @@ def main() -> None:
     parser.add_argument("--only", default="lod-meta.json,.sog")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--host-memory", default="auto")
+    parser.add_argument("--options", default="", help="more for every export, such as '--sh 0'")
     arguments = parser.parse_args()
     print(header())
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
@@ -83,33 +80,24 @@ def main() -> None:
         if arguments.model is None:
             write_ply(model, made_up(rows))
         else:
-            from clm.formats.registry import open_rows
-
             rows = open_rows(model).count
         print(f"{rows:,} Gaussians, {format_bytes(model.stat().st_size)}")
         for ending in arguments.only.split(","):
             out = folder / "out" / (f"scene{ending}" if ending.startswith(".") else ending)
-            command = [
-                sys.executable,
-                "-m",
-                "clm",
-                "export",
-                str(model),
-                str(out),
-                "-q",
-                "--host-memory",
-                arguments.host_memory,
-            ]
-            command += ["--scratch", str(folder)]
-            if ending == ".sog" and rows > 2 * _FILE_ROWS:
+            command = [sys.executable, "-m", "clm", "export", str(model), str(out), "-q", "--scratch", str(folder)]
+            command += ["--host-memory", arguments.host_memory, *arguments.options.split()]
+            divided = (ending == ".sog" and rows > 2 * _FILE_ROWS) or (ending == ".glb" and rows > _GLB_ROWS)
+            if divided:
                 command += ["--max-per-file", str(_FILE_ROWS)]
             seconds, peak = measured(command)
-            most = bound(ending, rows)
+            split = Split(max_per_file=_FILE_ROWS) if divided else Split()
+            most = _PROGRAM + export_bytes(format_of(out), rows, split)
             print(
                 f"{ending:14} {seconds:7.1f} s  {1e6 * seconds / rows:6.1f} s per million  peak {format_bytes(peak)} "
                 f"of {format_bytes(most)} at most ({'held' if peak <= most else 'EXCEEDED'})  {format_bytes(size(out.parent))}",
                 flush=True,
             )
+            shutil.rmtree(out.parent)  # the next one may need the room
 
 
 if __name__ == "__main__":

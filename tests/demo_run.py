@@ -79,6 +79,11 @@ def write_survey_scene(folder: Path, side: int = 5, points: int = 3000, reach: f
     return folder
 
 
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """Every file with its bytes, every folder with None."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
 def never() -> bool:
     return False
 

@@ -6,14 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from clm.errors import ClmError
+from clm.files import refuse_unwritable
+from clm.formats.bounds import export_bytes
 from clm.formats.options import Filters, Options
 from clm.formats.registry import check_options, format_of
 from clm.formats.select import select
-from clm.formats.split import Split, write_split
+from clm.formats.split import Split, folder_of, write_split
 from clm.formats.spz import SpzRows
 from clm.plan.budget import AUTO
 from clm.run.events import Emit, Message, reporter
+from clm.run.host_memory import resident_bytes
 from clm.run.viewing import Budgets
+from clm.units import format_bytes
 
 _AXES = ("rdf", "rub")
 
@@ -38,12 +42,13 @@ def export_model(
         if split:
             raise ClmError(f"{format.ending} is divided already.", "Leave out --tile and --max-per-file.")
     check_options(format, filters, options)
+    refuse_unwritable(folder_of(out, format.ending) / format.ending if split else out)
 
     def warn(text: str) -> None:
         emit(Message(text, "warning"))
 
-    opened, room = budgets.open(model, emit), budgets.host(emit).room(AUTO, budgets.folder(model))
-    rows = opened.rows
+    opened, memory = budgets.open(model, emit), budgets.host(emit)
+    rows, room = opened.rows, memory.room(AUTO, budgets.folder(model))
     _set_axes(opened.ply, rows, spz_axes)
     if out.exists() and out.samefile(opened.ply):
         raise ClmError(f"{out} is the model itself.", "Choose another name for the output.")
@@ -51,6 +56,10 @@ def export_model(
         warn(f"{format.ending} holds spherical harmonics up to degree {format.most_sh}: those above are left out.")
     if rows.antialiased and not format.antialiased:
         warn(f"{format.ending} cannot say that the model was trained with antialiasing: set it in the viewer.")
+    most = resident_bytes() + export_bytes(format, rows.count, split, room.bucket_rows)
+    emit(Message(f"{rows.count:,} Gaussians as {format.ending}: at most {format_bytes(most)} of memory"))
+    if memory.stated is not None and most > memory.stated:
+        warn(f"That is more than --host-memory {budgets.host_memory}: --max-per-file divides the model.")
     degree = min(format.most_sh, 3 if filters.sh is None else filters.sh)
     selection = select(
         rows, filters, format.order, sh_degree=degree, scratch=budgets.folder(model), bucket_rows=room.bucket_rows, warn=warn,

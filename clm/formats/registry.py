@@ -12,14 +12,14 @@ from clm.errors import ClmError
 from clm.formats.compressed_ply import is_compressed, open_compressed_ply, write_compressed_ply
 from clm.formats.glb import open_glb, write_glb
 from clm.formats.lod_read import open_finest
-from clm.formats.lod_write import INDEX, write_lod
+from clm.formats.lod_write import FIXED_BYTES, INDEX, write_lod
 from clm.formats.options import Filters, Options
 from clm.formats.ply_read import open_ply, parse_header
 from clm.formats.ply_write import write_ply
 from clm.formats.rows import Rows
 from clm.formats.select import FILE, IMPORTANCE, SPACE, Selection
 from clm.formats.sog_read import open_sog
-from clm.formats.sog_write import META, write_sog, write_sog_folder
+from clm.formats.sog_write import ENCODED_BYTES, META, write_sog, write_sog_folder
 from clm.formats.splat import open_splat, write_splat
 from clm.formats.split import MANIFEST, open_split
 from clm.formats.spz import open_spz, write_spz
@@ -38,6 +38,9 @@ class Format:
     most_sh: int = 3  # degree
     antialiased: bool = True  # whether the file can say how its model was trained
     options: frozenset[str] = frozenset()  # fields of Options that it takes
+    held: Callable[[int], int] = lambda rows: (
+        0
+    )  # bytes that a file of so many rows takes until it is written, beside a bucket
 
 
 def _open_any_ply(path: Path) -> Rows:
@@ -65,15 +68,25 @@ def _refuse_manifest(path: Path, selection: Selection, options: Options) -> int:
     )
 
 
+def _images_held(rows: int) -> int:
+    return ENCODED_BYTES * rows + FIXED_BYTES
+
+
+def _leaves_held(rows: int) -> int:
+    return 4 * rows + FIXED_BYTES
+
+
 FORMATS = (
     Format(".ply", "PLY", _open_any_ply, _write_ply, FILE),
     Format(".compressed.ply", "compressed PLY (PlayCanvas)", _open_any_ply, write_compressed_ply, SPACE),
     Format(".spz", "SPZ, version 3 (Niantic)", open_spz, write_spz, SPACE, options=frozenset({"sh_bits"})),
     Format(".splat", "splat (antimatter15)", open_splat, write_splat, IMPORTANCE, most_sh=0, antialiased=False),
     Format(".glb", "glTF with KHR_gaussian_splatting", open_glb, write_glb, FILE),
-    Format(".sog", "SOG, version 2 (PlayCanvas)", open_sog, write_sog, SPACE),
-    Format(META, "SOG as a folder", open_sog, write_sog_folder, SPACE),
-    Format(INDEX, "streamed SOG, a folder", open_finest, write_lod, SPACE, options=frozenset({"lod"})),
+    Format(".sog", "SOG, version 2 (PlayCanvas)", open_sog, write_sog, SPACE, held=_images_held),
+    Format(META, "SOG as a folder", open_sog, write_sog_folder, SPACE, held=_images_held),
+    Format(
+        INDEX, "streamed SOG, a folder", open_finest, write_lod, SPACE, options=frozenset({"lod"}), held=_leaves_held
+    ),
     Format(MANIFEST, "files of a split export", _open_split, _refuse_manifest, FILE),
 )
 

@@ -32,6 +32,7 @@ from tests.demo_run import (
     checkpoint_arrays,
     clm,
     clm_process,
+    contents,
     files_under,
     of_type,
     read_json,
@@ -52,11 +53,6 @@ def refused(tmp_path: Path, *arguments: str | Path, code: int = 2, start: Callab
     assert result.stdout == ""
     assert contents(tmp_path) == before, "something was left behind"
     return lines[0]
-
-
-def contents(folder: Path) -> dict[Path, bytes | None]:
-    """Every file with its bytes, every folder with None."""
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def copy_demo(folder: Path) -> Path:

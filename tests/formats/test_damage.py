@@ -27,6 +27,13 @@ def read(path: Path) -> int:
     return sum(len(geometry) for geometry, _ in open_rows(path).chunks(100))
 
 
+def test_a_splat_that_is_cut_between_rows_is_shorter_and_says_that_nobody_can_tell(files: Path, tmp_path: Path) -> None:
+    whole, cut = files / "model.splat", tmp_path / "cut.splat"
+    cut.write_bytes(whole.read_bytes()[:-64])
+    assert open_rows(cut).count == open_rows(whole).count - 2
+    assert "looks whole" in open_rows(cut).facts()["comments"][0]
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_file_that_is_cut_short_is_refused(files: Path, tmp_path: Path, ending: str) -> None:
     data, path = (files / f"model{ending}").read_bytes(), tmp_path / f"cut{ending}"
