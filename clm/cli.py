@@ -17,7 +17,18 @@ from typing import Annotated, Any
 
 import typer
 
-from clm.cli_options import ConfigFile, Device, Host, Preset, Quiet, Scratch, config_options
+from clm.cli_options import (
+    ConfigFile,
+    DataOfRun,
+    Device,
+    Downscale,
+    Host,
+    Preset,
+    Quiet,
+    Scratch,
+    TestEvery,
+    config_options,
+)
 from clm.errors import ClmError
 from clm.usage import ParserError, in_one_sentence
 
@@ -138,6 +149,7 @@ def render(
         bool,
         typer.Option("--depth", help="Also write depth: .npy in world units, 16-bit PNG (scale in depth.json), video."),
     ] = False,
+    normals: Annotated[bool, typer.Option("--normals", help="Also write normals, as PNG: from depth.")] = False,
     background: Annotated[str, typer.Option(help="black, white, or r,g,b in 0..1.")] = "black",
     gpu_memory: Device = "auto",
     host_memory: Host = "auto",
@@ -148,7 +160,7 @@ def render(
     from clm.commands.render import Wanted, render_model
     from clm.run.viewing import Budgets
 
-    wanted = Wanted(cameras, views, path, frames, width, height, scale, video, fps, depth, background)
+    wanted = Wanted(cameras, views, path, frames, width, height, scale, video, fps, depth, normals, background)
     with console(quiet) as emit:
         done = render_model(model, output, wanted, Budgets(gpu_memory, host_memory, scratch), emit)
     if not quiet:
@@ -159,23 +171,25 @@ def render(
 
 @app.command("eval")
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    model: Annotated[Path, typer.Argument(metavar="RUN|PLY", help="A run directory, or a model of any tool.")],
     split: Annotated[str, typer.Option(metavar="test|train", help="Which views.")] = "test",
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The scene, if it is not where the run found it.")
-    ] = None,
+    data: DataOfRun = None,
+    downscale: Downscale = None,
+    test_every: TestEvery = None,
+    config: ConfigFile = None,
     gpu_memory: Device = "auto",
     host_memory: Host = "auto",
     scratch: Scratch = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the keys of metrics.json.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure PSNR and SSIM of a run from its PLY."""
-    from clm.commands.evaluate import evaluate_run, format_figures
+    """Measure PSNR and SSIM of a run from its PLY, or of any PLY on a scene."""
+    from clm.commands.evaluate import evaluate_model, format_figures
     from clm.run.viewing import Budgets
 
+    flags, budgets = {"downscale": downscale, "test_every": test_every}, Budgets(gpu_memory, host_memory, scratch)
     with console(quiet) as emit:
-        figures = evaluate_run(run, split, Budgets(gpu_memory, host_memory, scratch), emit, data)
+        figures = evaluate_model(model, split, budgets, emit, data, flags, config)
     if as_json or not quiet:
         typer.echo(format_figures(figures, split, as_json))
 
@@ -267,9 +281,7 @@ def report(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Default: RUN/report.html.", show_default=False),
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The scene, if it is not where the run found it.")
-    ] = None,
+    data: DataOfRun = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a run's report anew: one page with its curves, costs, views and settings."""

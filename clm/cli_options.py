@@ -28,6 +28,16 @@ _PRESETS = "A named set of options. " + " ".join(f"[bold]{name}[/bold]: {text}" 
 Preset = Annotated[str | None, typer.Option(help=_PRESETS, metavar="NAME", autocompletion=_complete_preset)]
 ConfigFile = Annotated[Path | None, typer.Option(help="YAML file of options.", metavar="FILE")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+DataOfRun = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="The scene: of a PLY; of a run if it is not where that found it."),
+]
+Downscale = Annotated[
+    str | None, typer.Option(metavar="auto|1|2|4|8", help="Of a PLY: divide the photos' size.", show_default=False)
+]
+TestEvery = Annotated[
+    int | None, typer.Option(metavar="N", help="Of a PLY: every Nth view is held out.", show_default=False)
+]
 Device = Annotated[str, typer.Option("--gpu-memory", help="Device budget for the arena; auto: what is free.")]
 Host = Annotated[str, typer.Option("--host-memory", help="Budget of host memory; auto: 80% of what is free.")]
 Scratch = Annotated[

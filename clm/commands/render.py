@@ -21,6 +21,7 @@ from clm.errors import ClmError
 from clm.extent import FAR_PER_NEAR, near_plane
 from clm.files import remove_leftovers
 from clm.formats.model import ModelFile
+from clm.image.normals import normal_colours, normals_of_depth
 from clm.pictures import (
     DepthScale,
     file_stems,
@@ -63,6 +64,7 @@ class Wanted:
     video: bool = False
     rate: float | None = None  # frames a second
     depth: bool = False
+    normals: bool = False
     background: str = "black"
 
     def check(self) -> None:
@@ -199,6 +201,10 @@ def render_model(
     alone = output.suffix.lower() == ".mp4"
     wanted = dataclasses.replace(wanted, video=wanted.video or alone)
     wanted.check()
+    if alone and wanted.normals:
+        raise ClmError(
+            "--normals are pictures, and a video alone is asked for.", "Name a folder with -o, and add --video."
+        )
     if wanted.video:
         load_av()  # before anything is read
     opened = budgets.open(model, emit)
@@ -227,7 +233,7 @@ def render_model(
         write = files.begin(stack, depth_scale(named, store) if wanted.depth else None)
         for k, (_, camera) in enumerate(counted(named, "rendering", len(named), "images", report)):
             coming = [camera for _, camera in named[k + 1 : k + 2]]
-            write(k, render(camera, depth=wanted.depth, coming=coming))
+            write(k, render(camera, depth=wanted.depth or wanted.normals, coming=coming), camera)
             done = k + 1
             if stop.requested:
                 break
@@ -265,13 +271,14 @@ class _Files:
     def refuse_foreign(self) -> None:
         """Raise ClmError before anything is rendered where something would be written over that clm did not write."""
         if not self.alone:
-            refuse_foreign_pictures(self.output / f"{stem}.png" for stem in self.stems)
+            kinds = [".png"] + [".normals.png"] * self.wanted.normals
+            refuse_foreign_pictures(self.output / f"{stem}{kind}" for stem in self.stems for kind in kinds)
             if self.wanted.depth:
                 refuse_foreign_depth_scale(self.scale)
         for path in self.videos:
             refuse_foreign_video(path)
 
-    def begin(self, stack: ExitStack, scale: DepthScale | None) -> Callable[[int, Render], None]:
+    def begin(self, stack: ExitStack, scale: DepthScale | None) -> Callable[[int, Render, Camera], None]:
         """A function that writes picture k. Videos appear when `stack` is closed without an error."""
         remove_leftovers(self.video.parent)  # of a call that was killed
         size, rate = (self.like.width, self.like.height), Fraction(self.rate).limit_denominator(1001)
@@ -279,10 +286,14 @@ class _Files:
         if scale is not None and not self.alone:
             save_depth_scale(self.scale, scale)
 
-        def write(k: int, image: Render) -> None:
+        def write(k: int, image: Render, camera: Camera) -> None:
             frames = [to_uint8(image.rgb)]
             if not self.alone:
                 save_png(self.output / f"{self.stems[k]}.png", frames[0])
+            if self.wanted.normals and image.depth is not None:
+                save_png(
+                    self.output / f"{self.stems[k]}.normals.png", normal_colours(normals_of_depth(image.depth, camera))
+                )
             if scale is not None and image.depth is not None:
                 frames += [scale.colours(image.depth)] * bool(adders)
                 if not self.alone:

@@ -76,6 +76,18 @@ def test_chosen_cameras_are_rendered_and_a_path_goes_through_them_in_their_order
         assert np.abs(np.asarray(Image.open(ours)).astype(int) - np.asarray(Image.open(theirs))).max() <= 1
 
 
+def test_normals_face_the_viewer_and_need_no_depth_files(run: Path, tmp_path: Path) -> None:
+    render(run, tmp_path, "--views", "view_08", "--normals", "--scale", 4)
+    assert files_under(tmp_path) == {"view_08.png", "view_08.normals.png"}
+    with Image.open(tmp_path / "view_08.normals.png") as picture:
+        normals = np.asarray(picture).astype(float).reshape(-1, 3)
+    drawn = normals[normals.any(axis=1)] / 127.5 - 1
+    assert len(drawn) > len(normals) / 2 and np.abs(np.linalg.norm(drawn, axis=1) - 1).max() < 0.03
+    assert (drawn[:, 2] > 0).mean() > 0.8
+    done = clm("render", run, "-o", tmp_path / "a.mp4", "--normals", "--path", "ellipse")
+    assert done.returncode == 2 and "--normals are pictures" in done.stderr
+
+
 def test_a_video_alone_has_the_frames_of_the_path_at_the_rate_of_its_file(run: Path, tmp_path: Path) -> None:
     out = render(run, tmp_path / "a.mp4", "--path", "ellipse", "--frames", 7, "--depth", "--fps", 12.5)
     assert out == f"7 images in {tmp_path / 'a.mp4'}\n" and files_under(tmp_path) == {"a.mp4", "a.depth.mp4"}
