@@ -151,17 +151,20 @@ def with_other_cameras(scene: Path) -> Path:
 def test_a_photo_that_one_rank_cannot_read_is_skipped_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     survey = write_survey_scene(tmp_path / "scene", side=3)
     options = {**SURVEY, "iterations": 21, "test_every": 0}
-    read = ImageCache.get
+    read, asked = ImageCache.get, []
 
     def get(cache: ImageCache, view: int) -> np.ndarray:
+        asked.append(view)
         if view == 4:
             raise CorruptImage(survey / "images" / "04.png", "it is a test")
         return read(cache, view)
 
     monkeypatch.setattr(ImageCache, "get", get)
     (events,) = run_ranks(tmp_path / "one", 1, survey, **options)
+    alone = len(asked)
     theirs = run_ranks(tmp_path / "several", 2, survey, **options)
     assert_same(tmp_path / "one", events, tmp_path / "several", theirs)
+    assert len(asked) == 2 * alone, "a photo is decoded where it is compared, and nowhere else"
     for told in (events, *theirs):
         assert any("04.png" in e.text and "Skipping" in e.text for e in of_type(told, Message)), "every rank knows"
 
