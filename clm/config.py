@@ -21,6 +21,7 @@ __all__ = ["Config", "field_type", "fields", "from_dict", "parse_background", "r
 
 MCMC_SIZE = 1_000_000  # of a model with a fixed size for which none is given (gsplat)
 REFERENCE_ITERATIONS = 30_000  # the run length that the reference schedule (3DGS, gsplat) was tuned for
+MOST_ANNEAL = 4.0  # larger steps than that overshoot, however short a run is
 
 
 _IMAGES = 10_000_000  # the most that a run's tables of steps are made for
@@ -224,6 +225,13 @@ class Config:
     means_lr_final: float = _option(
         0.01, "Fraction of means_lr reached at the end (exponential).", flag=False, lo=1e-6, hi=1.0
     )
+    anneal: float = _option(
+        None,
+        "Rates other than that of means begin so many times as high, and end so many times as low (exponential); 1: constant.",
+        flag=False,
+        lo=1.0,
+        hi=100.0,
+    )
     quats_lr: float = _rate(1e-3, "Learning rate of quaternions.")
     log_scales_lr: float = _rate(5e-3, "Learning rate of log-scales.")
     logit_opacities_lr: float = _rate(5e-2, "Learning rate of opacity logits.")
@@ -316,6 +324,7 @@ def schedule_of(iterations: int, strategy: str) -> dict[str, Any]:
         "densify_until": round((25_000 if mcmc else 15_000) * ratio),
         "densify_every": 100,
         "opacity_reset_every": 3000 if ratio == 1.0 and not mcmc else 0,
+        "anneal": min(MOST_ANNEAL, ratio**-0.5),
     }
 
 
@@ -324,4 +333,5 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any], source: str) -> Config:
-    return Config(**checked(values, source))
+    """The configuration that a run wrote. What is not in it is what older runs did."""
+    return Config(**checked({"anneal": 1.0, **values}, source))

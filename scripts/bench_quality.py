@@ -5,12 +5,15 @@
 
 CHECKOUT: a worktree of the other commit with its kernels built. The two sides of a case train at the same time, with one thread
 each, so that their seconds can be compared; splits are the same, whatever options the other commit knows: photos are given names
-under which `--test-every` holds out the right ones. Means and medians are over views; a line per case, side and seed.
+under which `--test-every` holds out the right ones. Means and medians are over views; a line per case, side and seed. Time to
+quality: cases with a figure to reach are measured twenty times, and the images and seconds of training (measuring and rebuilds left
+out) until it was reached are said.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -25,6 +28,7 @@ from pathlib import Path
 import pycolmap
 from bench_common import SCENES, header
 
+MEASURED = 20  # times, on the way to a figure
 ROOT = Path(__file__).resolve().parents[1]
 Names = Sequence[str]
 
@@ -39,12 +43,13 @@ class Case:
     options: tuple[str, ...]
     keep: Callable[[Names], Names] = lambda names: names
     held_out: Names | None = None
+    until: float | None = None  # held-out PSNR to reach
 
 
 HALF = ("--downscale", "2")
 CASES = {
-    "fox": Case(SCENES / "fox", 2000, HALF),
-    "caliterra": Case(SCENES / "caliterra", 4000, HALF),
+    "fox": Case(SCENES / "fox", 2000, HALF, until=30.0),
+    "caliterra": Case(SCENES / "caliterra", 4000, HALF, until=33.0),
     "fox, 10 photos": Case(SCENES / "fox", 2000, HALF, lambda names: names[::5]),
     "caliterra, half": Case(SCENES / "caliterra", 4000, HALF, lambda names: names[::2]),
     "sceaux": Case(SCENES / "sceaux", 2000, HALF, held_out=tuple(f"100_{number}.jpg" for number in (7102, 7105, 7108))),
@@ -93,17 +98,35 @@ def start(
         str(every),
     ]
     words += ["--iterations", str(case.images), "--batch-size", "4", *case.options, *more]
+    if case.until is not None:
+        words += ["--eval-every", str(case.images // MEASURED)]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-m", "clm.cli", *words], cwd=checkout, env=environment)
+
+
+def reached(run: Path, psnr: float) -> str:
+    """After how many images and seconds of batches held-out views first had it."""
+    seconds = 0.0
+    for text in (run / "events.jsonl").read_text().splitlines():
+        event = json.loads(text)
+        if event["type"] == "batch_done":
+            seconds += event["seconds"]
+        elif event["type"] == "evaluated" and event["psnr"] >= psnr:
+            return f"{psnr:g} dB: {event['iteration']:,} images, {seconds:.0f} s"
+    return f"{psnr:g} dB: never"
 
 
 def line(name: str, side: str, seed: int, run: Path, seconds: float) -> str:
     metrics = json.loads((run / "metrics.json").read_text())
     views = [view["psnr"] for view in metrics["test"]["per_view"].values()]
+    until = CASES[name].until
+    more = reached(run, until) if until is not None else ""
+    if len(views) < 4:
+        more = ", ".join(f"{psnr:.2f}" for psnr in views)
     return (
         f"| {name} | {side} | {seed} | {metrics['test']['psnr']:.2f} | {statistics.median(views):.2f} | "
         f"{metrics['test']['ssim']:.4f} | {metrics['train']['psnr']:.2f} | {metrics['num_gaussians']:,} | {seconds:.0f} | "
-        f"{', '.join(f'{psnr:.2f}' for psnr in views) if len(views) < 4 else ''} |"
+        f"{more} |"
     )
 
 
@@ -112,21 +135,23 @@ def main() -> None:
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--images", type=int, help="of every case, instead of its own")
     parser.add_argument("--keep", type=Path, help="folder for the runs, which are kept")
     args, more = parser.parse_known_args()
     print(header())
-    print("| capture | commit | seed | PSNR | median | SSIM | training PSNR | Gaussians | seconds | held-out views |")
+    print("| capture | commit | seed | PSNR | median | SSIM | training PSNR | Gaussians | seconds | views, or time |")
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep or Path(temporary)
         for name in args.cases:
-            scene = folder / name.replace(", ", "_")
-            every = write_case(CASES[name], scene)
+            scene, case = folder / name.replace(", ", "_"), CASES[name]
+            case = dataclasses.replace(case, images=args.images or case.images)
+            every = write_case(case, scene)
             for seed in args.seeds:
                 runs, began = {}, time.monotonic()
                 for side, checkout, options in (("before", args.checkout.resolve(), []), ("now", ROOT, more)):
                     run = folder / f"{scene.name}_{side}_{seed}"
-                    runs[side] = run, start(checkout, run, scene, CASES[name], every, seed, options)
+                    runs[side] = run, start(checkout, run, scene, case, every, seed, options)
                 while runs:
                     for side, (run, process) in list(runs.items()):
                         if process.poll() is not None:

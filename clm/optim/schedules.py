@@ -37,13 +37,16 @@ class Leg:
     opacity_pull: float = 0.0
     scale_pull: float = 0.0
     noise_seed: int = 0
+    anneal: float = 1.0  # the other rates go from so many times to a so-manieth of `rates`
 
     @staticmethod
     def of(config: Config, scene_scale: float, rows: int = 0) -> Leg:
         """The first leg of a run of a model with so many rows. The rate of means scales with the scene."""
         rates = [float(getattr(config, f"{group}_lr")) for group in GROUPS]
         rates[0] *= scene_scale
-        leg = Leg(config.batch_size, config.iterations, tuple(rates), config.means_lr_final)
+        leg = Leg(
+            config.batch_size, config.iterations, tuple(rates), config.means_lr_final, anneal=config.anneal or 1.0
+        )
         if config.strategy != "mcmc":
             return leg
         size = max(config.max_gaussians or 1, rows)  # that it grows to
@@ -85,12 +88,15 @@ class Leg:
         """[6, settled + steps + 2] f64, by index; the last one lies beyond the end of the leg (rows are caught up to the
         end by "the step after").
 
-        Means decay exponentially over the images of the run, the others are constant. Everything is multiplied by
-        sqrt(batch size) (Grendel's rule; betas and eps follow in `Betas.for_batch`).
+        All decay exponentially over the images of the run: means from their rate to `means_final` of it, the others from
+        `anneal` times their rate to a part `1 / anneal` of it. Everything is multiplied by sqrt(batch size) (Grendel's rule;
+        betas and eps follow in `Betas.for_batch`).
         """
         images = self.first_image + (np.arange(self.settled + self.steps + 2) - self.settled) * self.batch_size
         rates = np.repeat(np.array(self.rates)[:, None], len(images), axis=1)
-        rates[0] *= self.means_final ** np.clip(images / self.iterations, 0.0, 1.0)
+        progress = np.clip(images / self.iterations, 0.0, 1.0)
+        rates[0] *= self.means_final**progress
+        rates[1:] *= self.anneal ** (1.0 - 2.0 * progress)
         return rates * self.batch_size**0.5
 
     def adam(self) -> Adam:

@@ -18,7 +18,7 @@ from tests.demo_run import assert_same_model, run_demo, write_survey_scene
 
 LONGEST, WIDEST = 60, 9  # images of a run, views of a batch
 OPTIONS: dict[str, Any] = {"downscale": "1", "max_size": 32, "means_lr": 1e-3, "test_every": 4}
-OPTIONS |= {"densify_from": 4, "densify_every": 12, "densify_until": 40, "grow_screen_gradient": 1e-5}
+OPTIONS |= {"anneal": 3.0, "densify_from": 4, "densify_every": 12, "densify_until": 40, "grow_screen_gradient": 1e-5}
 
 
 @dataclass(frozen=True)

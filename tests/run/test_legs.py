@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clm.config import from_dict, to_dict
 from clm.errors import ClmError
 from clm.optim.schedules import Leg
 from clm.run.events import Message
@@ -58,6 +59,23 @@ def test_the_rate_of_means_depends_on_the_image_and_the_batch_size_alone() -> No
             image = min(60 + (step - 15) * next_one.batch_size, 200)
             want = 1.6e-4 * 2.0 * 0.01 ** (image / 200) * next_one.batch_size**0.5
             assert rates[0, resumed.index(step)] == pytest.approx(want, rel=1e-12)
+
+
+def test_other_rates_fall_from_the_root_of_how_short_the_run_is_to_its_inverse_and_stay_in_a_reference_run() -> None:
+    short = leg(7_500, 4).learning_rates() / 4**0.5
+    assert short[1, 0] == pytest.approx(2 * 1e-3) and short[5, -1] == pytest.approx(1.25e-4 / 2)
+    assert (np.diff(short[1:]) <= 0).all() and short[3, len(short[3]) // 2] == pytest.approx(5e-2, rel=1e-2)
+    assert leg(10, 1).learning_rates()[2, 0] == pytest.approx(4 * 5e-3), "however short"
+    constant = np.array([[1e-3], [5e-3], [5e-2], [2.5e-3], [1.25e-4]])
+    for iterations in (30_000, 50_000):
+        assert (leg(iterations, 1).learning_rates()[1:] == constant).all()
+
+
+def test_runs_from_before_rates_fell_go_on_with_constant_ones() -> None:
+    written = {k: v for k, v in to_dict(load_config({"iterations": 100})).items() if k != "anneal"}
+    resumed = load_config({}, resumed=from_dict(written, "config.yaml"))
+    assert resumed.anneal == 1.0 and Leg.of(resumed, 1.0).learning_rates()[3].min() == 5e-2 * 4**0.5
+    assert load_config({"iterations": 200}, resumed=from_dict(written, "config.yaml")).anneal == 1.0
 
 
 def test_tables_of_a_leg_cover_its_own_steps_only() -> None:
@@ -119,7 +137,7 @@ def test_a_checkpoint_from_before_there_were_legs_goes_on(data: Path, tmp_path: 
     with tarfile.open(Path(__file__).parent / "data" / "format1.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     run = tmp_path / "run_format1"
-    options = {**OPTIONS, "means_lr": 1.6e-4, "test_every": 8, "densify_every": 8, "densify_until": 20}
+    options = {**OPTIONS, "means_lr": 1.6e-4, "anneal": 1.0, "test_every": 8, "densify_every": 8, "densify_until": 20}
     options |= {"data": data, "iterations": 24, "batch_size": 4, "sh_interval": 1}
     events = run_demo(run, resume=True, **options)
     assert images_done(events) == [16, 20, 24]
