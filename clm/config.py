@@ -21,6 +21,7 @@ __all__ = ["Config", "field_type", "fields", "from_dict", "parse_background", "r
 
 MCMC_SIZE = 1_000_000  # of a model with a fixed size for which none is given (gsplat)
 REFERENCE_ITERATIONS = 30_000  # the run length that the reference schedule (3DGS, gsplat) was tuned for
+RETIRED = ("split_scale",)  # keys that older runs have
 MOST_ANNEAL = 4.0  # larger steps than that overshoot, however short a run is
 
 
@@ -208,7 +209,7 @@ class Config:
     )
     strategy: str = _option(
         "default",
-        "How the number of Gaussians changes: default (clone, split, prune); mcmc: towards --max-gaussians, then constant.",
+        "How the number of Gaussians changes: default (split, prune); mcmc: towards --max-gaussians, then constant.",
         choices=("default", "mcmc"),
         planned=True,
     )
@@ -251,9 +252,6 @@ class Config:
         hi=1e12,
     )
     absgrad: bool = _option(False, "Screen gradient from absolute per-pixel sums (AbsGS).", flag=False)
-    split_scale: float = _option(
-        0.01, "Rows above this size (times scene scale) are split, below cloned.", flag=False, lo=0.0, hi=1e9
-    )
     prune_opacity: float = _option(0.005, "Rows more transparent than this are pruned.", flag=False, lo=0.0, hi=1.0)
     prune_scale: float = _option(
         0.1, "After the first reset, rows above this size (times scene scale) go.", flag=False, lo=0.0, hi=1e9
@@ -322,9 +320,9 @@ def schedule_of(iterations: int, strategy: str) -> dict[str, Any]:
         "sh_interval": max(1, round(1000 * ratio)),
         "densify_from": max(50, round(500 * ratio)),
         "densify_until": round((25_000 if mcmc else 15_000) * ratio),
-        "densify_every": 100,
+        "densify_every": 100 if mcmc else max(50, round(100 * ratio**0.5)),
         "opacity_reset_every": 3000 if ratio == 1.0 and not mcmc else 0,
-        "anneal": min(MOST_ANNEAL, ratio**-0.5),
+        "anneal": 1.0 if mcmc else min(MOST_ANNEAL, ratio**-0.5),
     }
 
 
@@ -333,5 +331,6 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any], source: str) -> Config:
-    """The configuration that a run wrote. What is not in it is what older runs did."""
-    return Config(**checked({"anneal": 1.0, **values}, source))
+    """The configuration that a run wrote. What is not in it is what older runs did, and what is not known any more is gone."""
+    kept = {key: value for key, value in values.items() if key not in RETIRED}
+    return Config(**checked({"anneal": 1.0, **kept}, source))

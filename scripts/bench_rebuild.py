@@ -88,7 +88,7 @@ def measure(rows: int, changed: int, spread: bool, repeats: int) -> list[float]:
     store.refresh(None)
     with_moments(store)
     step = Adam(np.full((6, 100), 1e-4), Betas.for_batch(4)).at(50)
-    limits = Thresholds(screen_gradient=1.0, split_scale=1e-9, prune_opacity=0.005, prune_scale=None)
+    limits = Thresholds(screen_gradient=1.0, prune_opacity=0.005, prune_scale=None)
     tiers, rng, seconds = Tiers(CpuDevice(), store, np.ones(store.pages, bool), 1000), np.random.default_rng(1), []
     lanes = Lanes(tiers)
     for image in range(repeats):
@@ -104,7 +104,7 @@ def measure(rows: int, changed: int, spread: bool, repeats: int) -> list[float]:
         began = perf_counter()
         lanes.publish_entries()
         tiers.write_back()
-        decision = decide(store, step, limits, 2**31, IMAGE_SEED, image)
+        decision = decide(store, step, limits, 2**31, image)
         store.apply(decision.growth)
         clear_statistics(store)
         assert tiers.rows_of_resident_pages <= store.rows

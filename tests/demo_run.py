@@ -32,7 +32,7 @@ from clm.settings import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "data" / "demo"
-# Densification well inside a short run, so that rows are cloned, split and re-sorted between checkpoints.
+# Densification well inside a short run, so that rows are split and re-sorted between checkpoints.
 GROWING = {"densify_from": 10, "densify_every": 20, "densify_until": 50, "grow_screen_gradient": 4e-4}
 FIXED = {"densify_until": 0}
 

@@ -1,4 +1,4 @@
-"""Typed face of the kernels of a rebuild (source: `src/grow.cpp`): drawn rows, children of splits, places, new rows.
+"""Typed face of the kernels of a rebuild (source: `src/grow.cpp`): drawn rows, places, new rows.
 
 Results do not depend on threads."""
 
@@ -21,18 +21,17 @@ _WORD = (1 << 64) - 1
 @cache
 def _library() -> ctypes.CDLL:
     library = load()
-    address, long, word, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_float
+    address, long, word = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
     library.clm_count_drawn.argtypes = [address, address, long, address, address, long, address]
     library.clm_see_drawn.argtypes = [*[address] * 5, long, address, address, long, *[address] * 8]
     library.clm_see_opacity.argtypes = [*[address] * 4, long, address, address, long, *[address] * 4]
     library.clm_normals.argtypes = [address, long, word, word, address]
-    library.clm_split.argtypes = [address, address, address, long, word, word, number]
     library.clm_cut.argtypes = [address, long, long, address]
     library.clm_plan_growth.argtypes = [address, address, long, long, *[address] * 17]
     library.clm_put_rows.argtypes = [address, address, address, long, *[address] * 4, long, *[address] * 3]
     library.clm_find_gifts.argtypes = [address, address, long, long, address]
     library.clm_find_gifts.restype = long
-    for name in ("count_drawn", "see_drawn", "see_opacity", "normals", "split", "cut", "plan_growth", "put_rows"):
+    for name in ("count_drawn", "see_drawn", "see_opacity", "normals", "cut", "plan_growth", "put_rows"):
         getattr(library, f"clm_{name}").restype = None
     return library
 
@@ -116,20 +115,6 @@ def normals(keys: np.ndarray, seed: int, image: int) -> np.ndarray:
         pointer(keys, u64, None), len(keys), seed & _WORD, image & _WORD, pointer(numbers, np.float64, None, 3)
     )
     return numbers
-
-
-def split(geometry: np.ndarray, keys: np.ndarray, splits: np.ndarray, seed: int, image: int, shrink: float) -> None:
-    """Where splits [K] bool, geometry [K, 12] of a parent becomes that of its child with key keys [K] u64: moved by a draw from
-    the parent's Gaussian, log-scales less by `shrink`. In place."""
-    _library().clm_split(
-        pointer(geometry, f32, None, GEOMETRY),
-        pointer(keys, u64, len(geometry)),
-        pointer(splits, np.bool_, len(geometry)),
-        len(geometry),
-        seed & _WORD,
-        image & _WORD,
-        shrink,
-    )
 
 
 def cut_order(entries: np.ndarray, parts: int) -> np.ndarray:

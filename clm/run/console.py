@@ -147,7 +147,7 @@ class Console:
 
     def _no_evidence(self, event: Densified) -> None:
         """Growth that ends by itself is said once: when fewer rows grow than may not."""
-        if event.unproven > event.cloned + event.split and not self._unproven:
+        if event.unproven > event.split and not self._unproven:
             self._unproven = True
             self._say(
                 f"image {event.iteration}: growth slows down at {event.num_gaussians:,} Gaussians: {event.unproven:,} more would "

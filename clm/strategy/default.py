@@ -1,9 +1,9 @@
-"""Default densification (clone, split, prune, opacity reset): its calendar, and decisions that read the store and change nothing.
+"""Default densification (split, prune, opacity reset): its calendar, and decisions that read the store and change nothing.
 
-Thresholds and formulas: gsplat's DefaultStrategy and Kerbl et al. 2023, section 5. Only rows that were drawn since the last
-growth are looked at, as they are after all steps so far, without settling them: which rows these are, what becomes of
-them, and the random numbers that children take are functions of the rows' identities, never of where they lie. New rows
-start with zero moments.
+Thresholds: gsplat's DefaultStrategy and Kerbl et al. 2023, section 5; a row that grows becomes two halves along its longest
+axis. Only rows that were drawn since the last growth are looked at, as they are after all steps so far, without settling them:
+which rows these are and what becomes of them are functions of the rows and their identities, never of where they lie. New
+rows start with zero moments.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from clm.calendar import crossed
 from clm.config import Config
 from clm.event import Event
 from clm.kernels import rows as row_kernels
-from clm.kernels.grow import see_drawn, split
+from clm.kernels.grow import see_drawn
 from clm.kernels.rows import AdamStep
 from clm.store.arrays import RowArrays
 from clm.store.growth import Growth, Rows
 from clm.store.identity import child_keys
 from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOGIT_OPACITIES
 from clm.store.store import Store
+from clm.strategy.halves import LONGEST, halve
 from clm.strategy.strategy import AllRows, Densified, OpacityReset, Rebuild
-
-SPLIT_SHRINK = 1.6  # children of a split are this much smaller (gsplat)
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class Thresholds:
     """Units: screen gradient in half image sizes, scales in world units, opacity in [0, 1]."""
 
     screen_gradient: float
-    split_scale: float
     prune_opacity: float
     prune_scale: float | None  # None: large rows are kept
     evidence: float = 0.0  # pixels that pairs of views share, over an epoch; 0: none is needed
@@ -60,12 +58,12 @@ class DefaultStrategy:
         store, config = rebuild.store, self._config
         if self._densify_due(before, now):
             most, all_rows = rebuild.most_rows, rebuild.all_rows
-            decision = decide(store, rebuild.step, self._thresholds(now), most, config.seed, now, all_rows)
+            decision = decide(store, rebuild.step, self._thresholds(now), most, now, all_rows)
             pages = rebuild.apply(decision.growth)
             clear_statistics(store)
-            done = decision.cloned, decision.split, decision.pruned, decision.unproven
-            cloned, split, pruned, unproven, rows, pages = all_rows.totals(*done, store.rows, pages)
-            yield Densified(now, cloned, split, pruned, decision.refused, rows, pages, unproven)
+            done = decision.split, decision.pruned, decision.unproven
+            split, pruned, unproven, rows, pages = all_rows.totals(*done, store.rows, pages)
+            yield Densified(now, split, pruned, decision.refused, rows, pages, unproven)
         if self._reset_due(before, now):
             reset_opacity(store, rebuild.step, config.reset_opacity)
             rebuild.everything()
@@ -91,7 +89,6 @@ class DefaultStrategy:
         after_reset = 0 < config.opacity_reset_every < now
         return Thresholds(
             screen_gradient=config.grow_screen_gradient,
-            split_scale=config.split_scale * scale,
             prune_opacity=config.prune_opacity,
             prune_scale=config.prune_scale * scale if after_reset else None,
             evidence=config.grow_evidence,
@@ -105,7 +102,6 @@ class Decision:
     wanted to grow, but too little of them is seen from more than one place."""
 
     growth: Growth
-    cloned: int
     split: int
     pruned: int
     refused: int
@@ -149,36 +145,34 @@ def evidence(pixels: np.ndarray, squares: np.ndarray, epochs: float) -> np.ndarr
 
 @dataclass(frozen=True, eq=False)
 class _Candidates:
-    """Drawn rows of which something becomes, by id: rows [n] i32, keys [n] u64, gradient [n] f32; which are large, go, want to
-    grow, and are proven, so that they may [n] bool."""
+    """Drawn rows of which something becomes, by id: rows [n] i32, keys [n] u64, gradient [n] f32; which go, want to grow,
+    and are proven, so that they may [n] bool."""
 
     rows: np.ndarray
     keys: np.ndarray
     gradient: np.ndarray
-    large: np.ndarray
     goes: np.ndarray
     wants: np.ndarray
     proven: np.ndarray
 
     @staticmethod
     def of(drawn: Drawn, thresholds: Thresholds) -> _Candidates:
-        large = drawn.log_scale > np.log(thresholds.split_scale)
         goes = drawn.logit_opacity < np.log(thresholds.prune_opacity / (1.0 - thresholds.prune_opacity))
         hopeless = goes.copy()  # its children would go, too
         if thresholds.prune_scale is not None:
             goes |= drawn.log_scale > np.log(thresholds.prune_scale)
-            hopeless |= drawn.log_scale - np.where(large, np.log(SPLIT_SHRINK), 0.0) > np.log(thresholds.prune_scale)
+            hopeless |= drawn.log_scale + np.log(LONGEST) > np.log(thresholds.prune_scale)
         wants = (drawn.gradient > thresholds.screen_gradient) & ~hopeless
         proven = evidence(drawn.pixels, drawn.squares, thresholds.epochs) >= thresholds.evidence
         some = np.flatnonzero(goes | wants)
-        columns = drawn.rows, drawn.keys, drawn.gradient, large, goes, wants, proven
+        columns = drawn.rows, drawn.keys, drawn.gradient, goes, wants, proven
         return _Candidates(*(column[some] for column in columns))
 
     @staticmethod
     def joined(parts: list[_Candidates]) -> _Candidates:
         if not parts:
             nothing, none = np.zeros(0, np.int32), np.zeros(0, bool)
-            return _Candidates(nothing, nothing.astype(np.uint64), nothing.astype(np.float32), none, none, none, none)
+            return _Candidates(nothing, nothing.astype(np.uint64), nothing.astype(np.float32), none, none, none)
         return _Candidates(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(_Candidates)))
 
 
@@ -187,11 +181,10 @@ def decide(
     step: AdamStep | None,
     thresholds: Thresholds,
     max_rows: int,
-    seed: int,
     image: int,
     all_rows: AllRows = AllRows(),  # noqa: B008  (it has no state)
 ) -> Decision:
-    """What is cloned, split and pruned after training image `image`, so that at most `max_rows` of all rows remain (those whose
+    """What is split and pruned after training image `image`, so that at most `max_rows` of all rows remain (those whose
     gradient is strongest grow, of equal ones the one with the smaller key)."""
     found = _Candidates.joined([_Candidates.of(drawn, thresholds) for drawn in drawn_rows(store, step)])
     wants, unproven = np.flatnonzero(found.wants & found.proven), int((found.wants & ~found.proven).sum())
@@ -202,12 +195,10 @@ def decide(
         wants = wants[all_rows.first(allowed, found.keys[wants], -found.gradient[wants])]
     grows = np.zeros(len(found.rows), bool)
     grows[wants] = True
-    goes, large = found.goes, found.large
-    splits = grows & large
-    growing = found.rows[grows], found.keys[grows], large[grows]
-    growth = _growth(store, step, found.rows[goes | splits], *growing, seed, image)
-    pruned = int((goes & ~splits).sum())
-    return Decision(growth, int((grows & ~large).sum()), int(splits.sum()), pruned, refused, unproven)
+    leave = found.rows[found.goes | grows]
+    growth = _growth(store, step, leave, found.rows[grows], found.keys[grows], image)
+    pruned = int((found.goes & ~grows).sum())
+    return Decision(growth, int(grows.sum()), pruned, refused, unproven)
 
 
 def _growth(
@@ -216,16 +207,11 @@ def _growth(
     leave: np.ndarray,
     growing: np.ndarray,
     growing_keys: np.ndarray,
-    large: np.ndarray,
-    seed: int,
     image: int,
 ) -> Growth:
-    """Rows `growing` [G], which have these keys [G], are split where they are `large` [G] and else cloned."""
-    children = np.where(large, 2, 1)
-    parents, splits = np.repeat(growing, children), np.repeat(large, children)
-    first = np.cumsum(children) - children
-    which = np.arange(len(parents)) - np.repeat(first, children)
-    keys = child_keys(np.repeat(growing_keys, children), image, which.astype(np.uint64))
+    """Rows `growing` [G], which have these keys [G], are split."""
+    parents, which = np.repeat(growing, 2), np.tile(np.arange(2, dtype=np.uint64), len(growing))
+    keys = child_keys(np.repeat(growing_keys, 2), image, which)
     room = Rows(np.empty((0, GEOMETRY_COLUMNS), np.float32), np.empty((0, COLOUR_COLUMNS), np.float32))
 
     def make(piece: slice) -> Rows:
@@ -236,18 +222,10 @@ def _growth(
         made = Rows(*(array[: len(rows)] for array in room))
         for part, held, at in store.reach(rows):
             row_kernels.fetch(held, step, at, made.geometry[part], made.colour[part], COLOUR_COLUMNS)
-        split(made.geometry, keys[piece], splits[piece], seed, image, np.log(SPLIT_SHRINK))
+        halve(made.geometry, which[piece] == 1)
         return made
 
     return Growth(leave, parents, keys, make)
-
-
-def split_rows(geometry: np.ndarray, keys: np.ndarray, seed: int, image: int) -> np.ndarray:
-    """Children [K, 12] with keys [K] of split rows whose geometry [K, 12] is given: 1.6 times smaller, centres drawn from the
-    row's own Gaussian. Each is a function of (its parent, its key, seed, image)."""
-    children = geometry.copy()
-    split(children, keys, np.ones(len(keys), bool), seed, image, np.log(SPLIT_SHRINK))
-    return children
 
 
 def clear_statistics(store: Store) -> None:

@@ -20,10 +20,9 @@ from clm.store.store import Store
 
 @dataclass(frozen=True)
 class Densified(Event):
-    """Rows cloned, split, pruned, and refused for lack of budget; and those that may not grow for lack of evidence."""
+    """Rows split, pruned, and refused for lack of budget; and those that may not grow for lack of evidence."""
 
     iteration: int
-    cloned: int
     split: int
     pruned: int
     refused: int

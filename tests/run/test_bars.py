@@ -157,7 +157,7 @@ def test_counting_passes_everything_on_and_ends_at_the_total_even_when_items_are
 def test_refused_growth_is_said_once_and_summed_up_at_the_end() -> None:
     console = Console(screen := io.StringIO())
     for k in range(7):
-        console(Densified(100 * k, 5, 5, 0, 1000 + k, 50, False))
+        console(Densified(100 * k, 5, 0, 1000 + k, 50, False))
     console(Finished(700, False, 3.0, 50))
     lines = [line for line in screen.getvalue().splitlines() if "wanted" in line or "refused" in line]
     assert lines[0] == "image 0: 1,000 Gaussians more were wanted than the budget admits"

@@ -20,7 +20,7 @@ from clm.run.residence import Residence
 from tests.demo_run import assert_same_model, of_type, read_json, run_demo
 from tests.device.fake_device import FakeDevice
 
-# Rows are cloned and split at image 20, and become transparent at image 24, between two evaluations and two checkpoints.
+# Rows are split at image 20, and become transparent at image 24, between two evaluations and two checkpoints.
 OPTIONS: dict[str, Any] = {"downscale": "8", "opacity_reset_every": 24, "eval_every": 12, "save_every": 12}
 OPTIONS["grow_evidence"] = 0  # rows become many
 

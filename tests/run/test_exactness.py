@@ -160,7 +160,7 @@ def test_real_photos_train_the_same_model_on_the_device_and_on_the_host(tmp_path
     options |= {"densify_until": 150, "grow_screen_gradient": 2e-4, "grow_evidence": 30.0}
     events = run_demo(tmp_path / "none", offload="none", **options)
     grown, held_back = (
-        sum(e.cloned + e.split for e in of_type(events, Densified)),
+        sum(e.split for e in of_type(events, Densified)),
         of_type(events, Densified)[-1].unproven,
     )
     assert grown > 500 and held_back > 50, "rows grow, and others may not for lack of evidence"

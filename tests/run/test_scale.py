@@ -23,7 +23,7 @@ def test_a_scene_in_another_unit_trains_to_the_same_quality(scale: float, tmp_pa
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
-def test_the_same_rows_are_cloned_split_and_pruned_in_another_unit(scale: float, tmp_path: Path) -> None:
+def test_the_same_rows_are_split_and_pruned_in_another_unit(scale: float, tmp_path: Path) -> None:
     rows = []
     for unit in (1.0, scale):
         write_scaled(DEMO, tmp_path / f"{unit}", unit)

@@ -14,7 +14,6 @@ from clm.settings import load_config
 from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS
 from clm.store.store import Store
 from clm.strategy.default import (
-    SPLIT_SHRINK,
     Decision,
     DefaultStrategy,
     Thresholds,
@@ -22,12 +21,12 @@ from clm.strategy.default import (
     decide,
     evidence,
     reset_opacity,
-    split_rows,
 )
-from tests.store.slow_identity import quats_to_rotations, slow_normals
+from clm.strategy.halves import halve
+from tests.store.slow_identity import quats_to_rotations
 from tests.store.test_store import BOTH, by_key, random_store, reorder
 
-LIMITS = Thresholds(screen_gradient=2e-4, split_scale=0.05, prune_opacity=0.005, prune_scale=None)
+LIMITS = Thresholds(screen_gradient=2e-4, prune_opacity=0.005, prune_scale=None)
 MANY = 10**9
 
 
@@ -40,14 +39,12 @@ def test_growth_takes_the_strongest_gradients_when_the_limit_is_short() -> None:
     store = random_store(2000)
     store.geometry[:, LOGIT_OPACITIES] = 0
     gradient = store.statistics[:, 1] / np.maximum(store.statistics[:, 0], 1)
-    decision = decide(store, None, LIMITS, 2050, 0, 100)
+    decision = decide(store, None, LIMITS, 2050, 100)
     chosen = np.unique(decision.growth.parents)
-    assert len(chosen) == 50 == decision.cloned + decision.split
+    assert len(chosen) == 50 == decision.split
     assert decision.refused == (gradient > LIMITS.screen_gradient).sum() - 50
     assert gradient[chosen].min() >= gradient[np.setdiff1d(np.arange(2000), chosen)].max()
-    splits = decision.growth.leave
-    assert store.geometry[splits, LOG_SCALES].max(axis=1).min() > np.log(LIMITS.split_scale)
-    assert store.geometry[np.setdiff1d(chosen, splits), LOG_SCALES].max() <= np.log(LIMITS.split_scale)
+    np.testing.assert_array_equal(decision.growth.leave, chosen)
 
 
 @settings(max_examples=20, deadline=None)
@@ -68,7 +65,7 @@ def test_rows_by_identity_do_not_depend_on_pages_or_places(seed: int, room: int,
                 store.statistics[ids, 0] = 1
                 store.statistics[ids, 1] = store.keys[ids] % np.uint64(7)
                 store.see_again()
-            grow(store, decide(store, None, LIMITS, rows + room, 5, image))
+            grow(store, decide(store, None, LIMITS, rows + room, image))
         results.append(by_key(store))
     assert results[0] == results[1] == results[2]
 
@@ -106,13 +103,12 @@ def test_rows_grow_where_enough_of_them_is_seen_from_more_than_one_place_and_the
     store.statistics[:, 2:] = 50, 2500  # one view with 50 pixels
     proven = np.arange(2000) % 3 == 0
     store.statistics[proven, 2:] = 100, 5000  # two views with 50 pixels each
-    everything = decide(store, None, LIMITS, MANY, 0, 1)
-    decision = decide(store, None, dataclasses.replace(LIMITS, evidence=90.0), MANY, 0, 1)
+    everything = decide(store, None, LIMITS, MANY, 1)
+    decision = decide(store, None, dataclasses.replace(LIMITS, evidence=90.0), MANY, 1)
     np.testing.assert_array_equal(
         np.unique(decision.growth.parents), np.intersect1d(everything.growth.parents, np.flatnonzero(proven))
     )
-    grown = everything.cloned + everything.split
-    assert decision.cloned + decision.split + decision.unproven == grown and everything.unproven == 0
+    assert decision.split + decision.unproven == everything.split and everything.unproven == 0
     assert decision.pruned == everything.pruned, "what is transparent goes whoever sees it"
 
 
@@ -120,14 +116,14 @@ def test_rows_grow_where_enough_of_them_is_seen_from_more_than_one_place_and_the
 def test_counts_add_up_and_new_rows_have_zero_moments(moments: str) -> None:
     store = random_store(3000, moments=moments)
     before, keys = store.rows, store.keys.copy()
-    decision = decide(store, None, LIMITS, MANY, 0, 1)
-    assert decision.cloned > 0 and decision.split > 0 and decision.pruned > 0
+    decision = decide(store, None, LIMITS, MANY, 1)
+    assert decision.split > 0 and decision.pruned > 0
     grow(store, decision)
-    assert store.rows == before + decision.cloned + decision.split - decision.pruned
+    assert store.rows == before + decision.split - decision.pruned
     assert not any(store.statistics[ids].any() for ids in store.live()) and not store.seen.any()
     ids = np.concatenate(list(store.live()))
     new = ids[~np.isin(store.keys[ids], keys)]
-    assert len(new) == decision.cloned + 2 * decision.split
+    assert len(new) == 2 * decision.split
     assert not store.m_geometry[new].any() and not store.stamp[new].any()
 
 
@@ -135,16 +131,16 @@ def test_only_drawn_rows_are_looked_at() -> None:
     store = random_store(3000)
     store.geometry[:, LOGIT_OPACITIES] = -50  # all would go
     idle = store.statistics[:, 0] == 0
-    decision = decide(store, None, LIMITS, MANY, 0, 1)
+    decision = decide(store, None, LIMITS, MANY, 1)
     np.testing.assert_array_equal(decision.growth.leave, np.flatnonzero(~idle))
-    assert decision.cloned == decision.split == 0, "children of what goes would go, too"
+    assert decision.split == 0, "children of what goes would go, too"
 
 
 @pytest.mark.parametrize("cap", [2000, 3000, 3010, 3400])
 def test_growth_never_exceeds_the_row_limit(cap: int) -> None:
     store = random_store(3000)
     store.geometry[:, LOGIT_OPACITIES] = 0  # nothing is pruned
-    decision = decide(store, None, LIMITS, cap, 0, 1)
+    decision = decide(store, None, LIMITS, cap, 1)
     grow(store, decision)
     assert store.rows == max(cap, 3000) and decision.refused > 0
 
@@ -153,9 +149,9 @@ def test_a_row_that_is_too_large_is_split_only_where_its_children_are_not() -> N
     store = random_store(3)
     store.geometry[:, LOGIT_OPACITIES] = 0
     store.statistics[:] = 1
-    store.geometry[:, LOG_SCALES] = np.log(np.array([0.9, 1.5, 1.7], np.float32))[:, None]
+    store.geometry[:, LOG_SCALES] = np.log(np.array([0.9, 1.7, 1.9], np.float32))[:, None]
     store.see_again()
-    decision = decide(store, None, dataclasses.replace(LIMITS, prune_scale=1.0), MANY, 0, 1)
+    decision = decide(store, None, dataclasses.replace(LIMITS, prune_scale=1.0), MANY, 1)
     assert (decision.split, decision.pruned) == (2, 1)
     np.testing.assert_array_equal(decision.growth.leave, [0, 1, 2])
     np.testing.assert_array_equal(decision.growth.parents, [0, 0, 1, 1])
@@ -170,43 +166,42 @@ def test_decisions_see_rows_as_they_are_now_and_settle_nothing(moments: str) -> 
             getattr(store, name)[:] = 0x3C00 + getattr(store, name) % 50
     before = {name: getattr(store, name).copy() for name in store.names}
     exact, _ = next(iter(store.exact_chunks(adam.at(30))))
-    decision = decide(store, adam.at(30), LIMITS, MANY, 0, 1)
+    decision = decide(store, adam.at(30), LIMITS, MANY, 1)
     drawn = store.statistics[:, 0] > 0
     logit = np.log(LIMITS.prune_opacity / (1 - LIMITS.prune_opacity))
     assert decision.pruned == (drawn & (exact[:, LOGIT_OPACITIES] < logit)).sum()
     geometry, _ = decision.growth.make(slice(0, len(decision.growth.parents)))
-    clones = np.bincount(decision.growth.parents, minlength=500) == 1
-    single = clones[decision.growth.parents]
-    np.testing.assert_array_equal(geometry[single, :11], exact[clones, :11])
+    parents = decision.growth.parents
+    np.testing.assert_allclose(geometry[:, :11], slow_halves(exact[parents])[:, :11], atol=1e-5)
     for name, array in before.items():
         np.testing.assert_array_equal(getattr(store, name), array)
 
 
-def test_children_of_a_split_lie_in_their_parent_and_are_smaller() -> None:
-    store = random_store(4000)
-    children = split_rows(store.geometry, store.keys, 0, 100)
-    np.testing.assert_allclose(
-        children[:, LOG_SCALES], store.geometry[:, LOG_SCALES] - np.log(SPLIT_SHRINK), rtol=1e-5, atol=1e-6
-    )
-    rotations = quats_to_rotations(store.geometry[:, 3:7])
-    moved = children[:, MEANS] - store.geometry[:, MEANS]
-    local = np.einsum("nji,nj->ni", rotations, moved) / np.exp(store.geometry[:, LOG_SCALES])
-    np.testing.assert_allclose(local, slow_normals(store.keys, 0, 100), atol=1e-3)
-    assert abs(local.mean()) < 0.02 and abs(local.std() - 1) < 0.02
+def slow_halves(geometry: np.ndarray) -> np.ndarray:
+    """Rows [2n, 12], parents two by two, as the halves that they become."""
+    halves, rotations = geometry.astype(np.float64), quats_to_rotations(geometry[:, 3:7])
+    for i, row in enumerate(halves):
+        axis = int(row[LOG_SCALES].argmax())
+        row[MEANS] += (1.35, -1.35)[i % 2] * np.exp(row[LOG_SCALES][axis]) * rotations[i, :, axis]
+        row[LOG_SCALES] += [np.log(0.55 if k == axis else 0.893) for k in range(3)]
+        opacity = 0.6 / (1 + np.exp(-row[LOGIT_OPACITIES]))
+        row[LOGIT_OPACITIES] = np.log(opacity / (1 - opacity))
+    return halves
 
 
-def test_children_depend_on_their_key_and_their_parent_alone() -> None:
+def test_halves_lie_to_either_side_along_the_longest_axis_and_depend_on_their_row_alone() -> None:
     """Not on their place, on who is beside them, or on the pieces in which rows are split."""
     store = random_store(1000)
-    whole = split_rows(store.geometry, store.keys, 3, 200)
-    order, first = np.random.default_rng(3).permutation(1000), 0
-    for count in (1, 2, 3, 500, 493, 1):
+    halves, second = np.repeat(store.geometry, 2, axis=0), np.arange(2000) % 2 == 1
+    halve(halves, second)
+    np.testing.assert_allclose(halves[:, :11], slow_halves(np.repeat(store.geometry, 2, axis=0))[:, :11], atol=1e-5)
+    order, first = np.random.default_rng(3).permutation(2000), 0
+    for count in (1, 2, 3, 1000, 993, 1):
         rows = order[first : first + count]
-        np.testing.assert_array_equal(split_rows(store.geometry[rows], store.keys[rows], 3, 200), whole[rows])
+        some = store.geometry[rows // 2]
+        halve(some, second[rows])
+        np.testing.assert_array_equal(some, halves[rows])
         first += count
-    for seed, image in ((4, 200), (3, 300)):
-        other = split_rows(store.geometry, store.keys, seed, image)
-        assert (other[:, MEANS] != whole[:, MEANS]).any(axis=1).all()
 
 
 @BOTH

@@ -1,4 +1,4 @@
-// A rebuild of the store, page by page: which rows were drawn, what became of split rows, where rows and children go.
+// A rebuild of the store, page by page: which rows were drawn, where rows and children go.
 #include <cstring>
 #include <vector>
 
@@ -40,25 +40,6 @@ void normals(uint64_t key, uint64_t seed, uint64_t image, double out[3]) {
     out[0] = near * std::cos(two_pi * uniform[1]);
     out[1] = near * std::sin(two_pi * uniform[1]);
     out[2] = far * std::cos(two_pi * uniform[3]);
-}
-
-// A child of a row that is split, in the place of its parent: drawn from the parent's Gaussian, smaller by `shrink`.
-void split(float* g, uint64_t key, uint64_t seed, uint64_t image, float shrink) {
-    double offset[3], q[4], norm = 0;
-    normals(key, seed, image, offset);
-    for (int i = 0; i < 3; ++i) offset[i] *= std::exp(double(g[kLogScales + i]));
-    for (int i = 0; i < 4; ++i) norm += double(g[kQuats + i]) * double(g[kQuats + i]);
-    norm = std::max(std::sqrt(norm), 1e-12);
-    for (int i = 0; i < 4; ++i) q[i] = double(g[kQuats + i]) / norm;
-    const double w = q[0], x = q[1], y = q[2], z = q[3];
-    const double turn[3][3] = {{1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)},
-                               {2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)},
-                               {2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)}};
-    for (int i = 0; i < 3; ++i) {
-        const double moved = turn[i][0] * offset[0] + turn[i][1] * offset[1] + turn[i][2] * offset[2];
-        g[kMeans + i] = float(double(g[kMeans + i]) + moved);
-        g[kLogScales + i] -= shrink;
-    }
 }
 
 // ---- places ----
@@ -286,15 +267,6 @@ CLM_API void clm_see_opacity(const StoreView* s, const AdamStep* a, const uint64
 CLM_API void clm_normals(const uint64_t* keys, int64_t count, uint64_t seed, uint64_t image, double* out) {
     over_rows(count, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) normals(keys[i], seed, image, out + 3 * i);
-    });
-}
-
-// Rows of geometry that copy a parent become its children where splits[i]; keys are theirs.
-CLM_API void clm_split(float* geometry, const uint64_t* keys, const uint8_t* splits, int64_t count, uint64_t seed,
-                       uint64_t image, float shrink) {
-    over_rows(count, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i)
-            if (splits[i]) split(geometry + i * kGeometry, keys[i], seed, image, shrink);
     });
 }
 
