@@ -93,6 +93,14 @@ class Config:
         resume="free",
     )
     trace: str | None = _option(None, "Write a Chrome/Perfetto trace of the lanes.", metavar="FILE", resume="own")
+    rank_timeout: float = _option(
+        600.0,
+        "Several ranks (torchrun): seconds that one waits for the others before all end.",
+        lo=1.0,
+        hi=_MANY,
+        metavar="S",
+        resume="own",
+    )
     # Placement
     offload: str = _option(
         "auto",

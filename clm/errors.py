@@ -25,3 +25,9 @@ class ResourceError(ClmError):
 
 class OutOfDeviceMemory(ResourceError):
     """The device had no memory left for one view (exit code 3). Nothing was added anywhere: the view can be repeated."""
+
+
+class RankLost(ClmError):
+    """Another rank of the run is not there (exit code 4)."""
+
+    exit_code = 4

@@ -83,13 +83,13 @@ def main() -> None:
             folder = Path(scratch) / str(k)
             took, full = timed(lambda folder=folder: save_checkpoint(folder, 1, state(1), store, 9))
             seconds["full"].append(took)
-            sizes["full"] = new_bytes(full)
+            sizes["full"] = new_bytes(full.path)
             store.changed[rng.permutation(store.pages)[: int(options.changed * store.pages)]] = True
             save = lambda folder=folder, full=full: save_checkpoint(folder, 2, state(2), store, 9, before=full)  # noqa: E731
             took, part = timed(save)
             seconds["changed"].append(took)
-            sizes["changed"] = new_bytes(part)
-            load = lambda part=part: load_checkpoint(part, lambda s: Saved.parse(s, "bench"))  # noqa: E731
+            sizes["changed"] = new_bytes(part.path)
+            load = lambda part=part: load_checkpoint(part.path, lambda s: Saved.parse(s, "bench"))  # noqa: E731
             took, _ = timed(load)
             seconds["loaded"].append(took)
             plain = Path(scratch) / "plain"

@@ -104,7 +104,7 @@ def checkpoint_arrays(run: Path) -> dict[str, np.ndarray]:
 
 
 def saved_rows(checkpoint: Path) -> dict[str, np.ndarray]:
-    _, store = load_checkpoint(checkpoint, lambda state: Saved.parse(state, str(checkpoint)))
+    store = load_checkpoint(checkpoint, lambda state: Saved.parse(state, str(checkpoint))).store
     live = np.concatenate([*store.live(), np.zeros(0, np.int32)])
     return {"fill": store.fill, **{name: getattr(store, name)[live] for name in store.names}}
 

@@ -1,15 +1,20 @@
-"""`clm train`: configuration, scene, run directory, signals, consumers; the training itself is `clm.run.loop`."""
+"""`clm train`: ranks, configuration, scene, run directory, signals, consumers; the training itself is `clm.run.loop`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clm.config import Config, from_dict
 from clm.errors import ClmError
+from clm.ranks import Ranks
+from clm.ranks.handshake import agree, together
+from clm.ranks.place import restarts
+from clm.ranks.start import TIMEOUT, ranks_of_environment
 from clm.run.events import Emit, Message, reporter
 from clm.run.stopping import StopRequest, outlasting_output
 from clm.settings import load_config
@@ -23,18 +28,26 @@ def near_reason(near: float) -> str:
     return f"near plane: {near:.3g}, 1% of the cameras' usual distance from their middle or from what they see (--near)"
 
 
-def _consumers(run: Path, resume: bool, as_json: bool, quiet: bool) -> tuple[Emit, Callable[[], None]]:
-    """Who is told what happens, and what to call when nothing more will."""
+# What ranks may have each for itself: where things are on their hosts, and what never changes the model.
+_EACH_ITS_OWN = {
+    *("device", "threads", "offload", "scratch", "gpu_memory", "host_memory", "image_cache", "trace", "rank_timeout"),
+    *("images", "masks", "test_list", "init_ply"),
+}
+
+
+def _consumers(run: Path, resume: bool, as_json: bool, quiet: bool, ranks: Ranks) -> tuple[Emit, Callable[[], None]]:
+    """Who is told what happens, and what to call when nothing more will. Rank 0 speaks; the others keep it in a file."""
     from clm.run.bars import sparse
     from clm.run.console import Console, EventLog, fan_out, json_lines
 
-    log, console = EventLog(run / "events.jsonl", append=resume), Console()
+    file = run / "events.jsonl" if ranks.first else run / "ranks" / f"{ranks.rank}.jsonl"
+    log, console = EventLog(file, append=resume), Console()
 
     def close() -> None:
         console.close()
         log.close()
 
-    shown = [] if quiet else [sparse(json_lines) if as_json else console]
+    shown = [] if quiet or not ranks.first else [sparse(json_lines) if as_json else console]
     return fan_out(log, *shown), close
 
 
@@ -94,12 +107,36 @@ def run_training(
     else:
         raise _needs_data(resume)
     given = partial(load_config, flags, preset=preset, file=file)
+    with outlasting_output(), ranks_of_environment(*_patience(given)) as ranks, _owned(run, ranks):
+        again = ranks.any(restarts() > 0) and together(ranks, lambda: _has_checkpoints(run, ranks))
+        begin = (_resumed if resume or again else _fresh)(run, data, given, ranks)
+        return _train_owned(run, begin, ranks, as_json=as_json, quiet=quiet)
 
+
+def _patience(given: Callable[..., Config]) -> tuple[float, str]:
+    """How long ranks wait for each other, and what they compute on. What is wrong with the options, all ranks say together."""
+    try:
+        config = given()
+    except ClmError:
+        return TIMEOUT, "auto"
+    return config.rank_timeout, config.device
+
+
+@contextmanager
+def _owned(run: Path, ranks: Ranks) -> Iterator[None]:
+    """The run directory is this run's alone: rank 0 has it for all."""
     from clm.run.lock import locked
 
-    with outlasting_output(), locked(run):
-        begin = _resumed(run, data, given) if resume else _fresh(run, data, given)
-        return _train_locked(run, begin, as_json=as_json, quiet=quiet)
+    with ExitStack() as held:
+        together(ranks, lambda: held.enter_context(locked(run)) if ranks.first else None)
+        yield
+
+
+def _has_checkpoints(run: Path, ranks: Ranks) -> bool:
+    """Whether rank 0 finds any: ranks that torchrun starts again go on by themselves."""
+    from clm.run.checkpoint import checkpoints
+
+    return ranks.of_first(bool(checkpoints(run / "checkpoints")))
 
 
 class _Begin(NamedTuple):
@@ -111,40 +148,55 @@ class _Begin(NamedTuple):
     warning: str | None = None
 
 
-def _fresh(run: Path, data: Path | None, given: Callable[..., Config]) -> _Begin:
+def _fresh(run: Path, data: Path | None, given: Callable[..., Config], ranks: Ranks) -> _Begin:
     """given: `load_config` with what the caller stated."""
     from clm.run.begun import refuse_foreign
     from clm.run.checkpoint import checkpoints
 
-    config = given()
-    if checkpoints(run / "checkpoints"):
-        raise ClmError(f"{run} already holds a run.", "Pass --resume to go on with it, or another folder with -o.")
-    refuse_foreign(run)
-    assert data is not None, "asked for before"
+    def refuse_other_runs() -> None:
+        if ranks.first and checkpoints(run / "checkpoints"):
+            raise ClmError(f"{run} already holds a run.", "Pass --resume to go on with it, or another folder with -o.")
+        if ranks.first:
+            refuse_foreign(run)
+
+    config = together(ranks, given)
+    together(ranks, refuse_other_runs)
+    if data is None:
+        raise _needs_data(False)
     return _Begin(data, config)
 
 
-def _resumed(run: Path, data: Path | None, given: Callable[..., Config]) -> _Begin:
+def _resumed(run: Path, data: Path | None, given: Callable[..., Config], ranks: Ranks) -> _Begin:
+    """Rank 0 reads what the run says of itself: it may have it alone."""
     from clm.run.checkpoint import latest_checkpoint
 
-    checkpoint = latest_checkpoint(run / "checkpoints")
-    before, begun = begun_with(run, checkpoint)
-    config = given(resumed=begun)
-    scene, warning = resumed_scene(run, before, data)
+    def read() -> tuple[Path, Path | None, Config] | None:
+        if not ranks.first:
+            return None
+        checkpoint = latest_checkpoint(run / "checkpoints")
+        return checkpoint, *begun_with(run, checkpoint)
+
+    told = ranks.of_first(together(ranks, read))
+    assert told is not None, "rank 0 has read it"
+    newest, before, begun = told
+    checkpoint = run / "checkpoints" / newest.name  # where this rank has its run
+    config = together(ranks, lambda: given(resumed=begun))
+    scene, warning = together(ranks, lambda: resumed_scene(run, before, data))
     return _Begin(scene, config, checkpoint, warning)
 
 
-def _train_locked(run: Path, begin: _Begin, *, as_json: bool, quiet: bool) -> bool:
+def _train_owned(run: Path, begin: _Begin, ranks: Ranks, *, as_json: bool, quiet: bool) -> bool:
     """Train in a run directory that is ours alone."""
     from clm.run.loop import train
     from clm.scene.open import open_scene
 
     config, resume = begin.config, begin.checkpoint is not None
-    emit, close = _consumers(run, resume, as_json, quiet)
-    stop = StopRequest()
+    emit, close = _consumers(run, resume, as_json, quiet, ranks)
+    stop = StopRequest() if ranks.first else StopRequest("", "")  # one rank speaks
     try:
         begun = {"test_list": None} if resume else {}  # a run's own split.json says what it holds out
-        scene = open_scene(begin.data, config, report=reporter(emit), **begun)
+        scene = together(ranks, lambda: open_scene(begin.data, config, report=reporter(emit), **begun))
+        _agree(scene, config, ranks)
         for message in scene.messages:
             emit(Message(message))
         if config.near is None:
@@ -152,16 +204,32 @@ def _train_locked(run: Path, begin: _Begin, *, as_json: bool, quiet: bool) -> bo
         if begin.warning:
             emit(Message(begin.warning, "warning"))
         with stop.listening():
-            finished = train(scene, config, run, emit, resume=begin.checkpoint, stop=stop, saving=stop.saving)
-        if finished:
+            finished = train(
+                scene, config, run, emit, resume=begin.checkpoint, stop=stop, saving=stop.saving, ranks=ranks
+            )
+        if finished and ranks.first:
             page = f", {run}/report.html" if _write_page(run, scene, emit) else ""
             ply = f"{run}/point_cloud/iteration_{config.iterations}/point_cloud.ply"
             emit(Message(f"results: {ply}, {run}/metrics.json{page}"))
-        else:
+        elif not finished:
             emit(Message(f"Stopped and saved. Go on with the same command and --resume (-o {run})."))
     finally:
         close()
     return finished
+
+
+def _agree(scene: Scene, config: Config, ranks: Ranks) -> None:
+    """All ranks are about to train the same, or none does."""
+    if ranks.alone:
+        return
+    from clm.config import to_dict
+    from clm.program import program
+    from clm.scene.fingerprint import fingerprint
+
+    shared = {key: value for key, value in to_dict(config).items() if key not in _EACH_ITS_OWN}
+    agree(
+        ranks, {"the version": program(), "the configuration": shared, "the scene": fingerprint(scene)}
+    )  # the kind of device: `clm.run.open`
 
 
 def _write_page(run: Path, scene: Scene, emit: Emit) -> bool:

@@ -21,6 +21,7 @@ SLOT_BYTES = PARAMETER_BYTES + GRADIENT_BYTES
 TURNS_UNDER_WAY = 4  # of one batch: routed, and not over
 DEVICE_ROWS = 1 << 15  # resident rows that one call of Adam or catching up takes at once
 DEVICE_ROW_WORK = 1792  # bytes of temporaries for each of them, at most
+TRAVELLING_BYTES = 192  # of a row of a view whose splats travel: record, radii, order, what goes and what comes back
 
 WRITING_BYTES = (
     CHUNK_ROWS * 2 * PARAMETER_BYTES

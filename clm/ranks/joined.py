@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,12 +32,13 @@ class JoinedRanks(Ranks):
         local_world: int,
         new_group: Callable[[str], Any],
         goodbye: Callable[[], None] = lambda: None,
+        talking: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         """new_group(lane): makes a process group of all ranks, on every rank when it is called; goodbye: called when this rank
-        needs the others no more."""
+        needs the others no more; talking: entered by whatever waits for another rank."""
         self.rank, self.world = rank, world
         self.local_rank, self.local_world = local_rank, local_world
-        self._new_group, self._goodbye = new_group, goodbye
+        self._new_group, self._goodbye, self._talking = new_group, goodbye, talking
         self._group = new_group("main")
         self._lanes: list[JoinedRanks] = [self]
         self._sent, self._seconds = np.zeros(world, np.int64), 0.0
@@ -62,7 +63,8 @@ class JoinedRanks(Ranks):
     def _counted(self, bytes_to_each: np.ndarray | int) -> Iterator[None]:
         """A call that sends so much to each other rank."""
         began = time.perf_counter()
-        yield
+        with self._talking():
+            yield
         self._seconds += time.perf_counter() - began
         sent = np.broadcast_to(np.asarray(bytes_to_each, np.int64), (self.world,)).copy()
         sent[self.rank] = 0
@@ -139,13 +141,14 @@ class JoinedRanks(Ranks):
     def _receive(self, source: int) -> Arrays | None:
         """The next chunk of another rank; None: it has no more."""
         things: list[Any] = [None]
-        dist.recv_object_list(things, src=source, group=self._group)
-        if things[0] is None:
-            return None
-        arrays = [np.empty(shape, kind) for shape, kind in things[0]]
-        for array in arrays:
-            if array.size:
-                dist.recv(torch.from_numpy(array.reshape(-1).view(np.uint8)), src=source, group=self._group)
+        with self._talking():
+            dist.recv_object_list(things, src=source, group=self._group)
+            if things[0] is None:
+                return None
+            arrays = [np.empty(shape, kind) for shape, kind in things[0]]
+            for array in arrays:
+                if array.size:
+                    dist.recv(torch.from_numpy(array.reshape(-1).view(np.uint8)), src=source, group=self._group)
         return tuple(arrays)
 
     def close(self) -> None:

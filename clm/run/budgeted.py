@@ -10,7 +10,7 @@ from clm.config import Config
 from clm.device.budget import DeviceBudget
 from clm.device.interface import Arena, Device
 from clm.files import free_bytes
-from clm.plan.budget import GROWTH_ROW_BYTES, lanes_bytes, staging_bytes, store_row_bytes
+from clm.plan.budget import GROWTH_ROW_BYTES, TRAVELLING_BYTES, lanes_bytes, staging_bytes, store_row_bytes
 from clm.plan.placement import Placement, frames_to_grow, most_rows_on_disk
 from clm.plan.residency import largest_turn, views_under_way
 from clm.plan.sightings import Sightings
@@ -18,8 +18,6 @@ from clm.ranks import Ranks
 from clm.render import Rasterizer
 from clm.run.host_memory import HostMemory
 from clm.store.store import Store
-
-TRAVELLING_BYTES = 192  # of a row of a view whose splats travel: record, radii, order, what goes and what comes back
 
 
 class Budgeted:

@@ -3,7 +3,8 @@
 `checkpoints/step_N/` holds `state.json`, the pages of the store (`clm.run.segments`: those that changed are written, the
 others linked from the checkpoint before) and `manifest.json` (size and checksum of each file). It is written under a temporary
 name, synced and renamed; what it replaces, and older ones, go only after that. Kill -9 at any moment leaves the previous
-checkpoint untouched. What this run did not write is never deleted: a folder in the way is set aside. Reading: `restore`.
+checkpoint untouched. What this run did not write is never deleted: a folder in the way is set aside. Several ranks write one
+checkpoint, all of them or none: rank 0 has the folder. Reading: `restore`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,20 @@ import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from clm.errors import ClmError, ResourceError
 from clm.files import leftovers, remove_leftovers, storage_failure, sync_directory, temporary_name
 from clm.progress import Report, unseen
+from clm.ranks import ALONE, Ranks
+from clm.ranks.handshake import together
 from clm.run.arrays import Damaged, Listed
-from clm.run.segments import NotLinked, Pages, read_index, write_pages
+from clm.run.segments import Kept, Pages, Step, write_pages
 from clm.store.store import Store
+
+T = TypeVar("T")
 
 FORMAT = 4
 FORMATS = (
@@ -43,69 +50,85 @@ def save_checkpoint(
     keep: int,
     warn: Callable[[str], None] = lambda text: None,
     report: Report = unseen,
-    before: Path | None = None,
-) -> Path:
+    before: Kept | None = None,
+    ranks: Ranks = ALONE,
+) -> Kept:
     """Write `folder/step_{iteration}` and drop all but the newest `keep` up to it. state: JSON-ready; its `run` names the run.
-    before: the checkpoint that `store` was last saved to or loaded from; where it can be linked, only pages that
+    store: this rank's. before: the checkpoint that it was last saved to or loaded from; where it can be linked, only pages that
     `store.changed` names are written.
 
-    Raises ResourceError when the disk cannot take it; what was there before is then as it was."""
+    Raises ResourceError, on every rank, when a disk cannot take it; what was there before is then as it was."""
     target = folder / f"step_{iteration}"
-    temporary = temporary_name(target)
+    # One folder for all ranks: the name that rank 0 has for it.
+    temporary = folder / ranks.of_first(temporary_name(target).name)
+    step = _Steps(ranks, target, store.bytes)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        clean_checkpoints(folder)
-        temporary.mkdir()
-        _write(temporary, {"format": FORMAT, "iteration": iteration, **state}, store, before, report)
-        _put_in_place(temporary, target, state.get("run"), warn)
-    except OSError as error:
-        clean_checkpoints(folder)
-        failure = storage_failure(error, f"checkpoint {target}", store.bytes)
-        if failure is None:
-            raise
-        raise ResourceError(
-            failure.message, f"{failure.fix[:-1]} with --resume; the previous checkpoint is intact."
-        ) from None
+        step(lambda: _begin(folder, temporary) if ranks.first else None)
+        pages = _write(
+            temporary, {"format": FORMAT, "iteration": iteration, **state}, store, before, report, ranks, step
+        )
+        step(lambda: _put_in_place(temporary, target, state.get("run"), warn) if ranks.first else None)
     except BaseException:
-        clean_checkpoints(folder)
+        if ranks.first:
+            clean_checkpoints(folder)
         raise
     store.changed[:] = False
-    earlier = [p for p in checkpoints(folder) if image_of_checkpoint(p) < iteration and _belongs(p, state.get("run"))]
-    for old in earlier[: len(earlier) - max(keep - 1, 0)]:
-        _drop(old, "pruned")
-    return target
+    if ranks.first:
+        earlier = [
+            p for p in checkpoints(folder) if image_of_checkpoint(p) < iteration and _belongs(p, state.get("run"))
+        ]
+        for old in earlier[: len(earlier) - max(keep - 1, 0)]:
+            _drop(old, "pruned")
+    return Kept(target, pages)
 
 
-def _write(folder: Path, state: Mapping[str, Any], store: Store, before: Path | None, report: Report) -> None:
-    """All files of a checkpoint, the manifest last; every one is synced."""
-    name = f"saving step_{state['iteration']}"
+class _Steps:
+    """Steps of a save, which all ranks make or none."""
+
+    def __init__(self, ranks: Ranks, target: Path, size: int):
+        self._ranks, self._target, self._size = ranks, target, size
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        return together(self._ranks, lambda: self._made(work))
+
+    def _made(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except OSError as error:
+            failure = storage_failure(error, f"checkpoint {self._target}", self._size)
+            if failure is None:
+                raise
+            raise ResourceError(
+                failure.message, f"{failure.fix[:-1]} with --resume; the previous checkpoint is intact."
+            ) from None
+
+
+def _begin(folder: Path, temporary: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    clean_checkpoints(folder)
+    temporary.mkdir()
+
+
+def _write(
+    folder: Path, state: Mapping[str, Any], store: Store, before: Kept | None, report: Report, ranks: Ranks, step: Step
+) -> Pages:
+    """All files of a checkpoint, the manifest last; every one is synced. Returns where this rank's pages are."""
     image = int(state["iteration"])
-    earlier = None if before is None else _pages_of(before, state.get("run"), store)
-    try:
-        pages = write_pages(folder, image, store, earlier, name, report)
-    except NotLinked:
-        for path in folder.iterdir():
-            path.unlink()
-        pages = write_pages(folder, image, store, None, name, report)
-    header = {"rows": store.rows, "pages": store.pages, "page_rows": store.page_rows, "moments": store.moments}
-    listed = {file: entry._asdict() for file, entry in pages.listed.items()}
-    content = {**header, "segments": pages.names, **state}
+    if not ranks.of_first(before is not None and _belongs(before.path, state.get("run"))):
+        before = None
+    pages, all_pages = write_pages(folder, image, store, before, f"saving step_{image}", report, ranks, step)
+    rows, count = ranks.totals(np.array([store.rows, store.pages], np.int64)).tolist()
+    header = {"rows": rows, "pages": count, "page_rows": store.page_rows, "moments": store.moments}
+    step(lambda: None if all_pages is None else _write_texts(folder, {**header, **state}, all_pages))
+    return pages
+
+
+def _write_texts(folder: Path, state: Mapping[str, Any], pages: Pages) -> None:
+    content = {**state, "segments": pages.names}
+    listed = {name: entry._asdict() for name, entry in pages.listed.items()}
     listed[STATE] = _write_text(folder / STATE, json.dumps(content, indent=2))
     _write_text(folder / MANIFEST, json.dumps({"format": FORMAT, "files": listed}, indent=2))
     sync_directory(folder)
-
-
-def _pages_of(path: Path, run: str | None, like: Store) -> tuple[Path, Pages] | None:
-    """A checkpoint of this run whose pages can be linked; None where it is none, or not whole as far as its sizes say."""
-    if not _belongs(path, run):
-        return None
-    try:
-        state, manifest = (json.loads((path / name).read_text()) for name in (STATE, MANIFEST))
-        if (state["format"], state["moments"], state["page_rows"]) != (FORMAT, like.moments, like.page_rows):
-            return None
-        return path, read_index(path, state, like, listed_files(manifest))
-    except (Damaged, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
 
 
 def listed_files(manifest: dict[str, Any]) -> dict[str, Listed]:

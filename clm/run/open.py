@@ -25,6 +25,7 @@ from clm.kernels.rows import colour_columns
 from clm.optim.schedules import sh_degree_at
 from clm.plan.visibility import NO_MARGIN
 from clm.ranks import ALONE, Ranks
+from clm.ranks.handshake import agree, together
 from clm.render import Rasterizer
 from clm.run.accounts import Accounts
 from clm.run.batches import Batches
@@ -41,7 +42,8 @@ from clm.run.run_files import RunFiles
 from clm.run.saved import Saved, load_saved
 from clm.run.saver import Saver
 from clm.run.schedule import Schedule
-from clm.run.several import in_words, refuse_for_ranks, unjoined
+from clm.run.segments import Kept
+from clm.run.several import in_words, unjoined
 from clm.run.shared_views import SharedViews
 from clm.run.totals import Totals
 from clm.run.view import Views
@@ -99,10 +101,13 @@ def open_run(
     base = resident_bytes() - (0 if keep_points else scene.point_bytes)  # before the first row
     kernels.set_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks.local_world))
     return_freed_memory()
-    device, rasterizer = machine or open_device(
-        config.device, antialiased=config.antialias, absgrad=config.absgrad, say=lambda text: emit(Message(text))
+    device, rasterizer = machine or together(
+        ranks,
+        lambda: open_device(
+            config.device, antialiased=config.antialias, absgrad=config.absgrad, say=lambda text: emit(Message(text))
+        ),
     )
-    refuse_for_ranks(ranks, resume)
+    agree(ranks, {"the device": {"its kind": device.kind}})
     all_photos, image_cache = sum(view.nbytes for view in scene.views), parse_bytes(config.image_cache)
     memory = HostMemory.find(config.host_memory, base, image_cache, all_photos, warn, ranks.local_world)
     scratch = Path(config.scratch) if config.scratch else folder / "scratch"
@@ -110,13 +115,13 @@ def open_run(
     begun = (
         _fresh(scene, config, store, emit, room, scratch, ranks)
         if resume is None
-        else _gone_on(scene, config, folder, resume, emit, room)
+        else _gone_on(scene, config, folder, resume, emit, room, ranks)
     )
     if not keep_points:
         scene.forget_points()
         begun.scene.forget_points()
-    scene, schedule, store, saved, resume = begun
-    unseen = np.ones(store.places, bool) if resume is None else None
+    scene, schedule, store, saved = begun.scene, begun.schedule, begun.store, begun.saved
+    unseen = np.ones(store.places, bool) if saved is None else None
     with ExitStack() as stack, unjoined(ranks, stack):
         stack.enter_context(closing(store))
         cache = stack.enter_context(closing(cache or ImageCache(scene, memory.photos)))
@@ -153,7 +158,7 @@ def open_run(
         evaluation = Evaluation(scene, photos, schedule, residence, views, folder, emit)
         saver = Saver(folder / "checkpoints", schedule, residence, exposures, accounts, scene.scale, emit)
         if saved is not None:
-            saver.goes_on_from(saved.run, resume)
+            saver.goes_on_from(saved.run, begun.checkpoint, begun.kept)
         files = RunFiles(folder, scene, schedule, residence, accounts, evaluation, emit)
         shared = in_words(ranks, residence.own_rows, residence.budgets())
         for line in [*[strategy.reason] * bool(strategy.reason), *shared, *_first_lines(residence, batches, schedule)]:
@@ -170,7 +175,8 @@ class _Begun(NamedTuple):
     schedule: Schedule
     store: Store
     saved: Saved | None = None
-    checkpoint: Path | None = None  # the one that was whole
+    checkpoint: Path | None = None  # the one that was whole,
+    kept: Kept | None = None  # and where it has the rows
 
 
 def _fresh(
@@ -192,18 +198,26 @@ def _fresh(
     return _Begun(scene, Schedule.first(config, scene.scale, ranks.total(store.rows)), store)
 
 
-def _gone_on(scene: Scene, config: Config, folder: Path, checkpoint: Path, emit: Emit, room: Room) -> _Begun:
+def _gone_on(
+    scene: Scene, config: Config, folder: Path, checkpoint: Path, emit: Emit, room: Room, ranks: Ranks
+) -> _Begun:
     """The scene is as the run has it: with the views held out that it began with, and lengths as they were."""
-    checkpoint, saved, store = load_saved(checkpoint, emit, room)
-    with ExitStack() as unless_begun:
-        unless_begun.enter_context(closing(store))
+    checkpoint, saved, store, kept = load_saved(checkpoint, emit, room, ranks)
+
+    def begun() -> _Begun:
         for text in config_changes(saved.config, config):
             _warner(emit)(text)
-        scene = with_split(scene, read_split(folder, saved.config))
-        scene = dataclasses.replace(scene, scale=saved.scene_scale)
-        schedule = Schedule.resumed(config, scene.scale, saved.progress, store, checkpoint)
+        mine = dataclasses.replace(with_split(scene, split), scale=saved.scene_scale)
+        schedule = Schedule.resumed(config, mine.scale, saved.progress, store, rows, checkpoint)
+        return _Begun(mine, schedule, store, saved, checkpoint, kept)
+
+    with ExitStack() as unless_begun:
+        unless_begun.enter_context(closing(store))
+        split = ranks.of_first(together(ranks, lambda: read_split(folder, saved.config) if ranks.first else None))
+        rows = ranks.total(store.rows)
+        found = together(ranks, begun)
         unless_begun.pop_all()
-    return _Begun(scene, schedule, store, saved, checkpoint)
+    return found
 
 
 def _warner(emit: Emit) -> Callable[[str], None]:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from clm.errors import ClmError, ResourceError
 from clm.kernels.numbers import STATISTICS
 from clm.progress import Report, tally, unseen
+from clm.ranks import ALONE, Ranks
+from clm.ranks.handshake import together
 from clm.run.arrays import Damaged, Listed, check_array, read_array, read_listed
 from clm.run.checkpoint import FORMAT, FORMATS, MANIFEST, STATE, listed_files, newest_first
 from clm.run.room import Room
-from clm.run.segments import INDEX, read_index, read_pages, row_bytes
-from clm.store.arrays import MOMENT_TYPES
+from clm.run.segments import INDEX, Kept, Pages, row_bytes
+from clm.run.segments_read import read_index, read_pages, read_pages_of_first, share_of
+from clm.store.arrays import MOMENT_TYPES, RowArrays
 from clm.store.identity import first_keys
 from clm.store.layout import PAGE_ROWS
 from clm.store.paged import MOST_PLACES
@@ -40,46 +45,92 @@ class State(Protocol):
 T = TypeVar("T", bound=State)
 
 
+class Loaded(NamedTuple, Generic[T]):
+    """A checkpoint as one rank has it: its own rows, of which cull entries must be refreshed. kept: where a save that goes on from
+    it may link pages; None: of a format that it cannot link."""
+
+    path: Path
+    state: T
+    store: Store
+    kept: Kept | None
+
+
 def load_sound_checkpoint(
-    path: Path, parse: Callable[[dict[str, Any]], T], warn: Callable[[str], None], report: Report, room: Room
-) -> tuple[Path, T, Store]:
+    path: Path,
+    parse: Callable[[dict[str, Any]], T],
+    warn: Callable[[str], None],
+    report: Report,
+    room: Room,
+    ranks: Ranks = ALONE,
+) -> Loaded[T]:
     """As load_checkpoint, of `path` or, where that is damaged, of the newest older checkpoint that is whole; what is damaged
     is said. Raises Damaged about `path` when none is whole."""
     damaged: list[Damaged] = []
-    for candidate in newest_first(path):
+    for name in ranks.of_first([candidate.name for candidate in newest_first(path)]):
+        candidate = path.with_name(name)
         try:
-            state, store = load_checkpoint(candidate, parse, report, room)
+            loaded = load_checkpoint(candidate, parse, report, room, ranks)
         except Damaged as error:
             damaged.append(error)
             continue
         for earlier in damaged:
             warn(f"{earlier.message} Going on from the older {candidate}.")
-        return candidate, state, store
+        return loaded
     raise damaged[0]
 
 
+class _Found(NamedTuple):
+    """What rank 0 found in a checkpoint. pages: None where it has arrays; manifest: a checksum of that file, by which another
+    rank knows the folder again."""
+
+    state: dict[str, Any]
+    listed: dict[str, Listed]
+    pages: Pages | None
+    manifest: int
+
+
 def load_checkpoint(
-    path: Path, parse: Callable[[dict[str, Any]], T], report: Report = unseen, room: Room = _ALL_IN_RAM
-) -> tuple[T, Store]:
-    """State and store of a checkpoint; cull entries must be refreshed by the caller. parse: what is made of the state;
-    it may raise Damaged. room: for its rows. Raises Damaged, with what is wrong, or a ClmError for a format of another version."""
+    path: Path,
+    parse: Callable[[dict[str, Any]], T],
+    report: Report = unseen,
+    room: Room = _ALL_IN_RAM,
+    ranks: Ranks = ALONE,
+) -> Loaded[T]:
+    """State and rows of a checkpoint; of several ranks, each gets its share of the pages. parse: what is made of the state; it may
+    raise Damaged. room: for this rank's rows. Raises Damaged, on every rank, with what is wrong, or a ClmError for a format of
+    another version."""
     try:
-        state, listed = _read_state(path)
-        parsed = parse(state)
-        read = _read_pages if state["format"] >= _PAGES else _read_arrays
-        store = read(path, state, listed, report, room, parsed.last_stamp)
+        found = ranks.of_first(together(ranks, lambda: _find(path) if ranks.first else None))
+        assert found is not None, "rank 0 has looked"
+        parsed = together(ranks, lambda: parse(found.state))
+        if found.pages is not None:
+            store, pages = _read_pages(path, found, found.pages, report, room, parsed.last_stamp, ranks)
+            kept = Kept(path, pages) if pages.statistics == STATISTICS else None
+            return Loaded(path, parsed, store, kept)
+        if not ranks.alone:
+            raise ClmError(
+                f"Checkpoint {path} has format {found.state['format']}, which one process alone reads.",
+                "Go on from it without torchrun until it has saved.",
+            )
+        store = _read_arrays(path, found.state, found.listed, report, room, parsed.last_stamp)
+        return Loaded(path, parsed, store, None)
     except Damaged as error:
-        raise Damaged(
+        again = Damaged(
             f"Checkpoint {path} cannot be read: {error.message}.",
             "No other one is whole: start anew with another -o.",
-        ) from None
-    return parsed, store
+        )
+        again.of_all_ranks = True  # type: ignore[attr-defined]
+        raise again from None
 
 
-def _read_pages(
-    path: Path, state: dict[str, Any], listed: dict[str, Listed], report: Report, room: Room, last_stamp: int
-) -> Store:
-    """The rows of a checkpoint of pages."""
+def _find(path: Path) -> _Found:
+    state, listed = _read_state(path)
+    pages = _find_pages(path, state, listed) if state["format"] >= _PAGES else None
+    manifest = zlib.crc32(read_listed(path / MANIFEST, None, _LONGEST_STATE)) if listed else 0
+    return _Found(state, listed, pages, manifest)
+
+
+def _find_pages(path: Path, state: dict[str, Any], listed: dict[str, Listed]) -> Pages:
     pages, size = state.get("pages"), state.get("page_rows")
     if (
         type(pages) is not int
@@ -91,15 +142,46 @@ def _read_pages(
     statistics = STATISTICS if state["format"] == FORMAT else _STATISTICS_BEFORE
     found = read_index(path, state, Store(0, moments=state["moments"]), listed, statistics)
     _check_names(path, {*found.names, INDEX}, listed)
-    store = _allocate(found.fill, state, room)
-    passed = tally(f"loading {path.name}", store.rows * row_bytes(store, statistics), "B", report)
+    return found
+
+
+def _read_pages(
+    path: Path, found: _Found, pages: Pages, report: Report, room: Room, last_stamp: int, ranks: Ranks
+) -> tuple[Store, Pages]:
+    """This rank's share of the rows of a checkpoint of pages."""
+    here = ranks.gather(ranks.first or _is_here(path, found.manifest))
+    mine = share_of(pages, ranks.rank, ranks.world)
+    stores: list[Store] = []
+    check = partial(_check_stamps_at, last_stamp)
+
+    def read() -> Callable[[int], None]:
+        store = _allocate(mine.fill, found.state, room)
+        stores.append(store)
+        size = int(mine.pages.fill.sum()) * row_bytes(store, pages.statistics)
+        passed = tally(f"loading {path.name}", size, "B", report)
+        if here[ranks.rank]:
+            read_pages(path, mine, store, passed, check)
+        return passed
+
     try:
-        read_pages(path, found, store, passed, lambda held, at: _check_stamps(held.stamp[at], last_stamp))
+        passed = together(ranks, read)
+        if not all(here):
+            together(ranks, lambda: read_pages_of_first(path, pages, here, ranks, stores[0], passed, check))
     except BaseException:
-        store.close()
+        for store in stores:
+            store.close()
         raise
-    store.changed[:] = False
-    return store
+    stores[0].changed[:] = False
+    stores[0].changed[list(mine.cut)] = True
+    return stores[0], mine.kept
+
+
+def _is_here(path: Path, manifest: int) -> bool:
+    """Whether this rank sees the folder that rank 0 found."""
+    try:
+        return zlib.crc32((path / MANIFEST).read_bytes()) == manifest
+    except OSError:
+        return False
 
 
 def _read_arrays(
@@ -214,6 +296,10 @@ def _check_names(path: Path, wanted: set[str], listed: dict[str, Listed]) -> Non
         raise Damaged(f"{extra[0]} does not belong there")
     if listed and (other := sorted(wanted.symmetric_difference(listed.keys() - {STATE}))):
         raise Damaged(f"{MANIFEST} and the arrays of a store differ in {other[0]}")
+
+
+def _check_stamps_at(last: int, held: RowArrays, at: slice) -> None:
+    _check_stamps(held.stamp[at], last)
 
 
 def _check_stamps(stamps: np.ndarray, last: int) -> None:

@@ -42,7 +42,7 @@ def _export_checkpoint(run: Path, emit: Emit, room: Room) -> None:
     if not saved or image_of_checkpoint(saved[-1]) <= written:
         return
     try:
-        path, state, store = load_saved(saved[-1], emit, room)
+        path, state, store, _ = load_saved(saved[-1], emit, room)
     except Damaged as error:
         if written < 0:
             raise

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 from clm.config import Config, from_dict
 from clm.errors import ClmError
 from clm.optim.schedules import Leg
+from clm.ranks import ALONE, Ranks
 from clm.run.arrays import Damaged
 from clm.run.events import Emit, Message, reporter
 from clm.run.exposure import SavedExposures
 from clm.run.records import restored
-from clm.run.restore import load_sound_checkpoint
+from clm.run.restore import Loaded, load_sound_checkpoint
 from clm.run.room import Room
 from clm.run.schedule import Progress
 from clm.run.totals import Totals
-from clm.store.store import Store
 
 _SORTED = "new_rows_since_sort"  # which rows had in formats 1 and 2
 
@@ -54,8 +54,7 @@ class Saved(NamedTuple):
         return self.progress.leg.index(self.progress.step)
 
 
-def load_saved(path: Path, emit: Emit, room: Room) -> tuple[Path, Saved, Store]:
-    """The checkpoint `path`, or the newest sound one before it (`load_sound_checkpoint`): where it was, its state, its
-    rows, in `room`."""
+def load_saved(path: Path, emit: Emit, room: Room, ranks: Ranks = ALONE) -> Loaded[Saved]:
+    """The checkpoint `path`, or the newest sound one before it (`load_sound_checkpoint`), with this rank's rows in `room`."""
     parse = partial(Saved.parse, source=str(path))
-    return load_sound_checkpoint(path, parse, lambda text: emit(Message(text, "warning")), reporter(emit), room)
+    return load_sound_checkpoint(path, parse, lambda text: emit(Message(text, "warning")), reporter(emit), room, ranks)

@@ -17,6 +17,7 @@ from clm.run.events import CheckpointSaved, Emit, Message, reporter
 from clm.run.exposure import Exposures
 from clm.run.residence import Residence
 from clm.run.schedule import Schedule
+from clm.run.segments import Kept
 from clm.run.several import of_all_ranks
 
 SAVE_SECONDS = 600.0  # of training between two checkpoints, unless --save-every says otherwise
@@ -39,14 +40,17 @@ class Saver:
         self.folder = folder
         self._schedule, self._residence, self._exposures, self._accounts = schedule, residence, exposures, accounts
         self._scale, self._emit = scene_scale, emit
-        self._name = secrets.token_hex(8)  # of this run among others; its checkpoints carry it
+        self._name = residence.ranks.of_first(
+            secrets.token_hex(8)
+        )  # of this run among others; its checkpoints carry it
         self._saved: Path | None = None  # the checkpoint of the newest state that is saved
+        self._kept: Kept | None = None  # the one that a save may link pages of
         self._undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext
         self._last, self._seconds = time.perf_counter(), 0.0
 
-    def goes_on_from(self, name: str | None, checkpoint: Path | None) -> None:
-        """The run is that of a checkpoint; name: as it says."""
-        self._name, self._saved = name or self._name, checkpoint
+    def goes_on_from(self, name: str | None, checkpoint: Path | None, kept: Kept | None) -> None:
+        """The run is that of a checkpoint; name: as it says; kept: where it has this rank's pages, if they can be linked."""
+        self._name, self._saved, self._kept = name or self._name, checkpoint, kept
 
     def begin(self, undisturbed: Callable[[], AbstractContextManager[None]]) -> None:
         """Training begins now. undisturbed: entered while a checkpoint is written, which nothing may interrupt."""
@@ -65,8 +69,6 @@ class Saver:
         """Checkpoint the run as it is between two batches, unless that very state is saved."""
         if self._saved == self.folder / f"step_{self._schedule.image}":
             return
-        if not self._residence.ranks.alone:
-            return  # what several ranks have is not saved yet
         with self._undisturbed():
             began = time.perf_counter()
             self._save()
@@ -78,8 +80,9 @@ class Saver:
         """Between batches: a budget that does not suffice ends the run, with its state saved."""
         try:
             yield
-        except ResourceError:
-            self.save()
+        except ResourceError as error:
+            if self._residence.ranks.alone or getattr(error, "of_all_ranks", False):
+                self.save()  # a rank that is refused alone cannot: the others are elsewhere
             raise
 
     def stop_for(self, error: ClmError | None) -> None:
@@ -100,10 +103,13 @@ class Saver:
             **self._exposures.state(),
         }
         with self._residence.whole() as store:
-            self._saved = save_checkpoint(
-                self.folder, image, state, store, config.keep_checkpoints, self._warn, reporter(self._emit), self._saved
-            )
-        self._exposures.write(self.folder.parent, image)
+            self._kept = save_checkpoint(
+                self.folder, image, state, store, config.keep_checkpoints, self._warn, reporter(self._emit), self._kept,
+                self._residence.ranks,
+            )  # fmt: skip
+        self._saved = self._kept.path
+        if self._residence.ranks.first:
+            self._exposures.write(self.folder.parent, image)
         self._emit(CheckpointSaved(image, str(self._saved)))
 
     def _warn(self, text: str) -> None:

@@ -44,16 +44,18 @@ class Schedule:
         return Schedule(config, Progress(Leg.of(config, scene_scale, rows)))
 
     @staticmethod
-    def resumed(config: Config, scene_scale: float, progress: Progress, store: Store, source: Path) -> Schedule:
+    def resumed(
+        config: Config, scene_scale: float, progress: Progress, store: Store, rows: int, source: Path
+    ) -> Schedule:
         """Of a run that goes on from a checkpoint, `source`. Where the present schedule is not that of the checkpoint, every
-        row of `store` is settled under the old one and a new leg begins."""
+        row of `store` is settled under the old one and a new leg begins. rows: of the model, all ranks together."""
         done, old = progress.iteration, progress.leg
         if done > config.iterations:
             raise ClmError(
                 f"{source} is already at image {done}, beyond --iterations {config.iterations}.",
                 f"Pass `--iterations {done}` to end there, or more.",
             )
-        progress.leg = old.followed_by(Leg.of(config, scene_scale, store.rows), done, progress.step)
+        progress.leg = old.followed_by(Leg.of(config, scene_scale, rows), done, progress.step)
         if progress.leg is not old:
             store.settle(old.adam().at(old.index(progress.step) + 1))
             for ids, held in store.sweep_rows(changing=True):

@@ -1,20 +1,13 @@
-"""What is different where several ranks train one model: what they cannot do yet, and how one of them ends by itself."""
+"""What is different where several ranks train one model: what they have, and how one of them ends by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 from clm.errors import ClmError
 from clm.ranks import Ranks
 from clm.units import format_bytes
-
-
-def refuse_for_ranks(ranks: Ranks, resume: Path | None) -> None:
-    """Raise ClmError, on all ranks alike, for what several ranks cannot do."""
-    if not ranks.alone and resume is not None:
-        raise of_all_ranks(ClmError("Several ranks cannot go on from a checkpoint, so far.", "Start one rank."))
 
 
 def of_all_ranks(error: ClmError) -> ClmError:

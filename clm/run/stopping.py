@@ -69,8 +69,8 @@ class StopRequest:
 
 
 def _tell(text: str) -> None:
-    """A line on stderr, past all buffers: the signal may have come in the middle of a print."""
-    if sys.__stderr__ is None:
+    """A line on stderr, past all buffers: the signal may have come in the middle of a print. Nothing where there is no text."""
+    if sys.__stderr__ is None or not text:
         return  # closed from the start: descriptor 2 may be any file
     with suppress(OSError):
         os.write(2, f"\n{text}\n".encode())

@@ -25,6 +25,7 @@ from clm.run.events import Message
 from clm.run.restore import load_checkpoint
 from clm.run.saved import Saved
 from clm.run.schedule import Progress
+from clm.run.segments import Kept
 from clm.run.totals import Totals
 from clm.store.growth import Growth
 from clm.store.store import Store
@@ -63,11 +64,11 @@ def with_two_statistics(store: Store) -> Store:
 
 
 def save(folder: Path, iteration: int = 40, *, run: str = "a", keep: int = 9, seed: int = 0) -> Path:
-    return save_checkpoint(folder, iteration, state_of(iteration, run), some_store(seed), keep)
+    return save_checkpoint(folder, iteration, state_of(iteration, run), some_store(seed), keep).path
 
 
 def load(path: Path) -> Store:
-    return load_checkpoint(path, lambda state: Saved.parse(state, str(path)))[1]
+    return load_checkpoint(path, lambda state: Saved.parse(state, str(path))).store
 
 
 def assert_refused(path: Path, part: str = "") -> None:
@@ -82,7 +83,7 @@ def same(store: Store, other: Store) -> bool:
 
 @pytest.mark.parametrize("moments", ["f32", "bf16"])
 def test_what_was_saved_is_loaded_bit_for_bit(tmp_path: Path, moments: str) -> None:
-    path = save_checkpoint(tmp_path, 8, state_of(8), some_store(1, moments), 2)
+    path = save_checkpoint(tmp_path, 8, state_of(8), some_store(1, moments), 2).path
     assert same(load(path), some_store(1, moments))
 
 
@@ -91,14 +92,14 @@ def test_what_was_saved_is_loaded_bit_for_bit(tmp_path: Path, moments: str) -> N
 def test_rows_of_older_formats_are_loaded_with_the_statistics_that_they_had(
     tmp_path: Path, moments: str, as_before: Callable[[Path], None]
 ) -> None:
-    path = save_checkpoint(tmp_path, 8, state_of(8), some_store(1, moments), 2)
+    path = save_checkpoint(tmp_path, 8, state_of(8), some_store(1, moments), 2).path
     as_before(path)
     assert same(load(path), with_two_statistics(some_store(1, moments)))
 
 
 def test_an_empty_store_is_saved_and_loaded(tmp_path: Path) -> None:
     empty = Store.from_rows(np.zeros((0, 12), np.float32), np.zeros((0, 48), np.float32))
-    assert load(save_checkpoint(tmp_path, 0, state_of(0), empty, 2)).rows == 0
+    assert load(save_checkpoint(tmp_path, 0, state_of(0), empty, 2).path).rows == 0
 
 
 def test_every_file_cut_off_or_flipped_anywhere_is_refused(tmp_path: Path) -> None:
@@ -318,7 +319,7 @@ def same_rows(store: Store, other: Store) -> bool:
     )
 
 
-def resave(folder: Path, iteration: int, store: Store, before: Path | None, keep: int = 9) -> Path:
+def resave(folder: Path, iteration: int, store: Store, before: Kept | None, keep: int = 9) -> Kept:
     return save_checkpoint(folder, iteration, state_of(iteration), store, keep, before=before)
 
 
@@ -332,10 +333,10 @@ def test_only_pages_that_changed_are_written_and_every_checkpoint_is_whole(tmp_p
     store, rng, last, states = grown_store(1), np.random.default_rng(0), None, {}
     for iteration in range(4, 80, 4):
         last = resave(tmp_path, iteration, store, last, keep=99)
-        written = last / f"pages_{iteration}.bin"
+        written = last.path / f"pages_{iteration}.bin"
         assert (written.stat().st_nlink == 1) if written.exists() else (iteration > 4)
-        states[last] = load(last)
-        assert same_rows(store, states[last])
+        states[last.path] = load(last.path)
+        assert same_rows(store, states[last.path])
         touch(store, rng.permutation(np.flatnonzero(store.fill))[: rng.integers(0, 4)].tolist())
     for path, state in states.items():
         assert same_rows(state, load(path)), "a later checkpoint changed an earlier one"
@@ -356,14 +357,14 @@ def test_a_checkpoint_whose_segments_went_or_cannot_be_linked_is_written_whole(
     monkeypatch.setattr("os.link", refuses)
     second = resave(tmp_path, 8, store, first)
     monkeypatch.undo()
-    assert same_rows(store, load(second)) and len(list(second.glob("*.bin"))) == 1
-    shutil.rmtree(second)
+    assert same_rows(store, load(second.path)) and len(list(second.path.glob("*.bin"))) == 1
+    shutil.rmtree(second.path)
     third = resave(tmp_path, 12, store, second)
-    assert same_rows(store, load(third))
-    with open(first / "pages_4.bin", "ab") as file:
+    assert same_rows(store, load(third.path))
+    with open(third.path / "pages_12.bin", "ab") as file:
         file.write(b"x")  # not as long as its manifest says
     touch(store, [2])
-    assert same_rows(store, load(resave(tmp_path, 16, store, first)))
+    assert same_rows(store, load(resave(tmp_path, 16, store, third).path))
 
 
 def test_rows_that_moved_between_pages_are_saved_where_they_are(tmp_path: Path) -> None:
@@ -373,4 +374,4 @@ def test_rows_that_moved_between_pages_are_saved_where_they_are(tmp_path: Path) 
     nothing = [np.zeros((0, width), np.float32) for width in (12, 48)]
     store.apply(Growth.of(np.sort(leave), nobody, np.zeros(0, np.uint64), *nothing))
     second = resave(tmp_path, 8, store, first)
-    assert same_rows(store, load(second)) and load(first).rows > store.rows
+    assert same_rows(store, load(second.path)) and load(first.path).rows > store.rows
