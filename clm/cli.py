@@ -1,7 +1,7 @@
 """The command line: parses, calls `clm.commands`, turns a ClmError into one sentence and an exit code.
 
 Nothing heavy is imported before a command runs: `clm --help` must be quick and needs neither torch nor pycolmap.
-Exit codes: 0 done, 1 a bug (traceback with --debug), 2 bad input, 3 resources, 130 interrupted.
+Exit codes: 0 done, 1 a bug (traceback with --debug), 2 bad input, 3 resources, 4 another rank is gone, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ def plan(
     machine: Annotated[
         str, typer.Option(metavar="FILE|NAME|this", help="Rates to predict with: a YAML file, or measured here.")
     ] = "this",
+    ranks: Annotated[
+        int, typer.Option(min=1, max=4096, metavar="N", help="How many ranks torchrun would start on such machines.")
+    ] = 1,
     preset: Preset = None,
     config: ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -91,7 +94,7 @@ def plan(
     """Say what a run needs, where its Gaussians would live, what it moves and how fast it would be; starts nothing."""
     from clm.commands.plan import format_forecast, plan_run
 
-    forecast = plan_run(data, flags, preset, config, machine)
+    forecast = plan_run(data, flags, preset, config, machine, ranks)
     typer.echo(format_forecast(forecast, as_json))
     if forecast.refused is not None:
         raise forecast.refused

@@ -22,7 +22,8 @@ import numpy as np
 from bench_common import SCENES, header
 
 from clm.config import Config
-from clm.forecast.forecast import CPU_PROGRAM, Forecast, find_budgets, foresee
+from clm.forecast.budgets import find_budgets
+from clm.forecast.forecast import CPU_PROGRAM, Forecast, foresee
 from clm.run.disk_account import DiskTotals
 from clm.run.host_memory import resident_bytes
 from clm.run.loop import train_batch

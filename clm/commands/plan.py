@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from clm.device.choose import cuda_devices
+from clm.forecast.budgets import Budget, Budgets, find_budgets
 from clm.forecast.describe import draw_timeline
-from clm.forecast.forecast import Budget, Budgets, Forecast, find_budgets, make_forecast
+from clm.forecast.describe_ranks import rank_assumptions, rank_facts, rank_words
+from clm.forecast.forecast import Forecast, make_forecast
 from clm.forecast.machine import load_machine
 from clm.forecast.measure import THIS
 from clm.forecast.simulate import Timeline, bus_bytes
@@ -39,12 +41,15 @@ from clm.units import format_bytes
 PLY_ROW_BYTES = 4 * 62  # INRIA's columns, padded to SH degree 3
 
 
-def plan_run(data: Path, flags: dict[str, Any], preset: str | None, file: Path | None, machine: str) -> Forecast:
-    """What `clm train` would do with the same options. machine: `this`, a YAML file, or a name in configs/machines."""
+def plan_run(
+    data: Path, flags: dict[str, Any], preset: str | None, file: Path | None, machine: str, ranks: int = 1
+) -> Forecast:
+    """What `clm train` would do with the same options. machine: `this`, a YAML file, or a name in configs/machines. ranks: that
+    torchrun starts, as many on each host as the machine file says."""
     config = load_config(flags, preset=preset, file=file)
     described = None if machine == "this" else load_machine(machine)
     scene = open_scene(data, config, require_images=False, masks=None)
-    return make_forecast(scene, config, find_budgets(config, described), described)
+    return make_forecast(scene, config, find_budgets(config, described, ranks), described, ranks)
 
 
 def forecast_facts(forecast: Forecast) -> dict[str, Any]:
@@ -60,8 +65,9 @@ def forecast_facts(forecast: Forecast) -> dict[str, Any]:
         "pieces_of_the_largest_view": forecast.pieces,
         "placement": None if placement is None else dataclasses.asdict(placement),
         "reason": placement.reason if placement is not None else str(refused),
-        "traffic": None if placement is None else _traffic(forecast),
-        "prediction": None if placement is None else _prediction(forecast),
+        "traffic": _traffic(forecast) if forecast.plans else None,
+        "prediction": _prediction(forecast) if forecast.plans else None,
+        **({"ranks": rank_facts(forecast)} if forecast.party else {}),
         "warnings": warnings(forecast),
         "assumptions": assumptions(forecast),
     }  # fmt: skip
@@ -87,26 +93,27 @@ def _scene_facts(forecast: Forecast) -> dict[str, Any]:
 def _required(forecast: Forecast) -> dict[str, int]:
     """Bytes that the run needs where it is placed; for a refused one, the least that would do with the rows on the host, or on
     disk where they would go there."""
-    gaussians, placement, config = forecast.gaussians, forecast.placement, forecast.config
+    placement, config, whole = forecast.placement, forecast.config, forecast.gaussians
+    gaussians, pages = -(-whole // forecast.ranks), -(-forecast.pages // forecast.ranks)  # of this rank
     store = store_bytes(gaussians, store_row_bytes(config.moments))
     on_cpu = forecast.machine is None or forecast.machine.on_cpu
     least = arena_bytes(fewest_slots(forecast.largest_view))
-    scratch = scratch_bytes(forecast.pages, config.moments)
+    scratch = scratch_bytes(pages, config.moments)
     on_disk = store > forecast.budgets.host.bytes and scratch <= scratch_room(forecast.budgets.disk.bytes)
     if config.offload != "disk" and not (config.offload == "auto" and on_disk):
         scratch = 0
-    paged = paged_bytes(gaussians, forecast.pages) + LEAST_FRAMES * frame_bytes(moments=config.moments)
+    paged = paged_bytes(gaussians, pages) + LEAST_FRAMES * frame_bytes(moments=config.moments)
     host = paged if scratch else store
     device = least
     if placement is not None:
         device, host, scratch = placement.device_bytes, placement.host_bytes, placement.disk_bytes
-    checkpoint = store - CULL_BYTES * gaussians  # cull entries are recomputed
+    checkpoint = whole * (store_row_bytes(config.moments) - CULL_BYTES)  # cull entries are recomputed
     copies = config.keep_checkpoints + 1 if config.save_every != 0 else 1  # the new one is whole before an old one goes
     training = [forecast.scene.views[k] for k in forecast.scene.train]
     return {
         "device_bytes": device,
         "host_bytes": host,
-        "disk_bytes": copies * checkpoint + gaussians * PLY_ROW_BYTES + scratch,
+        "disk_bytes": copies * checkpoint + whole * PLY_ROW_BYTES + scratch,
         "scratch_bytes": scratch,
         "photos_bytes": sum(view.nbytes for view in training),
         "staging_bytes": staging_bytes(forecast.largest_view, on_cpu),
@@ -223,6 +230,8 @@ def assumptions(forecast: Forecast) -> list[str]:
         sentences.append(
             "The image of a view in pieces takes as long as that of a whole one; its rows are projected twice."
         )
+    if forecast.party is not None:
+        sentences += rank_assumptions(forecast)
     if forecast.machine is not None:
         sentences += [f"{key}: {note}" for key, note in forecast.machine.notes]
     return sentences
@@ -247,8 +256,11 @@ def format_forecast(forecast: Forecast, as_json: bool) -> str:
     if forecast.placement is None:
         return "\n".join(lines)
     lines += [f"warning: {text}" for text in facts["warnings"]]
-    lines += [f"placement: {facts['reason']}", *_moves(facts["traffic"], scene, forecast)]
-    lines += [*_disk_words(facts["traffic"]), *_speed(forecast)]
+    lines += [f"placement: {facts['reason']}"]
+    if forecast.party is not None:
+        lines += rank_words(facts["ranks"], forecast)
+    else:
+        lines += [*_moves(facts["traffic"], scene, forecast), *_disk_words(facts["traffic"]), *_speed(forecast)]
     lines += ["assumptions:", *(f"  {sentence}" for sentence in facts["assumptions"])]
     return "\n".join(lines)
 

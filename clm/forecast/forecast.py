@@ -10,23 +10,24 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from clm.config import Config
-from clm.device.budget import AVAILABLE_SHARE, DeviceBudget, available_memory
+from clm.device.budget import DeviceBudget
 from clm.errors import ClmError, ResourceError
-from clm.files import free_bytes
+from clm.forecast.budgets import Budgets, scratch_folder
 from clm.forecast.first_rows import count_first_rows, first_rows
 from clm.forecast.machine import Machine
 from clm.forecast.measure import THIS, Sizes, measure_this
 from clm.forecast.paging import Paging, SeenPages, page_batches
+from clm.forecast.ranks import Party, RankTimeline, Sharing, plan_party, simulate_party
 from clm.forecast.simulate import Timeline, simulate
 from clm.kernels.rows import colour_columns
 from clm.plan.batch import batch_views, plan_batch
 from clm.plan.budget import (
     AUTO,
+    TRAVELLING_BYTES,
     WRITING_BYTES,
     arena_bytes,
     grown_pages,
@@ -45,36 +46,21 @@ from clm.plan.placement import (
     fewest_slots,
     no_more,
 )
-from clm.plan.residency import Plan, largest_turn
+from clm.plan.residency import Plan, largest_turn, views_under_way
 from clm.plan.sightings import Sightings, all_visible_sets, arena_needs, resident_blocks
 from clm.plan.visibility import NO_MARGIN
+from clm.render import CpuRasterizer
 from clm.render.temporaries import HostWorkspace, Temporaries
 from clm.scene import Scene
 from clm.store.layout import PAGE_ROWS
 from clm.store.store import Store
-from clm.units import format_bytes, parse_bytes, size_flag
+from clm.units import format_bytes, size_flag
 
 SAMPLE_ROWS = 500_000  # more points than these are thinned out: plans of 500 k rows take milliseconds
 PLANNED_TURNS = 256  # real plans are made for about so many turns, each a view or a piece of one
 CPU_PROGRAM, _GPU_PROGRAM = 116 << 20, 1 << 30  # interpreter and libraries before the first row; with torch: assumed
 _MOST_PIECES = 16  # of a view that are planned as they are
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Bytes that may be used, and who says so."""
-
-    bytes: int
-    source: str
-    of_the_host: bool = False  # device memory that the host's budget holds: the store takes its part of it
-
-
-@dataclass(frozen=True)
-class Budgets:
-    device: Budget
-    host: Budget
-    disk: Budget
-    photos: Budget
+LOOPBACK_GB_S = 0.8  # between ranks of one machine over gloo, measured with 10 to 100 MB a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,15 +84,24 @@ class Forecast:
     store: Store  # the rows of the plans
     machine: Machine | None = None
     timeline: Timeline | None = None
+    ranks: int = 1  # several share the run: budgets, placement and views are those of each,
+    party: Party | None = None  # and these are their plans, instead of `plans`
+    rank_timeline: RankTimeline | None = None  # ... on the machine; None where rows are on disk
 
     def on(self, machine: Machine) -> Forecast:
         """With the timeline on a machine, where there is a placement. ClmError where rows are on a disk of unknown speed."""
         if self.placement is None:
             return replace(self, machine=machine)
+        if self.party is not None:
+            how = {"moments": self.config.moments, "colour_bus": self.config.colour_bus}
+            columns = colour_columns(self.config.sh_degree)
+            on_disk = self.placement.offload == "disk"
+            timeline = None if on_disk else simulate_party(self.party, machine, columns=columns, **how)
+            return replace(self, machine=machine, rank_timeline=timeline)
         if self.paging is not None:
             _check_disk(machine)
         assert self.resident is not None
-        timeline = simulate(
+        whole = simulate(
             self.plans,
             machine,
             [view.camera.width * view.camera.height for view in self.scene.views],
@@ -117,7 +112,7 @@ class Forecast:
             colour_bus=self.config.colour_bus,
             paging=self.paging,
         )
-        return replace(self, machine=machine, timeline=timeline)
+        return replace(self, machine=machine, timeline=whole)
 
     def measured(self) -> Machine:
         """This machine, as the run would find it now."""
@@ -129,26 +124,28 @@ class Forecast:
             gaussians=self.gaussians,
             batch_size=config.batch_size,
             sh_degree=config.sh_degree,
-            scratch=_scratch(config) if self.paging is not None else None,
+            scratch=scratch_folder(config) if self.paging is not None else None,
         )
 
 
-def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machine | None) -> Forecast:
-    """Plan a run on `scene` (photos not needed) as training would; machine None: this one, measured if there is a run."""
-    forecast = foresee(scene, config, budgets, shared=machine is None or machine.on_cpu)
+def make_forecast(scene: Scene, config: Config, budgets: Budgets, machine: Machine | None, ranks: int = 1) -> Forecast:
+    """Plan a run on `scene` (photos not needed) as training would; machine None: this one, measured if there is a run. ranks: that
+    share the run; budgets are those of each."""
+    forecast = foresee(scene, config, budgets, shared=machine is None or machine.on_cpu, ranks=ranks)
     if machine is None and forecast.placement is not None:
-        machine = forecast.measured()
+        machine = replace(forecast.measured(), ranks_per_host=float(ranks), link_gb_s=LOOPBACK_GB_S)
     return forecast if machine is None else forecast.on(machine)
 
 
-def foresee(scene: Scene, config: Config, budgets: Budgets, *, shared: bool) -> Forecast:
-    """The part of a forecast that no rate changes. shared: device memory is the host's.
+def foresee(scene: Scene, config: Config, budgets: Budgets, *, shared: bool, ranks: int = 1) -> Forecast:
+    """The part of a forecast that no rate changes. shared: device memory is the host's. ranks: that share the run.
 
     Memory: that of `SAMPLE_ROWS` rows, however many Gaussians are asked for, beside what a run takes to order its first ones."""
     points = count_first_rows(scene, config)
     gaussians = config.max_gaussians or points
+    own = -(-gaussians // ranks)  # of each rank
     pages = grown_pages(gaussians) if gaussians > points else -(-gaussians // PAGE_ROWS)
-    rows = first_rows(scene, config, SAMPLE_ROWS, _may_be_on_disk(config, gaussians, budgets))
+    rows = first_rows(scene, config, SAMPLE_ROWS, _may_be_on_disk(config, own, budgets))
     store, share = rows.store, gaussians / rows.rows
     scale = gaussians / store.rows
     cameras = [view.camera for view in scene.views]
@@ -157,29 +154,48 @@ def foresee(scene: Scene, config: Config, budgets: Budgets, *, shared: bool) -> 
     fill = np.minimum(page_rows, rows.rows - np.arange(0, rows.rows, page_rows))
     piece_rows = max(1, min(page_rows, int(store.page_rows / share)))  # of what is read: a page, or many of one row
     seen_pages = SeenPages(rows.rows, piece_rows, rows.step)
-    seen = Sightings.of(seen_pages.marking(all_visible_sets(rows, cameras)), fill, page_rows)
-    largest = math.ceil(seen.largest_view * share)
-    usual = math.ceil(seen.usual_union(config.batch_size) * share)
+    sharing = Sharing(rows.rows, ranks)
+    seen = Sightings.of(seen_pages.marking(sharing.noting(all_visible_sets(rows, cameras))), fill, page_rows)
+    largest = math.ceil(sharing.largest_view * share)  # of the rows of a rank
+    whole = math.ceil(seen.largest_view * share)  # of all rows: their splats meet where the view is rasterised
+    usual = math.ceil(seen.usual_union(config.batch_size) * share / ranks)
     known = (scene, config, gaussians, pages, scale, largest)
     refused: ResourceError | None = None
-    beside_frames = _beside_frames(scene, config, gaussians, largest, budgets, shared)
+    travelling = TRAVELLING_BYTES * views_under_way(ranks) * largest if ranks > 1 else 0
+    beside_frames = _beside_frames(scene, config, own, whole, budgets, shared) + travelling * shared
     for in_bands in (False,) if shared else (False, True):  # as a run does: a few tile rows at a time, if need be
-        beside: Callable[[int], int] = no_more if shared else partial(_beside_arena, scene, config, largest, in_bands)
+        beside: Callable[[int], int] = no_more
+        if not shared:
+            beside = partial(_beside_arena, scene, config, whole, in_bands, travelling)
         try:
-            placement = _place(config, gaussians, pages, largest, usual, beside, beside_frames, budgets, shared)
+            placement = _place(config, own, -(-pages // ranks), largest, usual, beside, beside_frames, budgets, shared)
             break
         except ResourceError as error:
             refused = error
     else:
-        return Forecast(*known, beside(largest), budgets, None, 1, refused, (), None, None, store)
+        return Forecast(*known, beside(largest), budgets, None, 1, refused, (), None, None, store, ranks=ranks)
     turn = largest_turn(largest, placement.arena_slots)
     pieces = -(-largest // max(1, turn))
     # Rounding cuts no view that is whole; more pieces than a few are planned as so many larger ones.
-    planned = seen.largest_view if rows.step == 1 else max(map(len, all_visible_sets(store, cameras)))
+    sampled = Sharing(store.rows, ranks)
+    planned = sharing.largest_view
+    if rows.step > 1:
+        planned = max(sampled.largest_view for _ in sampled.noting(all_visible_sets(store, cameras)))
     least = planned if pieces == 1 else max(1, 2 * planned // _MOST_PIECES)
-    plans = _first_plans(scene, config, store, max(least, math.floor(placement.arena_slots / scale)))
-    blocks = resident_blocks(seen, math.floor(placement.resident_rows / share))
+    capacity = max(least, math.floor(placement.arena_slots / scale))
+    blocks = resident_blocks(seen, math.floor(ranks * placement.resident_rows / share))
     resident = blocks[np.arange(store.rows) * rows.step // page_rows]
+    if ranks > 1:
+        batches = [
+            (plan.views, [turn.view_rows for turn in plan.turns if turn.renders])
+            for plan in _first_plans(scene, config, store, store.rows)
+        ]
+        rasterizer = CpuRasterizer(antialiased=config.antialias, absgrad=config.absgrad)
+        party = plan_party(store, cameras, batches, sampled, resident, capacity, scale, rasterizer, config.sh_degree)
+        return Forecast(
+            *known, beside(turn), budgets, placement, pieces, None, (), resident, None, store, ranks=ranks, party=party
+        )
+    plans = _first_plans(scene, config, store, capacity)
     paging = None
     if placement.offload == "disk":
         images, epoch = sum(len(plan.views) for plan in plans), len(scene.train)
@@ -199,37 +215,6 @@ def _may_be_on_disk(config: Config, gaussians: int, budgets: Budgets) -> bool:
     return config.offload == "disk" or (config.offload == "auto" and not in_ram)
 
 
-def find_budgets(config: Config, machine: Machine | None) -> Budgets:
-    """What is there: what flags (or a preset, or a file) state, else what the machine has, less a part left free."""
-    memory = available_memory() if machine is None else machine.host_memory
-    owner = "this machine has free" if machine is None else f"{machine.name} has"
-    host = Budget(int(AVAILABLE_SHARE * memory), f"{AVAILABLE_SHARE:.0%} of what {owner}")
-    if config.host_memory != "auto":
-        host = Budget(parse_bytes(config.host_memory), "--host-memory")
-        if machine is not None and host.bytes > memory:
-            host = Budget(memory, f"all that {machine.name} has")
-    if config.gpu_memory != AUTO:
-        device = Budget(parse_bytes(config.gpu_memory), "--gpu-memory")
-    elif machine is None:
-        device = Budget(host.bytes, "the host's, as the CPU is the device", of_the_host=True)
-    else:
-        device = Budget(
-            int(AVAILABLE_SHARE * machine.device_memory), f"{AVAILABLE_SHARE:.0%} of what {machine.name} has"
-        )
-    if (
-        machine is not None and device.bytes > machine.device_memory
-    ):  # a statement beyond the machine counts as all of it
-        device = Budget(machine.device_memory, f"100% of what {machine.name} has")
-    here = "free here" if config.scratch is None else f"free at {config.scratch}"
-    disk = Budget(free_bytes(_scratch(config)), here) if machine is None else Budget(machine.disk, machine.name)
-    return Budgets(device, host, disk, Budget(parse_bytes(config.image_cache), "image_cache"))
-
-
-def _scratch(config: Config) -> Path:
-    """The folder of the scratch file; where a run would be, if nothing else is said."""
-    return Path(config.scratch or ".").resolve()
-
-
 def _check_disk(machine: Machine) -> None:
     for key in ("disk_read_gb_s", "disk_write_gb_s"):
         if not getattr(machine, key):
@@ -239,12 +224,12 @@ def _check_disk(machine: Machine) -> None:
             raise ClmError(f"How fast the disk of {machine.name} is, is not known (`{key}`).", fix)
 
 
-def _beside_arena(scene: Scene, config: Config, largest: int, in_bands: bool, turn_rows: int) -> int:
+def _beside_arena(scene: Scene, config: Config, largest: int, in_bands: bool, travelling: int, turn_rows: int) -> int:
     """Device bytes beside arena and residents on a GPU, as a run counts them before it has measured any, where turns have
-    up to `turn_rows` rows. in_bands: rasterising one tile row at a time."""
+    up to `turn_rows` rows. in_bands: rasterising one tile row at a time; travelling: bytes of splats between ranks."""
     pixels = max(view.camera.width * view.camera.height for view in scene.views)
     bytes_of = Temporaries().least_bytes if in_bands else Temporaries().temporary_bytes
-    return bytes_of(largest, pixels, config.sh_degree, turn_rows) + lanes_bytes(turn_rows)
+    return bytes_of(largest, pixels, config.sh_degree, turn_rows) + lanes_bytes(turn_rows) + travelling
 
 
 def _beside_frames(scene: Scene, config: Config, gaussians: int, largest: int, budgets: Budgets, shared: bool) -> int:

@@ -85,6 +85,10 @@ class Machine:
         0.0  # pages packed or unpacked, checked and handed to the system by one core; 0: costs nothing
     )
     compute_cores: float = 0.0  # cores that render, loss and backward keep busy; 0 on a gpu
+    ranks_per_host: float = 1.0  # devices of one host, each with a rank of its own; cores and memory are all of them's
+    link_gb_s: float = 0.0  # between two devices of one host, each way; 0: not known
+    network_gb_s: float = 0.0  # between two hosts, each way, for all ranks of a host together; 0: not known
+    network_us: float = 0.0  # fixed cost of one exchange between ranks
     notes: tuple[tuple[str, str], ...] = ()  # (key, where its value comes from)
 
     def __post_init__(self) -> None:
@@ -111,7 +115,7 @@ class Machine:
 
 
 _MAY_BE_ZERO = (
-    *("disk", "disk_read_gb_s", "disk_write_gb_s", "disk_core_gb_s"),
+    *("disk", "disk_read_gb_s", "disk_write_gb_s", "disk_core_gb_s", "link_gb_s", "network_gb_s", "network_us"),
     *("hand_over_us", "render_ms_per_view", "render_ns_per_row", "compute_cores", "plan_ns_per_row"),
 )
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from clm.commands.plan import forecast_facts
-from clm.forecast.forecast import find_budgets, make_forecast
+from clm.forecast.budgets import find_budgets
+from clm.forecast.forecast import make_forecast
 from clm.forecast.machine import load_machine, machine_folders
 from clm.plan.budget import SLOT_BYTES, grown_pages, page_file_bytes, store_bytes
 from clm.scene.open import open_scene
