@@ -75,7 +75,13 @@ class ThreadRanks(Ranks):
     def joined(self, rows: np.ndarray) -> np.ndarray:
         return np.concatenate(self._meeting.swap(self.rank, rows.copy()))
 
-    def exchange(self, rows: Any, counts: np.ndarray, coming: np.ndarray | None = None) -> tuple[Any, np.ndarray]:
+    def exchange(
+        self,
+        rows: Any,
+        counts: np.ndarray,
+        coming: np.ndarray | None = None,
+        into: Callable[[int], np.ndarray] | None = None,
+    ) -> tuple[Any, np.ndarray]:
         assert int(counts.sum()) == len(rows)
         edges = np.concatenate([[0], np.cumsum(counts)])
         parts = [rows[a:b].copy() if isinstance(rows, np.ndarray) else rows[a:b].clone() for a, b in pairwise(edges)]
@@ -85,7 +91,7 @@ class ThreadRanks(Ranks):
         found = np.array([len(part) for part in mine], np.int64)
         assert coming is None or np.array_equal(coming, found)
         if isinstance(rows, np.ndarray):
-            return np.concatenate(mine), found
+            return np.concatenate(mine, out=None if into is None else into(len(np.concatenate(mine)))), found
         import torch
 
         return torch.cat(mine), found

@@ -86,3 +86,16 @@ def return_freed_memory() -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
+class Room:
+    """Memory for rows of floats that is kept from use to use: what is large and new is cleared by the system each time."""
+
+    def __init__(self) -> None:
+        self._flat = np.empty(0, np.float32)
+
+    def rows(self, count: int, columns: int) -> np.ndarray:
+        """[count, columns] f32; what it gave before is of no use any more."""
+        if count * columns > len(self._flat):
+            self._flat = np.empty(count * columns * 5 // 4, np.float32)
+        return self._flat[: count * columns].reshape(count, columns)

@@ -101,7 +101,13 @@ class JoinedRanks(Ranks):
         padded[: len(rows)] = rows
         return np.concatenate([part[:n] for part, n in zip(self.stacked(padded), counts.tolist(), strict=True)])
 
-    def exchange(self, rows: Any, counts: np.ndarray, coming: np.ndarray | None = None) -> tuple[Any, np.ndarray]:
+    def exchange(
+        self,
+        rows: Any,
+        counts: np.ndarray,
+        coming: np.ndarray | None = None,
+        into: Callable[[int], np.ndarray] | None = None,
+    ) -> tuple[Any, np.ndarray]:
         counts = np.ascontiguousarray(counts, np.int64)
         if coming is None:
             asked = torch.empty(self.world, dtype=torch.int64)
@@ -110,7 +116,10 @@ class JoinedRanks(Ranks):
             coming = asked.numpy()
         mine = rows if isinstance(rows, Tensor) else _tensor(np.ascontiguousarray(rows))
         total, row_bytes = int(coming.sum()), mine[:1].nbytes if len(mine) else 0
-        theirs = torch.empty((total, *mine.shape[1:]), dtype=mine.dtype, device=mine.device)
+        if into is None or isinstance(rows, Tensor):
+            theirs = torch.empty((total, *mine.shape[1:]), dtype=mine.dtype, device=mine.device)
+        else:
+            theirs = _tensor(into(total))
         with self._counted(counts * row_bytes):
             dist.all_to_all_single(theirs, mine, coming.tolist(), counts.tolist(), group=self._group)
         return theirs if isinstance(rows, Tensor) else _array(theirs, rows), coming

@@ -6,7 +6,7 @@ arrival; nothing is summed but integers, so that results depend neither on how m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -79,10 +79,17 @@ class Ranks:
         """[N, ..]: rows [n, ..] of all ranks one after the other; each rank may have another number of them."""
         return rows
 
-    def exchange(self, rows: Any, counts: np.ndarray, coming: np.ndarray | None = None) -> tuple[Any, np.ndarray]:
+    def exchange(
+        self,
+        rows: Any,
+        counts: np.ndarray,
+        coming: np.ndarray | None = None,
+        into: Callable[[int], np.ndarray] | None = None,
+    ) -> tuple[Any, np.ndarray]:
         """All to all. rows [n, columns]: those for rank 0 first, counts[0] of them, then those for rank 1, and so on. Returns
         the rows that are for this rank in the order of ranks, and how many come from each [world] i64. coming: these counts,
-        where they are known, which saves asking. rows is an array or, on a device with memory of its own, a tensor there."""
+        where they are known, which saves asking. into(n): where n rows of an array are to go; else memory is taken. rows is an
+        array or, on a device with memory of its own, a tensor there."""
         return rows, counts
 
     def to_first(self, chunks: Iterable[Arrays]) -> Iterator[Arrays]:

@@ -17,6 +17,7 @@ import numpy as np
 from clm.camera import Camera
 from clm.image import exposure
 from clm.image.losses import Loss, l1_ssim
+from clm.kernels.memory import Room
 from clm.kernels.raster import SPLAT_FLOATS, RasterWorkspace, gradient_floats
 from clm.render.temporaries import HostWorkspace
 
@@ -57,6 +58,7 @@ class CpuRasterizer:
         self._drawn = 0
         self._compare_seconds = 0.0
         self._expected = HostWorkspace()
+        self._splats, self._gradients = Room(), Room()  # on their way to other ranks
 
     def another(self) -> CpuRasterizer:
         """One that projects as this one does, for a view that somebody else rasterises."""
@@ -146,11 +148,10 @@ class CpuRasterizer:
         """Rows of the view that are drawn."""
         return self._drawn
 
-    @staticmethod
-    def splats_of(views: Sequence[CpuRasterizer]) -> tuple[np.ndarray, np.ndarray]:
-        """The drawn rows of some views, one after the other [n, 15] f32, and how many of each [views] i64."""
+    def splats_of(self, views: Sequence[CpuRasterizer]) -> tuple[np.ndarray, np.ndarray]:
+        """The drawn rows of some views, one after the other [n, 15] f32 until the next call, and how many of each [views] i64."""
         counts = np.array([view._drawn for view in views], np.int64)
-        splats, end = np.empty((int(counts.sum()), SPLAT_FLOATS), np.float32), np.cumsum(counts)
+        splats, end = self._splats.rows(int(counts.sum()), SPLAT_FLOATS), np.cumsum(counts)
         for view, first, last in zip(views, (end - counts).tolist(), end.tolist(), strict=True):
             view._workspace.take_splats(splats[first:last])
         return splats, counts
@@ -161,15 +162,15 @@ class CpuRasterizer:
         self._drawn += len(splats)
 
     def gradients_to(self, counts: np.ndarray, exist: bool) -> np.ndarray:
-        """Gradients of the splats that were put here, counts [ranks] of them, for whom they came from: [n + ranks, 10 or 12] f32.
-        Behind those of each rank comes a row that begins with 1, or with 0 where the view has none (or `exist` says so)."""
-        gradients = np.zeros((int(counts.sum()) + len(counts), gradient_floats(self.absgrad)), np.float32)
-        if not (exist and self._finite):
-            return gradients
-        first = 0
+        """Gradients of the splats that were put here, counts [ranks] of them, for whom they came from: [n + ranks, 10 or 12] f32
+        until the next call. Behind those of each rank comes a row that begins with 1, or with 0 where the view has none (or `exist`
+        says so)."""
+        gradients = self._gradients.rows(int(counts.sum()) + len(counts), gradient_floats(self.absgrad))
+        exist, first = exist and self._finite, 0
         for k, count in enumerate(counts.tolist()):
-            self._workspace.take_gradients(first, gradients[first + k : first + k + count])
-            gradients[first + k + count, 0] = 1.0
+            if exist:
+                self._workspace.take_gradients(first, gradients[first + k : first + k + count])
+            gradients[first + k + count] = float(exist)
             first += count
         return gradients
 

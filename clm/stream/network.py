@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from clm.device.interface import Device, Event
+from clm.kernels.memory import Room
 from clm.plan.residency import views_under_way
 from clm.ranks import Ranks
 from clm.render import Rasterizer
@@ -29,6 +30,7 @@ class Group:
 
     first: int
     projectors: list[Rasterizer]
+    room: Room  # of my view's splats; those of the next group come before they are used
     splats: Outcome[tuple[Any, np.ndarray, Event]] = field(default_factory=Outcome)  # of my view; how many of each rank
     returned: Outcome[Event] = field(default_factory=Outcome)  # gradients of my rows are with the projectors
 
@@ -53,6 +55,7 @@ class Network:
         self._compute, self._stream = device.stream("compute"), device.stream("network")
         self._lane = HostLane("network")
         self._projectors = [rasterizer.another() for _ in range(views_under_way(ranks.world))]
+        self._splats, self._gradients = (Room(), Room()), Room()  # that come
         self.spans: list[Span] = []
         self.sent = np.zeros(ranks.world, np.int64)  # bytes to each other rank
 
@@ -61,7 +64,8 @@ class Network:
         world, groups = self._ranks.world, []
         for k, first in enumerate(range(0, views, world)):
             place = k % 2 * world
-            groups.append(Group(first, self._projectors[place : place + min(world, views - first)]))
+            members = self._projectors[place : place + min(world, views - first)]
+            groups.append(Group(first, members, self._splats[k % 2]))
         return groups
 
     def send(self, group: Group) -> None:
@@ -97,7 +101,7 @@ class Network:
     def _send(self, group: Group, projected: Event) -> None:
         def travel() -> tuple[Any, np.ndarray]:
             splats, counts = self._rasterizer.splats_of(group.projectors)
-            return self._exchange(splats, self._of_all(counts))
+            return self._exchange(splats, self._of_all(counts), None, group.room)
 
         self._stream.wait(projected, "the splats are made")
         splats, counts = self._stream.run(travel)
@@ -108,7 +112,7 @@ class Network:
         end = np.cumsum(coming)
 
         def travel() -> Any:
-            came, _ = self._exchange(gradients, going, coming)
+            came, _ = self._exchange(gradients, going, coming, self._gradients)
             for view, first, last in zip(group.projectors, (end - coming).tolist(), end.tolist(), strict=False):
                 view.put_gradients(came[first:last])
             return came
@@ -118,12 +122,12 @@ class Network:
         self._compute.uses(self._stream.run(travel))
         group.returned.succeed(self._stream.record())
 
-    def _exchange(self, rows: Any, counts: np.ndarray, coming: np.ndarray | None = None) -> tuple[Any, np.ndarray]:
+    def _exchange(self, rows: Any, counts: np.ndarray, coming: np.ndarray | None, room: Room) -> tuple[Any, np.ndarray]:
         """As `Ranks.exchange`, counted; rows are f32."""
         sent = 4 * rows.shape[1] * counts + (8 if coming is None else 0)
         sent[self._ranks.rank] = 0
         self.sent += sent
-        return self._ranks.exchange(rows, counts, coming)
+        return self._ranks.exchange(rows, counts, coming, lambda count: room.rows(count, rows.shape[1]))
 
     def _of_all(self, counts: np.ndarray) -> np.ndarray:
         """[world]: a last, smaller group has no view for some ranks."""
