@@ -1,0 +1,36 @@
+// Spark (World Labs) in three.js. Splats keep the file's axes: the camera is in the file's frame.
+import * as THREE from "three";
+import { SparkRenderer, SplatMesh } from "@sparkjsdev/spark";
+import { pause, pose, projection } from "./camera.mjs";
+
+const FRAMES = 2;
+let renderer, scene;
+
+export async function open(url, width, height, options) {
+  renderer = new THREE.WebGLRenderer({ antialias: false, preserveDrawingBuffer: true });
+  renderer.setPixelRatio(1);
+  renderer.setSize(width, height);
+  renderer.setClearColor(0x000000, 1);
+  document.body.append(renderer.domElement);
+  scene = new THREE.Scene();
+  scene.add(new SparkRenderer({ renderer, ...options.spark }));
+  const mesh = new SplatMesh({ url });
+  scene.add(mesh);
+  await mesh.initialized;
+}
+
+export async function look(view) {
+  const camera = new THREE.PerspectiveCamera();
+  camera.matrixAutoUpdate = false;
+  camera.matrix.fromArray(pose(view));
+  camera.matrix.decompose(camera.position, camera.quaternion, camera.scale);
+  camera.updateMatrixWorld(true);
+  camera.near = view.near;
+  camera.far = view.far;
+  camera.projectionMatrix.fromArray(projection(view));
+  camera.projectionMatrixInverse.copy(camera.projectionMatrix).invert();
+  for (let frame = 0; frame < FRAMES; frame++) {
+    renderer.render(scene, camera);
+    await pause(30);
+  }
+}
