@@ -66,6 +66,12 @@ def train(
     preset: Preset = None,
     config: ConfigFile = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
+    viewer: Annotated[
+        bool, typer.Option("--viewer", help="Show the run in the browser while it trains (needs the package viser).")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the viewer; default: the first free one from 8080 on.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON lines on stdout.")] = False,
     quiet: Quiet = False,
     **flags: Any,
@@ -73,7 +79,9 @@ def train(
     """Train a scene; out of core when it does not fit the device budget."""
     from clm.commands.train import run_training
 
-    finished = run_training(data, output, flags, preset, config, resume=resume, as_json=as_json, quiet=quiet)
+    finished = run_training(
+        data, output, flags, preset, config, resume=resume, as_json=as_json, quiet=quiet, viewer=viewer, port=port
+    )
     if not finished:
         raise typer.Exit(130)
 
@@ -261,6 +269,35 @@ def export(
         )
     if not quiet:
         typer.echo(f"{count:,} Gaussians in {out}")
+
+
+@app.command()
+def view(
+    model: Annotated[Path, typer.Argument(metavar="RUN|PLY", help="A run directory, or a model of any format.")],
+    port: Annotated[
+        int | None, typer.Option(metavar="N", help="Default: the first free one from 8080 on.", show_default=False)
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Who may look: this machine alone, or 0.0.0.0 for every network.")
+    ] = "127.0.0.1",
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The scene, if it is not where the run found it.")
+    ] = None,
+    background: Annotated[
+        str | None, typer.Option(help="black, white, or r,g,b in 0..1; default: the run's.", show_default=False)
+    ] = None,
+    gpu_memory: Device = "auto",
+    host_memory: Host = "auto",
+    scratch: Scratch = None,
+    quiet: Quiet = False,
+) -> None:
+    """Look at a model in the browser, rendered here: exact, however large it is (needs the package viser)."""
+    from clm.commands.view import view_model
+    from clm.run.viewing import Budgets
+
+    budgets = Budgets(gpu_memory, host_memory, scratch)
+    with console(quiet) as emit:
+        view_model(model, budgets, emit, host=host, port=port, background=background, data=data)
 
 
 @app.command()

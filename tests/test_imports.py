@@ -13,7 +13,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOMS = (
-    *("cli", "commands", "report", "run", "forecast", "stream", "ranks", "device", "render", "image", "optim"),
+    *("cli", "commands", "view", "report", "run", "forecast", "stream", "ranks", "device", "render", "image", "optim"),
     *("strategy", "plan", "formats", "store", "scene", "kernels", "root"),
 )  # from top to bottom; `root`: the modules directly in clm/
 # (module, module): arrows upwards that are known, and are to go

@@ -18,7 +18,6 @@ import numpy as np
 from clm.camera import MAX_PIXELS, MAX_SIDE, Camera
 from clm.config import parse_background
 from clm.errors import ClmError
-from clm.extent import FAR_PER_NEAR, near_plane
 from clm.files import remove_leftovers
 from clm.formats.model import ModelFile
 from clm.image.normals import normal_colours, normals_of_depth
@@ -37,7 +36,7 @@ from clm.render import Render
 from clm.run.begun import read_run_config, read_split
 from clm.run.events import Emit, Message, reporter
 from clm.run.stopping import StopRequest
-from clm.run.viewing import Budgets, loaded_store, model_renderer
+from clm.run.viewing import Budgets, loaded_store, model_renderer, with_limits
 from clm.scene.camera_files import CameraFile, read_camera_file
 from clm.scene.georef import read_georef
 from clm.scene.paths import ellipse_path, interp_path, short_order, stand_all_round
@@ -168,16 +167,6 @@ def path_cameras(named: Named, wanted: Wanted, emit: Emit) -> Named:
             cameras = [cameras[k] for k in order]
         path = interp_path(cameras, frames)
     return [(f"frame_{k:05d}", camera) for k, camera in enumerate(path)]
-
-
-def with_limits(named: Named, store: Store) -> Named:
-    """The cameras, those that state no near plane (other tools' files) with the one that fits the model and all of them."""
-    if all(camera.near > 0 for _, camera in named):
-        return named
-    centres = np.array([camera.position for _, camera in named])
-    near = near_plane(centres, store.entries[:: max(1, store.rows // 1000), :3].astype(np.float64))
-    stated = [dataclasses.replace(c, near=near, far=FAR_PER_NEAR * near) if c.near <= 0 else c for _, c in named]
-    return [(name, camera) for (name, _), camera in zip(named, stated, strict=True)]
 
 
 def depth_scale(named: Named, store: Store) -> DepthScale:

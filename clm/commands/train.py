@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -20,6 +21,7 @@ from clm.run.stopping import StopRequest, outlasting_output
 from clm.settings import load_config
 
 if TYPE_CHECKING:
+    from clm.run.loop import Visitor
     from clm.scene import Scene
 
 
@@ -98,8 +100,11 @@ def run_training(
     resume: bool,
     as_json: bool,
     quiet: bool,
+    viewer: bool = False,
+    port: int | None = None,
 ) -> bool:
-    """Train; returns False when stopped by a signal (state saved, and how to resume was said)."""
+    """Train; returns False when stopped by a signal (state saved, and how to resume was said). viewer: in the browser, at `port`
+    (None: a free one)."""
     if output is not None and (data is not None or resume):
         run = output
     elif data is not None:
@@ -107,10 +112,11 @@ def run_training(
     else:
         raise _needs_data(resume)
     given = partial(load_config, flags, preset=preset, file=file)
+    at = _viewer_port(viewer, port)
     with outlasting_output(), ranks_of_environment(*_patience(given)) as ranks, _owned(run, ranks):
         again = ranks.any(restarts() > 0) and together(ranks, lambda: _has_checkpoints(run, ranks))
         begin = (_resumed if resume or again else _fresh)(run, data, given, ranks)
-        return _train_owned(run, begin, ranks, as_json=as_json, quiet=quiet)
+        return _train_owned(run, begin, ranks, as_json=as_json, quiet=quiet, port=at)
 
 
 def _patience(given: Callable[..., Config]) -> tuple[float, str]:
@@ -185,8 +191,9 @@ def _resumed(run: Path, data: Path | None, given: Callable[..., Config], ranks: 
     return _Begin(scene, config, checkpoint, warning)
 
 
-def _train_owned(run: Path, begin: _Begin, ranks: Ranks, *, as_json: bool, quiet: bool) -> bool:
-    """Train in a run directory that is ours alone."""
+def _train_owned(run: Path, begin: _Begin, ranks: Ranks, *, as_json: bool, quiet: bool, port: int | None) -> bool:
+    """Train in a run directory that is ours alone. port: of a viewer; None: there is none."""
+    from clm.run.console import fan_out
     from clm.run.loop import train
     from clm.scene.open import open_scene
 
@@ -203,9 +210,17 @@ def _train_owned(run: Path, begin: _Begin, ranks: Ranks, *, as_json: bool, quiet
             emit(Message(near_reason(scene.views[0].camera.near)))
         if begin.warning:
             emit(Message(begin.warning, "warning"))
-        with stop.listening():
+        with stop.listening(), _visited(scene, run, stop, emit, port, resume) as (visitor, hear):
             finished = train(
-                scene, config, run, emit, resume=begin.checkpoint, stop=stop, saving=stop.saving, ranks=ranks
+                scene,
+                config,
+                run,
+                fan_out(emit, *hear),
+                resume=begin.checkpoint,
+                stop=stop,
+                saving=stop.saving,
+                ranks=ranks,
+                visitor=visitor,
             )
         if finished and ranks.first:
             page = f", {run}/report.html" if _write_page(run, scene, emit) else ""
@@ -230,6 +245,34 @@ def _agree(scene: Scene, config: Config, ranks: Ranks) -> None:
     agree(
         ranks, {"the version": program(), "the configuration": shared, "the scene": fingerprint(scene)}
     )  # the kind of device: `clm.run.open`
+
+
+def _viewer_port(wanted: bool, port: int | None) -> int | None:
+    """Where a viewer of the run will be; None: nobody wants one. Raises ClmError where there can be none."""
+    if not wanted:
+        if port is not None:
+            raise ClmError("--port is of the viewer, and none is asked for.", "Add --viewer.")
+        return None
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise ClmError("--viewer shows runs of one rank.", "Leave it out: `clm view RUN` shows the newest checkpoint.")
+    from clm.view.server import HOST, free_port, load_viser
+
+    load_viser()  # before anything is read
+    return free_port(HOST, port)
+
+
+@contextmanager
+def _visited(
+    scene: Scene, run: Path, stop: StopRequest, emit: Emit, port: int | None, resume: bool
+) -> Iterator[tuple[Visitor | None, list[Emit]]]:
+    """Who visits the run while it trains, and what of it hears the run's events: a viewer at `port`, or nobody."""
+    if port is None:
+        yield None, []
+        return
+    from clm.view.live import visited
+
+    with visited(scene, run, stop, emit, port, resume) as visit:
+        yield visit, [visit]
 
 
 def _write_page(run: Path, scene: Scene, emit: Emit) -> bool:

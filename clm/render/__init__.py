@@ -11,13 +11,16 @@ from clm.camera import Camera
 from clm.image.losses import Loss, l1_ssim, metrics
 from clm.render.cpu import CpuRasterizer, Render
 from clm.render.stage import Target, compare_and_differentiate, train_view
+from clm.render.wish import Abandoned, Wish
 
 __all__ = [
+    "Abandoned",
     "CpuRasterizer",
     "Loss",
     "Rasterizer",
     "Render",
     "Target",
+    "Wish",
     "compare_and_differentiate",
     "l1_ssim",
     "metrics",

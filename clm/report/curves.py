@@ -98,7 +98,7 @@ def read_curves(path: Path) -> Curves:
                     continue
                 try:
                     event = json.loads(line)
-                    before = _take(curves, event, before)
+                    before = take(curves, event, before)
                 except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
                     continue
     except OSError:
@@ -106,8 +106,9 @@ def read_curves(path: Path) -> Curves:
     return curves
 
 
-def _take(curves: Curves, event: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Count one event; returns the last batch. before: the one until now, in this call of the run."""
+def take(curves: Curves, event: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Count one event, as a line of `events.jsonl` has it; returns the last batch. before: the one until now, in this call of the
+    run."""
     kind = event["type"]
     if kind == "batch_done":
         curves.batch(int(event["iteration"]), _bucket(event, before))

@@ -82,6 +82,15 @@ class Accounts:
         self.totals.seconds += now - self._counted
         self._counted = now
 
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """The time inside is no time of training: somebody looks, or a pause."""
+        self.count_seconds()
+        try:
+            yield
+        finally:
+            self._counted = time.perf_counter()
+
     def close(self) -> None:
         """Training is over."""
         self.count_seconds()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Protocol
 
 from clm.config import Config
 from clm.kernels.rows import colour_columns
@@ -13,6 +14,17 @@ from clm.run.batches import NextBatch
 from clm.run.events import BatchDone, Emit, Finished, Started
 from clm.run.open import Run, open_run
 from clm.scene import Scene
+
+
+class Visitor(Protocol):
+    """Somebody who looks at a run while it trains. He is asked between two batches, when the lanes are idle and the store is
+    consistent; he may read everything, save, and take his time, which is no time of training."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether he wants anything now: all that a run costs while nobody looks."""
+
+    def serve(self, run: Run) -> None: ...
 
 
 def train(
@@ -25,12 +37,13 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     saving: Callable[[], AbstractContextManager[None]] = nullcontext,
     ranks: Ranks = ALONE,
+    visitor: Visitor | None = None,
 ) -> bool:
     """Train until `config.iterations` images are processed or `stop()` says so; returns whether it reached the end.
 
     Writes the run directory (docs/design.md). Raises ClmError for bad input, ResourceError when a budget is impossible;
     in both cases a checkpoint of the last consistent state is kept. The scene's points are forgotten. ranks: of which this is one
-    (clm.ranks); every one of them calls this.
+    (clm.ranks); every one of them calls this. visitor: who looks at a run of one rank.
     """
     with open_run(scene, config, folder, emit, resume, keep_points=False, ranks=ranks) as run:
         run.begin(saving)
@@ -45,6 +58,9 @@ def train(
                 run.evaluation.run()
             if run.saver.due:
                 run.saver.save()
+            if visitor is not None and visitor.wanted:
+                with run.accounts.uncounted():
+                    visitor.serve(run)
         run.saver.save()
         run.accounts.close()
         if run.schedule.over:

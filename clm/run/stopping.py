@@ -1,7 +1,8 @@
 """What ends long work from outside: signals, and readers of its output that go away.
 
 Ctrl-C, SIGTERM and SIGHUP (a closed terminal; not under nohup) finish the batch that trains and save. A second one abandons
-the batch, but never a save: that ends first. Output that nobody reads any more is dropped; the run goes on.
+the batch, but never a save: that ends first. A viewer's button asks as the first one does. Output that nobody reads any more is
+dropped; the run goes on.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ class StopRequest:
     def __call__(self) -> bool:
         return self.requested
 
+    def ask(self) -> None:
+        """As the first signal does; from any thread, however often."""
+        if not self.requested:
+            self.requested = True
+            _tell(self._stopping)
+
     @contextmanager
     def saving(self) -> Iterator[None]:
         """A second signal changes nothing before this is left: the run stops after it anyway."""
@@ -45,8 +52,7 @@ class StopRequest:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         if not self.requested:
-            self.requested = True
-            _tell(self._stopping)
+            self.ask()
         elif self._saving:
             _tell("the save in progress ends first")
         else:

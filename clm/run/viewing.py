@@ -6,7 +6,8 @@ splats and the rasteriser's lists have the rest, and a view whose splats exceed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ import numpy as np
 from clm.camera import Camera
 from clm.device.budget import find_device_budget
 from clm.device.choose import open_device
+from clm.extent import FAR_PER_NEAR, near_plane
 from clm.formats.model import ModelFile
 from clm.plan.budget import AUTO, CULL_BYTES, PARAMETER_BYTES, SLOT_BYTES
 from clm.plan.placement import fewest_slots
@@ -116,6 +118,16 @@ def model_renderer(
         rasterizer.band_bytes = left - rows * (HOST_ROW_BYTES + HOST_SUM_BYTES)
 
     return partial(render, admit=admit)
+
+
+def with_limits(named: Sequence[tuple[str, Camera]], store: Store) -> list[tuple[str, Camera]]:
+    """The cameras, those that state no near plane (other tools' files) with the one that fits the model and all of them."""
+    if all(camera.near > 0 for _, camera in named):
+        return list(named)
+    centres = np.array([camera.position for _, camera in named])
+    near = near_plane(centres, store.entries[:: max(1, store.rows // 1000), :3].astype(np.float64))
+    stated = [dataclasses.replace(c, near=near, far=FAR_PER_NEAR * near) if c.near <= 0 else c for _, c in named]
+    return [(name, camera) for (name, _), camera in zip(named, stated, strict=True)]
 
 
 def _enough_to_view(rows: int, workspace: int) -> int:

@@ -15,7 +15,7 @@ from clm.device.interface import Arena, Device, Indices
 from clm.kernels.rows import AdamStep, colour_columns
 from clm.plan.residency import Turn, make_plan
 from clm.plan.visibility import visible_rows, visible_sets
-from clm.render import Colour, Rasterizer, Render
+from clm.render import Colour, Rasterizer, Render, Wish
 from clm.store.pages import pages_of
 from clm.stream.batch import Batch
 from clm.stream.fetch import Fetch
@@ -58,8 +58,11 @@ def through_arena(
     *,
     coming: Sequence[Camera] = (),
     admit: Callable[[int, Camera], None] = lambda rows, camera: None,
+    wish: Wish | None = None,
 ) -> T:
     """Project what `camera` sees, in pieces if need be, and `draw` it once all splats are there. See `render_view`."""
+    wish = wish or Wish()
+    wish.check()
     tiers, compute = fetch.tiers, fetch.tiers.device.stream("compute")
     store = tiers.store
     size, fill = store.page_rows, store.fill
@@ -71,15 +74,23 @@ def through_arena(
     if store.disk is not None:
         next_sets = visible_sets(store.entries, store.bounds, coming, page_rows=size, fill=fill) if coming else []
         batch.ticks = Ticks(plan, tiers, [pages_of(seen, size) for seen in next_sets])
+
+    def draw_if_wanted() -> T:
+        wish.check()
+        return draw()
+
     drawn: T | None = None
-    for i, (turn, state) in enumerate(zip(plan.turns, batch.turns, strict=True)):
-        fetch.run(batch, i)
-        compute.wait(state.loaded.result(), "the rows of this turn are in their slots")
-        slots = state.route.view_slots
-        drawn = compute.run(render_turn, rasterizer, tiers.arena, turn, camera, sh_degree, draw, slots)
-        state.released.succeed(compute.record())
-        state.end()
-    compute.record().synchronize("the image is there, and no stream works with the arena any more")
+    try:
+        for i, (turn, state) in enumerate(zip(plan.turns, batch.turns, strict=True)):
+            wish.check()
+            fetch.run(batch, i)
+            compute.wait(state.loaded.result(), "the rows of this turn are in their slots")
+            slots = state.route.view_slots
+            drawn = compute.run(render_turn, rasterizer, tiers.arena, turn, camera, sh_degree, draw_if_wanted, slots)
+            state.released.succeed(compute.record())
+            state.end()
+    finally:
+        compute.record().synchronize("the image is there or given up, and no stream works with the arena any more")
     assert drawn is not None, "a view's last turn renders"
     return drawn
 
@@ -105,10 +116,12 @@ def render_view(
     depth: bool = False,
     coming: Sequence[Camera] = (),
     admit: Callable[[int, Camera], None] = lambda rows, camera: None,
+    wish: Wish | None = None,
 ) -> Render:
     """Render `camera`; the images are on the host. fetch: of lanes that are idle, or of none; adam: rows are caught up to
     `adam.step - 1` (None: a store without moments). A view larger than the arena is rendered in pieces. coming: the cameras
     after it, as far as they are known: where rows are on disk, their pages are read while this one is rasterised. admit:
-    hears how many rows the view has before any of them is there, and may raise."""
+    hears how many rows the view has before any of them is there, and may raise. wish: where it is given up, the view ends with
+    Abandoned before its next turn or its pixels, and nothing of it is under way."""
     draw = partial(drawn_on_host, rasterizer, fetch.tiers.device, background, depth)
-    return through_arena(fetch, adam, rasterizer, camera, sh_degree, draw, coming=coming, admit=admit)
+    return through_arena(fetch, adam, rasterizer, camera, sh_degree, draw, coming=coming, admit=admit, wish=wish)
