@@ -25,12 +25,12 @@ def space_keys(entries: np.ndarray, low: np.ndarray, edge: float, class_edges: n
     """Keys [N] u64 of cull entries [N, 4] f32: how many of `class_edges` [3] f32 lie below the radius, then the Morton code
     of the centre (20 bits per axis) in the cube of corner `low` [3] f64 and this edge; what lies outside clamps to its faces.
     A cube, because in a flat box cells are flat, too: rows of one footprint would lie in as many layers as it has sides."""
-    keys = np.empty(len(entries), np.uint64)
+    keys, edges = np.empty(len(entries), np.uint64), np.full(3, edge)  # held: an address does not keep its array
     _library().clm_sort_keys(
         pointer(entries, np.float32, None, 4),
         len(entries),
         pointer(low, np.float64, 3),
-        pointer(np.full(3, edge), np.float64, 3),
+        pointer(edges, np.float64, 3),
         pointer(class_edges, np.float32, 3),
         pointer(keys, np.uint64, None),
     )
