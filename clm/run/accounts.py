@@ -71,6 +71,7 @@ class Accounts:
         self.trace = Trace(trace) if trace else None
         self._schedule, self._residence, self._photos = schedule, residence, photos
         self._counted, self._disk = time.perf_counter(), DiskMeter()
+        self._standing = False  # whether the clock stands
 
     def begin(self) -> None:
         """Training begins now."""
@@ -79,17 +80,18 @@ class Accounts:
     def count_seconds(self) -> None:
         """Add the time since the last call to the totals: what is saved knows how long it took."""
         now = time.perf_counter()
-        self.totals.seconds += now - self._counted
+        self.totals.seconds += 0.0 if self._standing else now - self._counted
         self._counted = now
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """The time inside is no time of training: somebody looks, or a pause."""
         self.count_seconds()
+        self._standing = True  # also for a save inside
         try:
             yield
         finally:
-            self._counted = time.perf_counter()
+            self._standing, self._counted = False, time.perf_counter()
 
     def close(self) -> None:
         """Training is over."""
