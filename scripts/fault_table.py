@@ -1,11 +1,12 @@
 """Breaks `clm` in every way that a user's machine can, and counts: tries, tracebacks, hangs, lost work. All must be 0.
 
-    python scripts/fault_table.py [--quick] [--only NAME [--case K]] [--output FILE]
+    python scripts/fault_table.py [--ranks] [--quick] [--only NAME [--case K]] [--output FILE]
 
 Signals and kills at random moments, full disks, two processes in one run, photos that vanish, damaged checkpoints, and
 thousands of mutated COLMAP models, PLYs, cameras and configurations. Prints a markdown table, and of every failure what
 it takes to see it again: `--only NAME --case K` repeats one try exactly. Exit code 1 if anything was found. Under 15
-minutes on two cores; --quick rehearses every part in seconds. Needs Linux; root, for full disks that are mounted.
+minutes on two cores; --quick rehearses every part in seconds. Needs Linux; root, for full disks that are mounted. --ranks: the
+faults of runs over several ranks instead, an hour on two cores, because each try starts torch several times.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fault_parts  # noqa: F401  (first: it keeps libraries from starting threads)
 from bench_common import header
-from fault_parts import checkpoints, disk, inputs, settings, sharing, signals, vanish
+from fault_parts import checkpoints, disk, inputs, ranks, settings, sharing, signals, vanish
 from fault_parts.bench import Bench
 from fault_parts.tries import Fault, Job, Verdict, run_tries
 
 PARTS = (signals, disk, sharing, vanish, checkpoints, inputs, settings)
-FAULTS: dict[str, Fault] = {fault.name: fault for part in PARTS for fault in part.FAULTS}
+FAULTS: dict[str, Fault] = {fault.name: fault for part in (*PARTS, ranks) for fault in part.FAULTS}
 KINDS = ("traceback", "hang", "lost")
 _IDLE_SECONDS = 5.0  # that the undisturbed run and half of another take on two idle cores
 _SHOWN = 12  # failures of one fault that are printed in full
@@ -142,6 +143,7 @@ def table(tallies: list[Tally]) -> str:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few tries of each fault")
+    parser.add_argument("--ranks", action="store_true", help="the faults of several ranks instead of the others")
     parser.add_argument("--only", action="append", choices=FAULTS, metavar="NAME", help=f"one of {', '.join(FAULTS)}")
     parser.add_argument("--case", type=int, help="one try of the fault given with --only, shown in full")
     parser.add_argument("--tries", type=int, help="so many tries of each fault")
@@ -156,7 +158,8 @@ def parse() -> argparse.Namespace:
 
 
 def chosen(options: argparse.Namespace) -> list[Fault]:
-    return [FAULTS[name] for name in options.only or FAULTS]
+    parts = (ranks,) if options.ranks else PARTS
+    return [FAULTS[name] for name in options.only or [fault.name for part in parts for fault in part.FAULTS]]
 
 
 def cases_of(fault: Fault, options: argparse.Namespace) -> list[int]:

@@ -78,8 +78,10 @@ def _step_of(turn: Turn, world: int) -> tuple[int, int, bool]:
 class RankTasks:
     """Adds the tasks of one batch after the other, of all ranks, to a graph."""
 
-    def __init__(self, graph: Graph, rates: Rates, world: int):
-        self.graph, self.rates, self.world = graph, rates, world
+    def __init__(self, graph: Graph, rates: Rates, world: int, late: int = 0):
+        """late: so many groups are drawn between a group's own drawing and its gradients being added. A run has none: what another
+        order would bring can be asked."""
+        self.graph, self.rates, self.world, self.late = graph, rates, world, late
         self.machine: Machine = rates.machine
         self.begin: tuple[int, ...] = ()
         self._number = -1
@@ -102,12 +104,17 @@ class RankTasks:
         self._ends: list[int] = []
         groups = len(links)
         splats: dict[int, list[tuple[int, ...]]] = {}
+        back: list[list[tuple[int, ...]]] = []
         for g in range(groups):
             for ahead in range(2 if g == 0 else 1):
                 if (project := g + ahead + (g > 0)) < groups:
                     splats[project] = self._project(ranks, project, links[project][0])
             views = drawn[g * self.world : (g + 1) * self.world], pixels[g * self.world : (g + 1) * self.world]
-            self._add(ranks, g, self._draw(g, *views, splats.pop(g), links[g][1]))
+            back.append(self._draw(g, *views, splats.pop(g), links[g][1]))
+            if g >= self.late:
+                self._add(ranks, g - self.late, back[g - self.late])
+        for g in range(max(0, groups - self.late), groups):
+            self._add(ranks, g, back[g])
         for rank, batch in enumerate(following):
             self._ends.append(self._plan(rank, batch))
         self.begin = tuple(self._ends)

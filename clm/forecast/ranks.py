@@ -142,14 +142,14 @@ def check_network(machine: Machine, ranks: int) -> None:
 
 
 def simulate_party(
-    party: Party, machine: Machine, *, columns: int = 48, moments: str = "f32", colour_bus: str = "f32"
+    party: Party, machine: Machine, *, columns: int = 48, moments: str = "f32", colour_bus: str = "f32", late: int = 0
 ) -> RankTimeline:
-    """The first batches on a machine; columns, moments, colour_bus as for `simulate`. ClmError where it does not say how fast its
-    network is."""
+    """The first batches on a machine; columns, moments, colour_bus as for `simulate`, late as for `RankTasks`. ClmError where it
+    does not say how fast its network is."""
     check_network(machine, party.ranks)
-    seconds, lanes = _run(party, machine, columns, moments, colour_bus)
+    seconds, lanes = _run(party, machine, columns, moments, colour_bus, late)
     free = replace(machine, link_gb_s=1e9, network_gb_s=1e9, network_us=0.0)
-    without, _ = _run(party, free, columns, moments, colour_bus)
+    without, _ = _run(party, free, columns, moments, colour_bus, late)
     count = len(party.plans)
     return RankTimeline(
         seconds / count,
@@ -159,9 +159,11 @@ def simulate_party(
     )
 
 
-def _run(party: Party, machine: Machine, columns: int, moments: str, colour_bus: str) -> tuple[float, dict[str, float]]:
+def _run(
+    party: Party, machine: Machine, columns: int, moments: str, colour_bus: str, late: int
+) -> tuple[float, dict[str, float]]:
     graph = Graph()
-    tasks = RankTasks(graph, Rates(machine, columns, moments, colour_bus), party.ranks)
+    tasks = RankTasks(graph, Rates(machine, columns, moments, colour_bus), party.ranks, late)
     counted: list[list[RankBatch]] = [
         [
             count_batch(plan, party.ranks, resident, party.scale)
