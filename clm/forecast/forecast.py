@@ -93,10 +93,14 @@ class Forecast:
         if self.placement is None:
             return replace(self, machine=machine)
         if self.party is not None:
-            how = {"moments": self.config.moments, "colour_bus": self.config.colour_bus}
-            columns = colour_columns(self.config.sh_degree)
+            columns, moments = colour_columns(self.config.sh_degree), self.config.moments
+            bus = self.config.colour_bus
             on_disk = self.placement.offload == "disk"
-            timeline = None if on_disk else simulate_party(self.party, machine, columns=columns, **how)
+            timeline = (
+                None
+                if on_disk
+                else simulate_party(self.party, machine, columns=columns, moments=moments, colour_bus=bus)
+            )
             return replace(self, machine=machine, rank_timeline=timeline)
         if self.paging is not None:
             _check_disk(machine)

@@ -40,12 +40,18 @@ class Party:
             environment = {**os.environ, **{key: str(value) for key, value in named.items()}}
             with open(log, "wb") as file:
                 command = [sys.executable, "-m", "clm", *self.words[rank]]
-                self.processes.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment))
+                process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+            process.words = command  # type: ignore[attr-defined]
+            self.processes.append(process)
 
     def reach(self, images: int) -> bool:
         """Wait until so many images are done; False: some rank ended before."""
         return (
-            wait_for(lambda: images_done(self.run) >= images or self.ended, self.processes[0], _LIMIT)
+            wait_for(
+                lambda: images_done(self.run) >= images or self.ended,
+                self.processes[0],
+                _LIMIT * self.t.bench.patience,
+            )
             and not self.ended
         )
 
