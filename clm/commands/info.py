@@ -167,7 +167,8 @@ def _quality_in_words(metrics: dict[str, Any] | None) -> list[str]:
         figures = (metrics or {}).get(split)
         if figures and figures["psnr"] is not None:
             views = f"over {len(figures['per_view'])} views at image {metrics['iteration']:,}"  # type: ignore[index]
-            lines.append(f"{split} PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.4f} {views}")
+            lpips = f", LPIPS {figures['lpips']:.4f}" if figures.get("lpips") is not None else ""
+            lines.append(f"{split} PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.4f}{lpips} {views}")
         elif figures:
             lines.append(f"no {split} view could be measured")
     return lines

@@ -1,4 +1,5 @@
-"""Held-out quality: PSNR and SSIM per view, as it is and colour-corrected, rendered out of core through training's own arena."""
+"""Held-out quality: PSNR and SSIM per view, as it is and colour-corrected, and LPIPS where its weights are installed; rendered out
+of core through training's own arena."""
 
 from __future__ import annotations
 
@@ -14,12 +15,13 @@ from clm.camera import Camera
 from clm.errors import ClmError, ResourceError
 from clm.files import write_json
 from clm.image.colour_fit import colour_corrected
+from clm.image.lpips import Measure, installed_lpips
 from clm.pictures import file_stems, save_png, to_uint8
 from clm.progress import counted
 from clm.ranks import ALONE, Ranks
 from clm.render import Render, metrics
 from clm.run.events import Emit, Evaluated, Message, reporter
-from clm.run.figures import FIGURES, split_figures
+from clm.run.figures import FIGURES, LPIPS, split_figures
 from clm.run.photos import FirstFew, Photos
 from clm.run.residence import Residence
 from clm.run.schedule import Schedule
@@ -67,11 +69,12 @@ def measure_groups(
     """As `measure_views`, by several ranks: each measures one view of a group at a time. render: of the cameras of a group this
     rank's. All of them get the figures, rank 0 saves the renders."""
     per_view: dict[str, dict[str, float]] = {}
+    lpips = _lpips_or_none(emit)
     left_out = FirstFew(lambda text: emit(Message(text, "warning")))
     stems = file_stems([view.name for view in scene.views]) if folder is not None else []
     groups = [views[first : first + ranks.world] for first in range(0, len(views), ranks.world)]
     for group in counted(groups, "evaluating", len(views), "views", reporter(emit), len):
-        measured, picture = _measure(render, scene, images, [int(index) for index in group], skip, ranks)
+        measured, picture = _measure(render, scene, images, [int(index) for index in group], skip, ranks, lpips)
         for index, figures, why in ranks.gather(measured)[: len(group)]:
             if figures is None:
                 left_out.add(f"{scene.views[index].name} is not evaluated: {why}")
@@ -93,6 +96,7 @@ def _measure(
     group: list[int],
     skip: tuple[type[ClmError], ...],
     ranks: Ranks,
+    lpips: Measure | None,
 ) -> tuple[_Measured, np.ndarray | None]:
     """This rank's view of a group, and its picture [H, W, 3] u8."""
     cameras = [scene.views[index].camera for index in group]
@@ -114,7 +118,19 @@ def _measure(
         why = "its mask leaves no pixel" if mask is not None and not mask.any() else "its render is not finite"
         return _Measured(index, None, f"{why}."), None
     figures += metrics(colour_corrected(image.rgb, photo, mask), photo, mask)
-    return _Measured(index, dict(zip(FIGURES, figures, strict=True))), to_uint8(image.rgb)
+    named = dict(zip(FIGURES, figures, strict=True))
+    if lpips is not None and not math.isnan(distance := lpips(image.rgb, photo, mask)):
+        named[LPIPS] = distance
+    return _Measured(index, named), to_uint8(image.rgb)
+
+
+def _lpips_or_none(emit: Emit) -> Measure | None:
+    """None, with a warning, where what is installed cannot be used: a run must not end for want of a figure."""
+    try:
+        return installed_lpips()
+    except ClmError as error:
+        emit(Message(f"LPIPS is not measured: {error}", "warning"))
+        return None
 
 
 class Evaluation:

@@ -29,3 +29,12 @@ def test_figures_in_words_name_the_worst_views_and_survive_a_perfect_one() -> No
     assert lines[1].startswith("test after colour correction") and lines[3].split()[0] == "a_long/name.jpg"
     assert "12.35 dB" in lines[3] or "12.34 dB" in lines[3]
     assert len(in_words("test", split_figures({"a.jpg": figures(20.0)}))) == 2
+
+
+def test_lpips_is_a_mean_over_the_views_that_have_it() -> None:
+    split = split_figures(
+        {"a.jpg": {**figures(20.0), "lpips": 0.25}, "b.jpg": {**figures(30.0), "lpips": 0.5}, "c": figures(40.0)}
+    )
+    assert split["lpips"] == split["median"]["lpips"] == 0.375 and split["psnr"] == 30.0
+    assert "SSIM 0.5000, LPIPS 0.3750 over 3 views" in in_words("test", split)[0]
+    assert "lpips" not in split_figures({"a.jpg": figures(20.0)})

@@ -121,6 +121,27 @@ def test_an_evaluation_names_three_unreadable_photos_and_counts_the_others(tmp_p
     assert texts[-1] == "Not evaluated either: 2 more of 6 views."
 
 
+def test_lpips_is_measured_where_its_weights_can_be_read_and_costs_a_warning_where_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, said = load_scene(write_scene(tmp_path, 2), test_every=0), list[object]()
+    grey = Render(np.full((3, 60, 80), 0.5, np.float32), np.ones((60, 80), np.float32), None, 1)
+
+    def refused() -> None:
+        raise ClmError("weights/alexnet.ckpt does not hold the weights of LPIPS.")
+
+    with ImageCache(scene, 1 << 20) as images:
+        monkeypatch.setattr("clm.run.evaluate.installed_lpips", refused)
+        without = measure_views(lambda camera: grey, scene, images, [0, 1], said.append)
+        monkeypatch.setattr("clm.run.evaluate.installed_lpips", lambda: lambda rgb, photo, mask: float(photo.max()))
+        measured = measure_views(lambda camera: grey, scene, images, [0, 1], said.append)
+    assert "lpips" not in without and [event.level for event in said if isinstance(event, Message)] == ["warning"]
+    largest = [view["lpips"] for view in measured["per_view"].values()]
+    assert measured["lpips"] == np.mean(largest) > 0 and {k: measured[k] for k in ("psnr", "ssim")} == {
+        k: without[k] for k in ("psnr", "ssim")
+    }
+
+
 def test_no_json_file_holds_a_number_that_json_has_no_name_for(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"psnr": float("nan"), "views": [float("inf"), 1.5, None]})
     read = json.loads((tmp_path / "a.json").read_text(), parse_constant=lambda name: pytest.fail(name))
