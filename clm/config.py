@@ -164,7 +164,14 @@ class Config:
     )
     # Scene
     images: str | None = _option(None, "Image folder, if it is not DATA/images.", metavar="DIR", section="Scene")
-    masks: str | None = _option(None, "Folder of masks (NAME.png, black = ignore).", metavar="DIR")
+    masks: str | None = _option(
+        None, "Folder of masks (NAME.png, black: left out), instead of the photos' alpha channels.", metavar="DIR"
+    )
+    mask_mode: str = _option(
+        "ignore",
+        "Pixels that a mask or an alpha channel leaves out: ignore them, or learn that nothing is there (transparent).",
+        choices=("ignore", "transparent"),
+    )
     model: int | None = _option(
         None, "Which COLMAP model (sparse/N); default: the one with most images.", lo=0, hi=9999, planned=True
     )
@@ -204,7 +211,12 @@ class Config:
     sh_degree: int = _option(
         3, "Highest spherical-harmonics degree, 0 to 3.", lo=0, hi=3, resume="fixed", planned=True, section="Model"
     )
-    background: str = _option("black", "black, white, random, or r,g,b in 0..1.", metavar="COLOUR", kind="colour")
+    background: str = _option(
+        None,
+        "black, white, random, or r,g,b in 0..1; default: black, or random with --mask-mode transparent.",
+        metavar="COLOUR",
+        kind="colour",
+    )
     antialias: bool = _option(False, "Antialiased (Mip-Splatting style) opacity compensation.")
     exposure: str = _option(
         "off",
@@ -315,9 +327,15 @@ def _of_field(f: dataclasses.Field[Any], value: Any, source: str) -> Any:
 
 
 def resolve(config: Config) -> Config:
-    """Fill the schedule fields that were left open."""
+    """Fill the fields that were left open."""
     computed = schedule_of(config.iterations, config.strategy)
+    computed["background"] = "random" if config.mask_mode == "transparent" else "black"
     return dataclasses.replace(config, **{k: v for k, v in computed.items() if getattr(config, k) is None})
+
+
+def still_background(config: Config) -> tuple[float, float, float]:
+    """Of pictures that are not trained on: black where training images have random ones."""
+    return parse_background(config.background or "black") or (0.0, 0.0, 0.0)
 
 
 def schedule_of(iterations: int, strategy: str) -> dict[str, Any]:

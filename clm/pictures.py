@@ -32,6 +32,14 @@ def to_uint8(rgb: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((np.clip(rgb, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8).transpose(1, 2, 0))
 
 
+def laid_over(cut_out: np.ndarray, opacity: np.ndarray, background: tuple[float, float, float]) -> np.ndarray:
+    """[H, W, 3] u8: a picture over black, `cut_out` [H, W, 3] u8, of which `opacity` [H, W] u8 is opaque, on a colour instead (RGB,
+    clamped to 0..1)."""
+    behind = np.outer(255 - np.arange(256), np.clip(background, 0.0, 1.0))  # [256, 3], by opacity
+    rest = (behind + 0.5).astype(np.uint8)[opacity]
+    return np.minimum(cut_out, 255 - rest) + rest  # resizing may leave a little more than what is opaque
+
+
 def save_png(path: Path, pixels: np.ndarray, **texts: str) -> None:
     """[H, W, 3] or [H, W] u8, or [H, W] u16, written whole and marked as ours; texts: what else the file says."""
     from PIL import Image

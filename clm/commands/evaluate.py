@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clm.config import Config, parse_background
+from clm.config import Config, still_background
 from clm.errors import ClmError
 from clm.files import finite, write_json
 from clm.formats.model import ModelFile, image_of_ply
@@ -91,14 +91,14 @@ def _measured(judged: _Judged, split: str, budgets: Budgets, emit: Emit) -> dict
     views = scene.test if split == "test" else scene.train
     if not len(views):
         raise ClmError(f"No views are held out (test_every {config.test_every}).", "Use --split train.")
-    background = parse_background(config.background) or (0.0, 0.0, 0.0)
+    background = still_background(config)
     memory = budgets.host(emit, parse_bytes(config.image_cache), sum(scene.views[k].nbytes for k in views))
     with (
         loaded_store(model, memory, budgets.folder(model.run or model.ply), emit) as store,
         closing(ImageCache(scene, memory.photos)) as images,
     ):
         render = model_renderer(model, store, memory, background, budgets.gpu_memory, emit)
-        result = measure_views(render, scene, images, views, emit, judged.folder)
+        result = measure_views(render, scene, images, views, emit, judged.folder, background=background)
     if not result["per_view"]:
         raise ClmError(f"None of the {len(views)} {split} images could be read.", "See the warnings.")
     figures = {"iteration": judged.iteration, "num_gaussians": model.rows.count, split: result}

@@ -5,20 +5,24 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from clm.config import still_background
 from clm.pictures import colour_map, file_stems
 from clm.report.facts import Facts, dig, number
-from clm.scene import CorruptImage, Scene, View
-from clm.scene.decode import decode_image, decode_mask
+from clm.scene import CorruptImage, ImageCache, Scene
 
 WORST = BEST = 3  # views that are shown
 LARGEST_ERROR = 0.25  # of full scale: what is brightest in an error map
 _SIDE, _QUALITY = 960, 82  # px of the longer side, of JPEG
+
+
+_Pair = tuple[np.ndarray | None, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def held_out_views(facts: Facts, scene: Scene | None) -> list[ViewPictures]:
                    key=lambda name: (number(per_view[name], "psnr"), name))  # fmt: skip
     stems = _stems(facts)
     folder = facts.run / "eval" / f"step_{dig(facts.metrics, 'iteration')}"
-    views = {view.name: view for view in scene.views} if scene is not None else {}
+    photo_of = _photos(facts, scene)
     few = len(order) <= WORST + BEST
     chosen = [(name, "") for name in order] if few else (
         [(name, "worst") for name in order[:WORST]] + [(name, "best") for name in order[: -BEST - 1 : -1]]
@@ -57,7 +61,7 @@ def held_out_views(facts: Facts, scene: Scene | None) -> list[ViewPictures]:
                 render = np.asarray(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, KeyError):
             continue
-        photo, mask = _photo(views.get(name), render.shape)
+        photo, mask = photo_of(name, render.shape)
         pictures.append(
             ViewPictures(
                 name,
@@ -82,16 +86,24 @@ def _stems(facts: Facts) -> dict[str, str]:
     return dict(zip(names, file_stems(names), strict=True))
 
 
-def _photo(view: View | None, shape: tuple[int, ...]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Photo [H, W, 3] u8 and mask [H, W] bool, as the view was measured; None where that cannot be had."""
-    if view is None or view.image_path is None:
-        return None, None
-    try:
-        photo = decode_image(view.image_path, view.training)
-        mask = decode_mask(view.mask_path, view.training) if view.mask_path is not None else None
-    except CorruptImage:
-        return None, None
-    return (photo, mask) if photo.shape == shape else (None, None)
+def _photos(facts: Facts, scene: Scene | None) -> Callable[[str, tuple[int, ...]], _Pair]:
+    """By the name of a view and the shape of its picture: photo [H, W, 3] u8 and mask [H, W] bool, as the view was measured; None
+    where that cannot be had."""
+    views = scene.views if scene is not None else ()
+    numbers = {view.name: k for k, view in enumerate(views) if view.image_path is not None}
+    background = still_background(facts.config) if facts.config else (0.0, 0.0, 0.0)
+
+    def photo_of(name: str, shape: tuple[int, ...]) -> _Pair:
+        if scene is None or name not in numbers:
+            return None, None
+        try:
+            with ImageCache(scene, 0) as cache:
+                photo, mask = cache.over(numbers[name], background)
+        except CorruptImage:
+            return None, None
+        return (photo, mask) if photo.shape == shape else (None, None)
+
+    return photo_of
 
 
 def error_map(render: np.ndarray, photo: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

@@ -28,6 +28,8 @@ from clm.run.schedule import Schedule
 from clm.run.view import Views
 from clm.scene import CorruptImage, ImageCache, Scene
 
+Colour = tuple[float, float, float]
+_BLACK: Colour = (0.0, 0.0, 0.0)
 _TRAIN_SAMPLE = 8  # training views measured for comparison with the held-out ones
 
 
@@ -47,13 +49,17 @@ def measure_views(
     emit: Emit,
     folder: Path | None = None,
     skip: tuple[type[ClmError], ...] = (CorruptImage,),
+    background: Colour = _BLACK,
 ) -> dict[str, Any]:
-    """`split_figures` of views, each as it is and after `colour_corrected`; renders are saved to `folder` if given.
+    """`split_figures` of views, each as it is and after `colour_corrected`; renders are saved to `folder` if given. background:
+    what `render` draws on, and what is seen through transparent photos.
 
     A view that raises one of `skip` is left out with a warning; other errors pass. The first few that are left out are
     named, the others counted.
     """
-    return measure_groups(lambda cameras: render(cameras[0]), scene, images, views, emit, folder, skip)
+    return measure_groups(
+        lambda cameras: render(cameras[0]), scene, images, views, emit, folder, skip, ALONE, background
+    )
 
 
 def measure_groups(
@@ -65,6 +71,7 @@ def measure_groups(
     folder: Path | None = None,
     skip: tuple[type[ClmError], ...] = (CorruptImage,),
     ranks: Ranks = ALONE,
+    background: Colour = _BLACK,
 ) -> dict[str, Any]:
     """As `measure_views`, by several ranks: each measures one view of a group at a time. render: of the cameras of a group this
     rank's. All of them get the figures, rank 0 saves the renders."""
@@ -74,7 +81,8 @@ def measure_groups(
     stems = file_stems([view.name for view in scene.views]) if folder is not None else []
     groups = [views[first : first + ranks.world] for first in range(0, len(views), ranks.world)]
     for group in counted(groups, "evaluating", len(views), "views", reporter(emit), len):
-        measured, picture = _measure(render, scene, images, [int(index) for index in group], skip, ranks, lpips)
+        members = [int(index) for index in group]
+        measured, picture = _measure(render, scene, images, members, skip, ranks, lpips, background)
         for index, figures, why in ranks.gather(measured)[: len(group)]:
             if figures is None:
                 left_out.add(f"{scene.views[index].name} is not evaluated: {why}")
@@ -97,6 +105,7 @@ def _measure(
     skip: tuple[type[ClmError], ...],
     ranks: Ranks,
     lpips: Measure | None,
+    background: Colour,
 ) -> tuple[_Measured, np.ndarray | None]:
     """This rank's view of a group, and its picture [H, W, 3] u8."""
     cameras = [scene.views[index].camera for index in group]
@@ -107,7 +116,7 @@ def _measure(
     # Others wait for what this rank has of their views, whatever becomes of its own.
     image = None if ranks.alone else render(cameras)
     try:
-        photo, mask = images.get(index), images.mask(index)
+        photo, mask = images.over(index, background)
         if image is None:
             image = render(cameras)
     except skip as error:
@@ -163,7 +172,7 @@ class Evaluation:
         skip = (CorruptImage, ResourceError)
         measure = partial(
             measure_groups, self._rendering.render, self._scene, self._photos.cache,
-            emit=self._emit, skip=skip, ranks=self._residence.ranks,
+            emit=self._emit, skip=skip, ranks=self._residence.ranks, background=self._schedule.still_background,
         )  # fmt: skip
         test = measure(self._scene.test, folder=folder) if len(self._scene.test) else None
         train = measure(views[sample])

@@ -77,6 +77,14 @@ class Exposures:
         self._under_way.append((row, exposure))
         return exposure
 
+    def seen(self, view: int, colour: tuple[float, float, float]) -> tuple[float, float, float]:
+        """A colour of the model as the photo of a view shows it."""
+        if not self.on:
+            return colour
+        matrix = matrix_of(self._values[self._rows[view], :PARAMETERS])
+        r, g, b = (float(value) for value in matrix[:, :3] @ np.array(colour, np.float32) + matrix[:, 3])
+        return r, g, b
+
     def gradients(self) -> list[np.ndarray]:
         """[12] f64 each: what this rank's views say of their maps, in their order; NaN where there is nothing to learn."""
         given = [_on_host(exposure.gradient) for _, exposure in self._under_way]

@@ -38,11 +38,11 @@ class Photos:
         self._scene, self._strict, self._named = scene, strict, FirstFew(warn)
         self._unreadable: list[int] = []  # views, in the order in which they were found
 
-    def of(self, view: int) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """Photo [H, W, 3] u8 and mask [H, W] bool of a view; None: it cannot be read, and this visit is skipped. The first
-        few are named."""
+    def of(self, view: int, background: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Photo [H, W, 3] u8, over `background` where it is transparent, and mask [H, W] bool of a view; None: it cannot be read,
+        and this visit is skipped. The first few are named."""
         try:
-            return self.cache.get(view), self.cache.mask(view)
+            return self.cache.over(view, background)
         except CorruptImage as error:
             if self._strict:
                 raise

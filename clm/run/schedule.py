@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clm.calendar import crossed
-from clm.config import Config, parse_background
+from clm.config import Config, parse_background, still_background
 from clm.errors import ClmError
 from clm.kernels.rows import AdamStep
 from clm.optim.schedules import Leg, sh_degree_at
@@ -141,5 +141,5 @@ class Schedule:
 
     @property
     def still_background(self) -> tuple[float, float, float]:
-        """Of pictures that are not trained on: black where training images have random ones."""
-        return self._background or (0.0, 0.0, 0.0)
+        """Of pictures that are not trained on."""
+        return still_background(self.config)

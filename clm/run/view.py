@@ -108,10 +108,11 @@ class Views:
     def _draw(self, view: int, image: int) -> Draw | None:
         """What is done with the splats of a view once they are all there: rasterise, compare, and back down to them; it
         returns the loss. None where the photo cannot be read."""
-        pair = self._photos.of(view)
+        background = self._schedule.background(image)
+        pair = self._photos.of(view, self._exposures.seen(view, background))
         if pair is None:
             return None
-        background, exposure = self._schedule.background(image), self._exposures.of(view)
+        exposure = self._exposures.of(view)
         counted = self._counted(image)
         target = Target(*pair, background, self._schedule.config.ssim_weight, counted, exposure)
         return partial(compare_and_differentiate, self._residence.rasterizer, target)

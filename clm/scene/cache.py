@@ -14,7 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from clm.scene.decode import decode_image, decode_mask
+from clm.pictures import laid_over
+from clm.scene.decode import decode_cut_out, decode_image, decode_opacity
 from clm.scene.scene import Scene
 
 _Key = tuple[str, int]  # ("image" or "mask", view index)
@@ -40,14 +41,24 @@ class ImageCache:
             return self._bytes
 
     def get(self, view_index: int) -> np.ndarray:
-        """Photo [H, W, 3] u8, read-only. Raises CorruptImage (a ClmError) where it cannot be decoded."""
+        """Photo [H, W, 3] u8, read-only, over black where it is transparent. Raises CorruptImage (a ClmError) where it cannot be
+        decoded."""
         return self._array(("image", int(view_index)))
 
     def mask(self, view_index: int) -> np.ndarray | None:
-        """Mask [H, W] bool, True where the photo counts, read-only; None: the view has no mask."""
+        """[H, W], read-only: bool, True where the photo counts; u8, how opaque it is, where the view is transparent. None: the view
+        has no mask."""
         if self._views[view_index].mask_path is None:
             return None
         return self._array(("mask", int(view_index)))
+
+    def over(self, view_index: int, background: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray | None]:
+        """What a picture of the view, drawn on `background` (RGB in 0..1), is compared with: the photo [H, W, 3] u8, on that colour
+        where it is transparent, and a mask [H, W] bool of what counts; None: all of it."""
+        photo, mask = self.get(view_index), self.mask(view_index)
+        if mask is not None and self._views[view_index].transparent:
+            return laid_over(photo, mask, background), None
+        return photo, mask
 
     def prefetch(self, indices: Iterable[int]) -> None:
         """Start decoding views in the background, in this order, as many as the budget holds; errors wait for `get`."""
@@ -132,9 +143,12 @@ class ImageCache:
         view = self._views[key[1]]
         if key[0] == "mask":
             assert view.mask_path is not None
-            array = decode_mask(view.mask_path, view.training)
+            array = decode_opacity(view.mask_path, view.training, alpha=view.mask_path == view.image_path)
+            array = array if view.transparent else array >= 128
         elif view.image_path is None:
             raise RuntimeError(f"{view.name} was loaded without its photo")
+        elif view.mask_path is not None and view.transparent:
+            array = decode_cut_out(view.image_path, view.mask_path, view.training)
         else:
             array = decode_image(view.image_path, view.training)
         array.flags.writeable = False

@@ -1,7 +1,7 @@
 """One photo or mask from its file to the array that is trained on: RGB, undistorted, at training size.
 
 EXIF orientation is ignored, because COLMAP ignored it when it calibrated the camera.
-Alpha is dropped, 16 bits become 8. `load_scene` says once where a scene has either of the first two.
+What is left out of a photo is said by a mask, a file of its own, or by the photo's alpha channel. 16 bits become 8.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def image_header(path: Path) -> Header:
 
 
 def decode_image(path: Path, training: Training) -> np.ndarray:
-    """[height, width, 3] u8 RGB at training size. Raises CorruptImage."""
+    """[height, width, 3] u8 RGB at training size, alpha dropped. Raises CorruptImage."""
     with _opened(path) as image:
         return _to_training(_rgb(image), training)
 
@@ -62,10 +62,24 @@ def decode_small(path: Path, side: int) -> np.ndarray:
         return np.asarray(_rgb(image))
 
 
-def decode_mask(path: Path, training: Training) -> np.ndarray:
-    """[height, width] bool at training size, True where the photo counts (mask not black). Raises CorruptImage."""
+def decode_cut_out(path: Path, mask: Path, training: Training) -> np.ndarray:
+    """[height, width, 3] u8 RGB at training size over black: of each pixel as much as is opaque, before anything is resized, so
+    that no colour of what is cut away reaches what stays. mask: as of `decode_opacity`. Raises CorruptImage."""
     with _opened(path) as image:
-        return _to_training(_grey(image), training) >= 128
+        photo = _rgb(image)
+        if mask == path:
+            opacity = _alpha(image)
+        else:
+            with _opened(mask) as other:
+                opacity = _resized(_grey(other), *photo.size)
+        return _to_training(Image.composite(photo, Image.new("RGB", photo.size), opacity), training)
+
+
+def decode_opacity(mask: Path, training: Training, *, alpha: bool) -> np.ndarray:
+    """[height, width] u8 at training size: 0 where nothing of the photo is to be seen. mask: a file of grey values, or with
+    `alpha` the photo itself, whose alpha channel is taken. Raises CorruptImage."""
+    with _opened(mask) as image:
+        return _to_training(_alpha(image) if alpha else _grey(image), training)
 
 
 class _opened:
@@ -106,6 +120,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     return _eight_bits(image).convert("RGB")
+
+
+def _alpha(image: Image.Image) -> Image.Image:
+    return image.convert("RGBA").getchannel("A")
 
 
 def _grey(image: Image.Image) -> Image.Image:

@@ -20,6 +20,7 @@ def open_scene(data: Path, config: Config, **overrides: Any) -> Scene:
         "test_every": config.test_every,
         "test_list": config.test_list,
         "masks": config.masks,
+        "mask_mode": config.mask_mode,
         "near": config.near,
         "far": config.far,
         "strict": config.strict,

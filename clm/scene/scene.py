@@ -38,7 +38,8 @@ class View:
     camera: Camera  # pinhole, at training resolution, in the scene's frame
     training: Training = field(repr=False)  # how the file becomes the training image
     image_path: Path | None  # None: loaded without photos
-    mask_path: Path | None = None
+    mask_path: Path | None = None  # what of the photo counts; the photo itself: its alpha channel says so
+    transparent: bool = False  # whether nothing is there where the mask is black, or only nothing known
 
     @property
     def nbytes(self) -> int:
@@ -82,6 +83,7 @@ def load_scene(
     test_every: int = 8,
     test_list: Path | str | None = None,
     masks: Path | str | None = None,
+    mask_mode: str = "ignore",
     near: float | None = None,
     far: float | None = None,
     strict: bool = False,
@@ -93,7 +95,8 @@ def load_scene(
 
     images, masks: folders, relative to `path` or to the working directory. downscale: "auto" (only the cap applies), 1,
     2, 4, 8. max_size: px, cap of the longer side. test_every: every Nth view by name is held out, 0: none; test_list: the views
-    that a file names instead. near, far: scene units; None: from the scene (`clm.extent`). strict: fail on an unreadable photo
+    that a file names instead. mask_mode: "ignore" or "transparent", what masks and alpha channels mean. near, far: scene units;
+    None: from the scene (`clm.extent`). strict: fail on an unreadable photo
     instead of leaving the view out. require_images=False: the model alone, at the sizes it states. colmap: the model, where it was
     read before.
     Raises ClmError for anything missing, damaged or contradictory.
@@ -108,16 +111,19 @@ def load_scene(
     if require_images:
         files = _match_photos(colmap, _image_folder(path, images), strict, messages, report)
     trainings = _plan(files, downscale, max_size, messages)
-    mask_paths = _match_masks(files, _folder(path, masks), messages) if masks is not None else [None] * len(files)
+    mask_paths = _masks(files, _folder(path, masks) if masks is not None else None, mask_mode, messages)
 
     # Lengths come from the whole model, so that a photo that is missing changes none of them.
     centres = camera_centres(colmap)
     offset = _offset(colmap, centres, trainings, messages)
     limits = _clip_range(centres, colmap.points, near, far, messages)
     views = tuple(
-        View(f.image.name, t.camera(shifted_pose(f.image.world_to_camera, offset), *limits), t, f.path, m)
+        View(
+            f.image.name, t.camera(shifted_pose(f.image.world_to_camera, offset), *limits), t, f.path, m,
+            mask_mode == "transparent",
+        )
         for f, t, m in zip(files, trainings, mask_paths, strict=True)
-    )
+    )  # fmt: skip
     if test_list is None:
         train, test = split_views(len(views), test_every, messages)
     else:
@@ -139,6 +145,7 @@ class _File:
     image: ModelImage
     source: SourceCamera  # for the size on disk
     path: Path | None
+    alpha: bool = False  # whether the photo has an alpha channel
 
 
 def _folder(path: Path, given: Path | str) -> Path:
@@ -181,7 +188,7 @@ def _match_photos(colmap: Model, folder: Path, strict: bool, messages: list[str]
         )
     if missing:
         messages.append(f"{len(missing)} of {total} images are missing (first: {missing[0]}). Training without them.")
-    corrupt, other_size, turned, alpha = [], [], list[str](), list[str]()
+    corrupt, other_size, turned = [], [], list[str]()
     for image, header in zip(colmap.images, headers, strict=True):
         if header is None:
             continue
@@ -192,12 +199,11 @@ def _match_photos(colmap: Model, folder: Path, strict: bool, messages: list[str]
             continue
         source, size = image.camera, header.size
         turned += [image.name] if header.turned else []
-        alpha += [image.name] if header.alpha else []
         if size != (source.width, source.height):
             _check_aspect(_photo(folder, image.name), source, size)
             other_size.append(f"{image.name}, {size[0]}x{size[1]} instead of {source.width}x{source.height}")
             source = source.resized(*size)
-        files.append(_File(image, source, _photo(folder, image.name)))
+        files.append(_File(image, source, _photo(folder, image.name), header.alpha))
     if corrupt:
         messages.append(f"{len(corrupt)} of {total} images cannot be read. Training without them. {corrupt[0].message}")
     if other_size:
@@ -209,11 +215,6 @@ def _match_photos(colmap: Model, folder: Path, strict: bool, messages: list[str]
         messages.append(
             f"{len(turned)} of {total} photos have an EXIF orientation (first: {turned[0]}). They are used as they are "
             "stored, as COLMAP does."
-        )
-    if alpha:
-        messages.append(
-            f"{len(alpha)} of {total} photos have an alpha channel (first: {alpha[0]}). It is not used: to leave pixels out, "
-            "pass --masks DIR."
         )
     if not files:
         raise ClmError(f"None of the {total} images in {folder} can be read. {corrupt[0].message}", corrupt[0].fix)
@@ -271,6 +272,21 @@ def _plan(files: list[_File], downscale: int | str, max_size: int, messages: lis
     return trainings
 
 
+def _masks(files: list[_File], folder: Path | None, mode: str, messages: list[str]) -> list[Path | None]:
+    """For each view the file that says what of its photo counts: a mask, or else the photo itself where it has an alpha channel."""
+    found = _match_masks(files, folder, messages) if folder is not None else [None] * len(files)
+    alpha = [file.image.name for file, mask in zip(files, found, strict=True) if mask is None and file.alpha]
+    if alpha:
+        means = {
+            "ignore": "What is more than half transparent does not count (--mask-mode transparent: nothing is there)",
+            "transparent": "Where they are transparent, nothing is there (--mask-mode ignore: it does not count)",
+        }[mode]
+        messages.append(f"{len(alpha)} of {len(files)} photos have an alpha channel (first: {alpha[0]}). {means}.")
+    elif mode == "transparent" and not any(found):
+        messages.append("No photo has a mask or an alpha channel: --mask-mode transparent has nothing to cut out.")
+    return [mask or (file.path if file.alpha else None) for file, mask in zip(files, found, strict=True)]
+
+
 def _match_masks(files: list[_File], folder: Path, messages: list[str]) -> list[Path | None]:
     """For each view NAME.png (COLMAP's way: a.jpg.png), STEM.png, or the same name; subfolders are kept."""
     found: list[Path | None] = []
@@ -287,6 +303,7 @@ def _match_masks(files: list[_File], folder: Path, messages: list[str]) -> list[
             f"No mask in {folder} matches an image (looked for {lacking[0]}.png, among others).",
             "Name masks like the images.",
         )
+    lacking = [f.image.name for f, m in zip(files, found, strict=True) if m is None and not f.alpha]
     if lacking:
         messages.append(f"{len(lacking)} of {len(files)} images have no mask (first: {lacking[0]}) and count entirely.")
     return found

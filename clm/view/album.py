@@ -17,7 +17,7 @@ from clm.run.begun import read_run_config, read_split
 from clm.scene import CorruptImage, Scene, View
 from clm.scene.camera_files import read_camera_file
 from clm.scene.colmap import read_model
-from clm.scene.decode import decode_image, decode_mask, decode_small
+from clm.scene.decode import decode_cut_out, decode_image, decode_opacity, decode_small
 from clm.scene.open import open_scene
 from clm.view.compare import Photo
 
@@ -92,8 +92,12 @@ def _decoded(view: View) -> Photo | None:
     if view.image_path is None:
         return None
     try:
-        mask = decode_mask(view.mask_path, view.training) if view.mask_path is not None else None
-        return Photo(decode_image(view.image_path, view.training), mask)
+        if view.mask_path is None:
+            return Photo(decode_image(view.image_path, view.training), None)
+        if view.transparent:  # over black, as pictures are that are not trained on
+            return Photo(decode_cut_out(view.image_path, view.mask_path, view.training), None)
+        opacity = decode_opacity(view.mask_path, view.training, alpha=view.mask_path == view.image_path)
+        return Photo(decode_image(view.image_path, view.training), opacity >= 128)
     except CorruptImage:
         return None
 

@@ -140,7 +140,7 @@ def test_the_gradient_of_an_exposure_and_of_the_rows_behind_it_is_that_of_the_lo
             grad_geometry=np.zeros((60, 16), np.float32), grad_colour=np.zeros((60, 48), np.float32)
         )
         arena, exposure = SimpleNamespace(geometry=geometry, colour=colour, **vars(grads)), ViewExposure(matrix)
-        target = Target(photo, None, (0.1, 0.2, 0.3), 0.2, exposure)
+        target = Target(photo, None, (0.1, 0.2, 0.3), exposure=exposure)
         return train_view(CpuRasterizer(), arena, slots, camera, 0, target), exposure, grads.grad_colour
 
     _, exposure, grad_colour = loss(matrix, colour)

@@ -187,7 +187,7 @@ def test_a_rig_with_subfolders_and_six_cameras_loads_from_its_model_alone() -> N
     assert scene.views[0].name.startswith("cam1/") and not scene.offset.any()
 
 
-def test_an_alpha_channel_and_an_exif_orientation_are_said_once_and_change_nothing(tmp_path: Path) -> None:
+def test_an_alpha_channel_and_an_exif_orientation_are_said_once_and_colours_stay(tmp_path: Path) -> None:
     plain, odd = write_scene(tmp_path / "plain"), write_scene(tmp_path / "odd")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -200,7 +200,7 @@ def test_an_alpha_channel_and_an_exif_orientation_are_said_once_and_change_nothi
     scene = load_scene(odd)
     said = [text for text in scene.messages if "alpha" in text or "EXIF" in text]
     assert len(said) == 2 and "2 of 4 photos have an EXIF orientation (first: 001.png)" in said[0]
-    assert "2 of 4 photos have an alpha channel (first: 000.png)" in said[1] and "--masks" in said[1]
+    assert "2 of 4 photos have an alpha channel (first: 000.png)" in said[1] and "--mask-mode" in said[1]
     caches = [ImageCache(each, 1 << 20) for each in (scene, load_scene(plain))]
     for k in range(4):
         np.testing.assert_array_equal(*(cache.get(k) for cache in caches))
