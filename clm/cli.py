@@ -1,15 +1,11 @@
-"""The command line: parses, calls `clm.commands`, turns a ClmError into one sentence and an exit code.
+"""The command line: parses, calls `clm.commands`, and `clm.exits` turns what went wrong into one sentence and an exit code.
 
 Nothing heavy is imported before a command runs: `clm --help` must be quick and needs neither torch nor pycolmap.
-Exit codes: 0 done, 1 a bug (traceback with --debug), 2 bad input, 3 resources, 4 another rank is gone, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import errno
-import inspect
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,17 +24,15 @@ from clm.cli_options import (
     Scratch,
     TestEvery,
     config_options,
+    with_flags,
 )
-from clm.errors import ClmError
-from clm.usage import ParserError, in_one_sentence
+from clm.exits import run
 
 app = typer.Typer(
     name="clm",
     help="Train 3D Gaussian Splatting scenes that do not fit in GPU memory.",
     pretty_exceptions_enable=False,
 )
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -108,17 +102,8 @@ def plan(
         raise forecast.refused
 
 
-def _add_command(function: Any, options: list[inspect.Parameter]) -> None:
-    """Register a command whose **flags are options of the configuration."""
-    fixed = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in fixed] + options
-    function.__signature__ = inspect.Signature(parameters)
-    function.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command()(function)
-
-
-_add_command(train, config_options())
-_add_command(plan, config_options(planned=True))
+app.command()(with_flags(train, config_options()))
+app.command()(with_flags(plan, config_options(planned=True)))
 
 
 @app.command()
@@ -280,9 +265,7 @@ def view(
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Who may look: this machine alone, or 0.0.0.0 for every network.")
     ] = "127.0.0.1",
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The scene, if it is not where the run found it.")
-    ] = None,
+    data: DataOfRun = None,
     background: Annotated[
         str | None, typer.Option(help="black, white, or r,g,b in 0..1; default: the run's.", show_default=False)
     ] = None,
@@ -353,40 +336,7 @@ def _root(
 
 def main() -> None:
     """What `clm.__main__` runs."""
-    debug = "--debug" in sys.argv
-    if debug:
-        sys.argv.remove("--debug")  # accepted before or after the command
-    try:
-        words = sys.argv[1:]
-        code = app(words or ["--help"], prog_name="clm", standalone_mode=False)
-        if code:
-            sys.exit(code)
-    except ParserError as error:
-        typer.echo(f"error: {in_one_sentence(error, words)}", err=True)
-        sys.exit(2)
-    except ClmError as error:
-        if debug:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except MemoryError as error:
-        if debug:
-            raise
-        what = f" ({error})" if str(error) else ""
-        typer.echo(f"error: The machine has not the memory for this{what}.", err=True)
-        sys.exit(3)
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
-    except Exception as error:
-        if debug:
-            raise
-        if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in _DISK_FULL):
-            full = error.errno in _DISK_FULL
-            where = f" at {error.filename}" if error.filename else ""
-            typer.echo(f"error: {error.strerror}{where}.{' Free some space and run again.' if full else ''}", err=True)
-            sys.exit(3 if full else 2)
-        typer.echo(f"bug: {type(error).__name__}: {error} (run again with --debug for the traceback)", err=True)
-        sys.exit(1)
+    run(app)
 
 
 if __name__ == "__main__":

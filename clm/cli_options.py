@@ -72,3 +72,12 @@ def config_options(planned: bool = False) -> list[inspect.Parameter]:
         ]
         options.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     return options
+
+
+def with_flags(function: Any, options: list[inspect.Parameter]) -> Any:
+    """The function, for a command whose **flags are these options."""
+    fixed = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in fixed] + options
+    function.__signature__ = inspect.Signature(parameters)
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+    return function

@@ -201,7 +201,7 @@ class GsplatRasterizer:
 
         added = self._or_out_of_memory(differentiate, "computing the gradients of")
         if added is not None:
-            _add_at(*added, grad_geometry, grad_colour)
+            seam.add_at(*added, grad_geometry, grad_colour)
         self._view.due.remove(number)
         if not self._view.due:
             self._view.gradients = None
@@ -344,9 +344,3 @@ class GsplatRasterizer:
             f"The device ran out of memory while {what} a view of {rows:,} Gaussians.",
             "Pass a smaller --gpu-memory (the arena leaves more room then), --max-size or --max-gaussians.",
         )
-
-
-def _add_at(slots: Tensor, rows: Tensor, coefficients: Tensor, grad_geometry: Tensor, grad_colour: Tensor) -> None:
-    """Adds rows [n, 16] and coefficients [n, columns] at slots [n], which are unique: no order of additions to differ."""
-    grad_geometry.index_add_(0, slots, rows)
-    grad_colour[:, : coefficients.shape[1]].index_add_(0, slots, coefficients)

@@ -218,3 +218,9 @@ def on_device(values: np.ndarray, device: torch.device) -> Tensor:
     if device.type == "cuda":
         host = host.pin_memory()  # from pageable memory the copy may wait for the stream
     return host.to(device, non_blocking=True)
+
+
+def add_at(slots: Tensor, rows: Tensor, coefficients: Tensor, grad_geometry: Tensor, grad_colour: Tensor) -> None:
+    """Adds rows [n, 16] and coefficients [n, columns] at slots [n], which are unique: no order of additions to differ."""
+    grad_geometry.index_add_(0, slots, rows)
+    grad_colour[:, : coefficients.shape[1]].index_add_(0, slots, coefficients)
