@@ -14,9 +14,7 @@ from tests.demo_run import DEMO, run_demo
 from tests.ranks.processes import members, wait_for_files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc and forks")
-GROWTH = (
-    "densify_from: 10\ndensify_every: 20\ndensify_until: 50\ngrow_screen_gradient: 0.0004\n"  # tests.demo_run.GROWING
-)
+GROWTH = "anneal: 1\ndensify_from: 10\ndensify_every: 20\ndensify_until: 50\ngrow_screen_gradient: 0.0004\n"  # tests.demo_run
 _PLY_ROW = 4 * 62
 
 
