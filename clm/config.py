@@ -13,16 +13,14 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
+from clm.calendar import schedule_of
 from clm.errors import ClmError
 from clm.units import shown
 from clm.values import LARGEST_COUNT, checked_value, parse_background
 
 __all__ = ["Config", "field_type", "fields", "from_dict", "parse_background", "resolve", "to_dict"]
 
-MCMC_SIZE = 1_000_000  # of a model with a fixed size for which none is given (gsplat)
-REFERENCE_ITERATIONS = 30_000  # the run length that the reference schedule (3DGS, gsplat) was tuned for
 RETIRED = ("split_scale",)  # keys that older runs have
-MOST_ANNEAL = 4.0  # larger steps than that overshoot, however short a run is
 
 
 _IMAGES = 10_000_000  # the most that a run's tables of steps are made for
@@ -336,20 +334,6 @@ def resolve(config: Config) -> Config:
 def still_background(config: Config) -> tuple[float, float, float]:
     """Of pictures that are not trained on: black where training images have random ones."""
     return parse_background(config.background or "black") or (0.0, 0.0, 0.0)
-
-
-def schedule_of(iterations: int, strategy: str) -> dict[str, Any]:
-    """The reference schedule of a strategy, shrunk in proportion for shorter runs."""
-    ratio, mcmc = min(1.0, iterations / REFERENCE_ITERATIONS), strategy == "mcmc"
-    return {
-        "max_gaussians": MCMC_SIZE if mcmc else None,
-        "sh_interval": max(1, round(1000 * ratio)),
-        "densify_from": max(50, round(500 * ratio)),
-        "densify_until": round((25_000 if mcmc else 15_000) * ratio),
-        "densify_every": 100 if mcmc else max(50, round(100 * ratio**0.5)),
-        "opacity_reset_every": 3000 if ratio == 1.0 and not mcmc else 0,
-        "anneal": 1.0 if mcmc else min(MOST_ANNEAL, ratio**-0.5),
-    }
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clm.config import Config, checked, fields, resolve, schedule_of
+from clm.calendar import schedule_of
+from clm.config import Config, checked, fields, resolve
 from clm.errors import ClmError
 from clm.values import FLAGS
 
