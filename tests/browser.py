@@ -43,6 +43,9 @@ def chromium() -> str:
     return found
 
 
+_WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
+
+
 class Page:
     """One page. errors: what its console, its scripts and its requests complained of."""
 
@@ -68,11 +71,19 @@ class Page:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
 
+    def until(self, script: str, seconds: float = 60.0) -> Any:
+        """The value of a JavaScript expression, as soon as it is true."""
+        deadline = time.monotonic() + seconds
+        while not (value := self.run(script)):
+            assert time.monotonic() < deadline, f"never: {script}"
+            time.sleep(0.05)
+        return value
+
     def open(self, url: str, width: int = 1200, height: int = 900) -> None:
         """Load a page in a window of this size, and wait until it is there."""
         self.size(width, height)
         self.call("Page.navigate", url=url)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while self.run("document.readyState") != "complete":
             assert time.monotonic() < deadline, f"{url} does not load"
             time.sleep(0.02)
@@ -132,8 +143,8 @@ class Page:
 
 
 @contextmanager
-def browser_page() -> Iterator[Page]:
-    """A page in a Chromium of its own, which is gone afterwards; skips the test where there is none."""
+def browser_page(webgl: bool = False) -> Iterator[Page]:
+    """A page in a Chromium of its own, which is gone afterwards; skips the test where there is none. webgl: in software."""
     program = chromium()
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
@@ -146,7 +157,12 @@ def browser_page() -> Iterator[Page]:
             os.dup2(os.dup(writing), 4)
 
         process = subprocess.Popen(
-            [program, *_FLAGS, f"--user-data-dir={profile}"],
+            [
+                program,
+                *(flag for flag in _FLAGS if not webgl or flag != "--disable-gpu"),
+                *_WEBGL * webgl,
+                f"--user-data-dir={profile}",
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
