@@ -37,6 +37,9 @@ class OnePhoto:
     def get(self, view: int) -> np.ndarray:
         return self._photo
 
+    def over(self, view: int, background: tuple[float, float, float]) -> tuple[np.ndarray, None]:
+        return self._photo, None
+
     def mask(self, view: int) -> None:
         return None
 
