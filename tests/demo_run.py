@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from clm.cli import main
 from clm.config import Config
+from clm.plan import placement
+from clm.plan.budget import SLOT_BYTES
 from clm.run.checkpoint import latest_checkpoint
 from clm.run.events import Event
 from clm.run.loop import train
@@ -29,6 +32,7 @@ from clm.run.restore import load_checkpoint
 from clm.run.saved import Saved
 from clm.scene.open import open_scene
 from clm.settings import load_config
+from clm.store.store import Store
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "data" / "demo"
@@ -52,6 +56,24 @@ def run_demo(
     stop = never if stop_at is None else lambda: bool(images_done(events)) and images_done(events)[-1] >= stop_at
     train(open_scene(data, config), config, run, events.append, resume=checkpoint, stop=stop)
     return events
+
+
+def pages_in_a_quarter_of_ram(monkeypatch: pytest.MonkeyPatch, page_rows: int) -> None:
+    """From now on pages have so many rows, and where rows lie on disk a quarter of the pages is in RAM."""
+    kept = Store.keep_on_disk
+    monkeypatch.setattr("clm.store.paged.PAGE_ROWS", page_rows)
+    monkeypatch.setattr(Store, "keep_on_disk", lambda self, frames, scratch: kept(self, self.pages // 4, scratch))
+
+
+def train_roomy_and_tight(roomy: Path, tight: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """One run with everything in memory on two threads; and one on one thread with a quarter of the pages in RAM and views in
+    pieces, stopped at image 36 and resumed."""
+    pages_in_a_quarter_of_ram(monkeypatch, 32)
+    run_demo(roomy, offload="none", threads=2, **options)
+    monkeypatch.setattr(placement, "LEAST_SLOTS", 64)
+    small = {"offload": "disk", "threads": 1, "gpu_memory": str(700 * SLOT_BYTES), **options}
+    run_demo(tight, stop_at=36, **small)
+    run_demo(tight, resume=True, **small)
 
 
 def write_survey_scene(folder: Path, side: int = 5, points: int = 3000, reach: float = 4.0) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -10,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from clm.cli import main as clm_main
-from tests.demo_run import DEMO, run_demo
+from tests.demo_run import DEMO, GROWING, run_demo
 from tests.ranks.processes import members, wait_for_files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc and forks")
-GROWTH = "anneal: 1\ndensify_from: 10\ndensify_every: 20\ndensify_until: 50\ngrow_screen_gradient: 0.0004\n"  # tests.demo_run
+GROWTH = json.dumps({"anneal": 1.0, **GROWING})  # as `run_demo` trains; JSON is YAML
 _PLY_ROW = 4 * 62
 
 

@@ -12,8 +12,6 @@ import pytest
 from PIL import Image
 
 from clm.image.exposure import ViewExposure, matrix_of
-from clm.plan import placement
-from clm.plan.budget import SLOT_BYTES
 from clm.render import CpuRasterizer, Target, train_view
 from clm.run.arrays import Damaged
 from clm.run.checkpoint import latest_checkpoint
@@ -21,9 +19,16 @@ from clm.run.events import Message
 from clm.run.exposure import SavedExposures, rate_at
 from clm.scene import load_scene
 from clm.scene.brightness import judged_photos
-from clm.store.store import Store
 from scripts.doubles.scenes import look_at_origin, random_rows
-from tests.demo_run import DEMO, assert_same_model, of_type, read_json, run_demo, write_survey_scene
+from tests.demo_run import (
+    DEMO,
+    assert_same_model,
+    of_type,
+    read_json,
+    run_demo,
+    train_roomy_and_tight,
+    write_survey_scene,
+)
 
 SURVEY: dict[str, Any] = {"downscale": "1", "batch_size": 12, "iterations": 72, "sh_interval": 12, "exposure": "on"}
 SHORT: dict[str, Any] = {"exposure": "auto", "downscale": "8", "iterations": 16}
@@ -82,14 +87,7 @@ def test_any_placement_threads_pieces_and_resume_learn_the_same_exposures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"data": write_survey_scene(tmp_path / "scene"), **SURVEY}
-    monkeypatch.setattr("clm.store.paged.PAGE_ROWS", 32)
-    run_demo(tmp_path / "all", offload="none", threads=2, **options)
-    monkeypatch.setattr(placement, "LEAST_SLOTS", 64)
-    kept = Store.keep_on_disk
-    monkeypatch.setattr(Store, "keep_on_disk", lambda self, frames, scratch: kept(self, self.pages // 4, scratch))
-    tight = {"offload": "disk", "threads": 1, "gpu_memory": str(700 * SLOT_BYTES), **options}
-    run_demo(tmp_path / "run", stop_at=36, **tight)
-    run_demo(tmp_path / "run", resume=True, **tight)
+    train_roomy_and_tight(tmp_path / "all", tmp_path / "run", monkeypatch, **options)
     assert_same_model(tmp_path / "all", tmp_path / "run")
     first, second = saved(tmp_path / "all"), saved(tmp_path / "run")
     assert first is not None and second is not None and first.names == second.names

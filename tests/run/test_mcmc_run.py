@@ -11,8 +11,14 @@ import pytest
 from clm.plan import placement
 from clm.plan.budget import SLOT_BYTES
 from clm.run.events import Densified, Relocated
-from clm.store.store import Store
-from tests.demo_run import assert_same_model, checkpoint_arrays, of_type, read_json, run_demo
+from tests.demo_run import (
+    assert_same_model,
+    checkpoint_arrays,
+    of_type,
+    pages_in_a_quarter_of_ram,
+    read_json,
+    run_demo,
+)
 from tests.run.test_device_memory import DeviceWithMemory
 
 # Rows are so faint that noise moves most of them, and some die; rebuilds after images 20 and 40. The scene has 4,200 points.
@@ -38,9 +44,7 @@ def in_memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of 128 rows, a quarter of which are in RAM where rows lie on disk."""
-    kept = Store.keep_on_disk
-    monkeypatch.setattr("clm.store.paged.PAGE_ROWS", 128)
-    monkeypatch.setattr(Store, "keep_on_disk", lambda self, frames, scratch: kept(self, self.pages // 4, scratch))
+    pages_in_a_quarter_of_ram(monkeypatch, 128)
 
 
 def rows_by_key(run: Path) -> dict[str, np.ndarray]:

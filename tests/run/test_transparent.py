@@ -10,12 +10,16 @@ import pytest
 from PIL import Image
 
 from clm.commands.evaluate import evaluate_model
-from clm.plan import placement
-from clm.plan.budget import SLOT_BYTES
 from clm.run.viewing import Budgets
 from clm.settings import load_config
-from clm.store.store import Store
-from tests.demo_run import assert_same_model, checkpoint_arrays, read_json, run_demo, write_survey_scene
+from tests.demo_run import (
+    assert_same_model,
+    checkpoint_arrays,
+    read_json,
+    run_demo,
+    train_roomy_and_tight,
+    write_survey_scene,
+)
 
 SURVEY: dict[str, Any] = {"downscale": "1", "batch_size": 12, "iterations": 72, "sh_interval": 12}
 THROUGH: dict[str, Any] = {"mask_mode": "transparent", **SURVEY}
@@ -43,14 +47,7 @@ def test_any_placement_threads_pieces_and_resume_train_the_same_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"data": write_transparent_scene(tmp_path / "scene"), "exposure": "on", **THROUGH}
-    monkeypatch.setattr("clm.store.paged.PAGE_ROWS", 32)
-    run_demo(tmp_path / "all", offload="none", threads=2, **options)
-    monkeypatch.setattr(placement, "LEAST_SLOTS", 64)
-    kept = Store.keep_on_disk
-    monkeypatch.setattr(Store, "keep_on_disk", lambda self, frames, scratch: kept(self, self.pages // 4, scratch))
-    tight = {"offload": "disk", "threads": 1, "gpu_memory": str(700 * SLOT_BYTES), **options}
-    run_demo(tmp_path / "run", stop_at=36, **tight)
-    run_demo(tmp_path / "run", resume=True, **tight)
+    train_roomy_and_tight(tmp_path / "all", tmp_path / "run", monkeypatch, **options)
     assert_same_model(tmp_path / "all", tmp_path / "run")
     again, measured = evaluate_model(tmp_path / "run", "test", Budgets()), read_json(tmp_path / "run" / "metrics.json")
     assert again["test"]["psnr"] == pytest.approx(measured["test"]["psnr"], abs=1e-4)
