@@ -2,7 +2,8 @@
 
 The rules are those of the executor (`clm/stream/lanes.py`), per turn i of a batch; rows move in parcels:
   route(i)      host    once turn i-4 is over
-  gather(i)     host    after the parcel before, once an earlier one has left the staging buffer; then a copy over the bus
+  gather(i)     host    after the parcel before, once an earlier one has left the staging buffer, and turn i-2 is over where pages
+                        of its rows are on disk; then a copy over the bus
   early rows    device  placed once send back(i-2) has released their slots; late rows: send back(i-1)
   brought back  host    partial gradients, after their rows, once the parcel before has left the staging buffer
   compute(i)    device  after the rows of turn i and compute(i-1)
@@ -198,7 +199,8 @@ class BatchTasks:
 
     def load(self, i: int, turn: TurnCounts) -> int:
         """Gather, copy, place; returns what compute waits for."""
-        over = (self.updated[i - TURNS_UNDER_WAY],) if i >= TURNS_UNDER_WAY else ()
+        apart = 2 if self.disk and self.paged[i].fetch else TURNS_UNDER_WAY
+        over = (self.updated[i - apart],) if i >= apart else ()
         paged = self.disk.fetch(self.number, i, self.paged[i]) if self.disk else ()
         handed = placed = gathered = self.add("load", "load", "route", i, "host", 0.0, *over)
         for part, earlier in zip(turn.loads, (i - 2, i - 1), strict=True):

@@ -70,9 +70,7 @@ class Batches:
         began, first = time.perf_counter(), self._schedule.image
         planned = self._take(first)
         views = self._schedule.views_of_batch(first)
-        on_disk = self._residence.on_disk
-        coming = self._residence.pages_of(self._views(first + views, len(self._train))) if on_disk else []
-        return NextBatch(first, views, planned, time.perf_counter() - began, coming)
+        return NextBatch(first, views, planned, time.perf_counter() - began, self._pages_after(first + views))
 
     def plan_ahead(self, batch: NextBatch, after: Outcome[Any]) -> None:
         """Plan the batch after `batch`, which runs now, unless there is none or rows change places before it. Not before
@@ -118,6 +116,12 @@ class Batches:
                 return planned  # a larger one was made before the arena shrank
         return self._plan(first, NO_MARGIN)
 
+    def _pages_after(self, first: int) -> list[np.ndarray]:
+        """Of rows on disk: the pages of each view of the epoch that begins at an image, as far as they are known."""
+        if not self._residence.on_disk:
+            return []
+        return self._residence.pages_of(self._views(first, len(self._train)))
+
     def _views(self, first: int, count: int) -> list[int]:
         """Views of training images first, first + 1, ..., in the order of the epochs."""
         return batch_views(self._train, self._schedule.config.seed, first, count)
@@ -128,6 +132,7 @@ class Batches:
         decided = self._schedule.progress.next_order
         ordered = decided is not None and sorted(decided) == sorted(views)  # else --batch-size was changed on resume
         planned = self._residence.plan(decided if ordered and decided else views, margin, ordered=ordered)
+        self._residence.lanes.foresee(planned.plan, self._pages_after(first + count))
         ranks = self._residence.ranks
         self._photos.prefetch(planned.views[ranks.rank :: ranks.world])  # those that this rank rasterises
         return planned

@@ -111,8 +111,8 @@ class RowArrays:
         """Where the rows of pages [A] begin, in pages: [A] i64."""
         return np.asarray(pages, np.int64)
 
-    def expect(self, ticks: list[np.ndarray]) -> None:
-        """Pages that will be held, in order: ticks[k] [A] ascending is the k-th."""
+    def expect(self, ticks: list[np.ndarray], after: int = 0) -> None:
+        """Pages that will be held, in order: ticks[k] [A] ascending is the k-th after the first `after` that were expected."""
 
     def passed(self, tick: int) -> None:
         """The pages of a tick were held."""

@@ -23,6 +23,7 @@ class Foresight:
         self.next_use, self.ahead_use = np.zeros(0, np.int32), np.zeros(0, np.int32)
         self.ahead = 0
         self._after: list[np.ndarray] = []
+        self._passed: list[int] = []
 
     def look(self, ticks: Sequence[np.ndarray], pages: int) -> None:
         """From now on tick k [A] i32 uses those of so many pages. Costs as much as there are uses."""
@@ -33,8 +34,17 @@ class Foresight:
         for k in range(len(self.ticks) - 1, -1, -1):
             after.append(self.next_use[self.ticks[k]])
             self.next_use[self.ticks[k]] = k
-        self._after = after[::-1]
+        self._after, self._passed = after[::-1], []
         self.ahead, self.ahead_use = 0, self.next_use.copy()
+
+    def look_again(self, ticks: Sequence[np.ndarray], after: int) -> None:
+        """What comes after the first `after` ticks is known better now: `ticks`. Those that passed are over."""
+        if len(self.ticks) < after:
+            return  # so far nobody looks
+        passed = self._passed
+        self.look([*self.ticks[:after], *ticks], len(self.next_use))
+        for tick in passed:
+            self.passed(tick)
 
     def grow(self, pages: int) -> None:
         """There are so many pages now; nothing is known of the new ones."""
@@ -46,6 +56,7 @@ class Foresight:
     def passed(self, tick: int) -> None:
         """The uses of a tick are over. Ticks may pass out of order."""
         if tick < len(self.ticks):
+            self._passed.append(tick)
             pages = self.ticks[tick]
             self.next_use[pages] = np.maximum(self.next_use[pages], self._after[tick])
         while self.ahead <= min(tick, len(self.ticks) - 1):

@@ -118,9 +118,14 @@ class Frames(RowArrays):
     def frames_of(self, pages: np.ndarray) -> np.ndarray:
         return self.table.frame_of[pages].astype(np.int64)
 
-    def expect(self, ticks: list[np.ndarray]) -> None:
+    def on_hand(self, pages: np.ndarray) -> bool:
+        """Whether each of pages [A] is in RAM or on its way."""
         with self._changed:
-            self.table.expect(ticks)
+            return bool((self.table.frame_of[pages] >= 0).all())
+
+    def expect(self, ticks: list[np.ndarray], after: int = 0) -> None:
+        with self._changed:
+            self.table.expect(ticks, after)
             self._changed.notify_all()
 
     def passed(self, tick: int) -> None:

@@ -73,8 +73,12 @@ class PageTable:
         frames = self.frame_of[pages]
         return np.asarray((frames >= 0) & ~self.busy[frames])
 
-    def expect(self, ticks: list[np.ndarray]) -> None:
-        self.foresight.look(ticks, len(self.fill))
+    def expect(self, ticks: list[np.ndarray], after: int = 0) -> None:
+        """Ticks to come; after: instead of those that were expected after so many others."""
+        if after:
+            self.foresight.look_again(ticks, after)
+        else:
+            self.foresight.look(ticks, len(self.fill))
         self._looked = 0
         self._forget_victims()
         self._full = False

@@ -46,8 +46,8 @@ class Fetch:
         stream, turns = self.stream, batch.turns
         if i >= TURNS_UNDER_WAY:
             after(turns[i - TURNS_UNDER_WAY].updated, "the index lists of few turns are on the device at a time")
-        if batch.ticks is not None and batch.ticks.few_frames(i):
-            after(turns[i - 2].updated, "the pages of this turn take the place of those that turn i - 2 steps on")
+        if batch.ticks is not None and i >= 2 and batch.ticks.lacks(i):
+            after(turns[i - 2].updated, "pages of this turn come instead of those that turn i - 2 steps on")
         with batch.host_span("load", "route", i):
             route = route_turn(batch.plan.turns[i], self.tiers)
         turns[i].begin(route)

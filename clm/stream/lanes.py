@@ -5,7 +5,8 @@ part and hand the rest to three streams of the device (load, compute, send back)
 parcels. Who waits for whom, per turn i:
 
   route(i)       host    waits until turn i-4 is over: index lists of few turns are on the device
-  gather(i)      host    waits until an earlier parcel has left the staging buffer whose turn it is
+  gather(i)      host    waits until an earlier parcel has left the staging buffer whose turn it is; until turn i-2 is
+                         over where pages of its rows are on disk
   early rows(i)  stream  wait until send back i-2 has released their slots: they were free before turn i-1 computed
   late rows(i)   stream  wait until send back i-1 has released their slots
   compute(i)     stream  waits for the rows of turn i
@@ -39,7 +40,7 @@ from clm.stream.fetch import Fetch
 from clm.stream.handover import HostLane, Outcome, after
 from clm.stream.send_back import SendBack
 from clm.stream.spans import LaneSeconds, Span, lane_seconds
-from clm.stream.ticks import Ticks
+from clm.stream.ticks import Ticks, uses_of
 from clm.stream.tiers import Tiers
 
 T = TypeVar("T")
@@ -57,6 +58,7 @@ class Lanes:
         self._send_back = SendBack(tiers, back, self._host["update"], parcel_rows)
         self._under_way: Batch | None = None
         self._coming: Sequence[np.ndarray] = ()
+        self._foreseeing = Lock()
         self._unpublished: deque[Batch] = deque()
         self._publishing = Lock()
         self.spans: deque[Span] = (
@@ -93,14 +95,23 @@ class Lanes:
         self._coming = coming
         self._begin(Batch(plan, adam, columns, plan.traffic, plan.union_rows))
 
+    def foresee(self, plan: Plan, coming: Sequence[np.ndarray]) -> None:
+        """The batch under way, if any, is followed by `plan`: rows on disk are read for its turns instead of for its views. coming:
+        pages of the views after that. From any thread, before the batch ends."""
+        with self._foreseeing:
+            if self._under_way is not None and self._under_way.ticks is not None:
+                self._coming = [*uses_of(plan, self.tiers), *coming]
+                self._under_way.ticks.follow(self._coming)
+
     def _begin(self, batch: Batch) -> None:
         if batch.plan.capacity > self.tiers.arena.slots:
             raise ValueError(f"a plan for {batch.plan.capacity} slots in an arena of {self.tiers.arena.slots}")
         self.fetch.reserve(batch)
         self._send_back.reserve(batch)
-        if self.tiers.store.disk is not None:
-            batch.ticks = Ticks(batch.plan, self.tiers, self._coming)
-        self._under_way = batch
+        with self._foreseeing:
+            if self.tiers.store.disk is not None:
+                batch.ticks = Ticks(batch.plan, self.tiers, self._coming)
+            self._under_way = batch
         for i, turn in enumerate(batch.turns):
             self._run("load" if i else None, self.fetch.run, i, turn.loaded)
 

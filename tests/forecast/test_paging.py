@@ -145,7 +145,7 @@ def test_a_slow_disk_is_what_a_run_waits_for_and_a_quick_one_is_hidden(machine) 
     paging = Paging(((one,) * 3,) * 6, 0.5, 0.7)
 
     def speed(rate: float, paging: Paging | None = paging):  # type: ignore[no-untyped-def]
-        return simulate(plans, replace(machine, disk_read_gb_s=rate, disk_write_gb_s=rate), [1000] * 3, paging=paging)
+        return simulate(plans, replace(machine, disk_read_gb_s=rate, disk_write_gb_s=rate), [20_000] * 3, paging=paging)
 
     without, quick, slow = speed(1, None), speed(1e6), speed(1e-3)
     assert quick.seconds == pytest.approx(without.seconds, rel=1e-3) and quick.disk_hidden_fraction > 0.9

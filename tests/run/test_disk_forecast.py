@@ -42,8 +42,9 @@ def predicted(run: Run, batches: int) -> Paging:
 
 @pytest.mark.parametrize("share", [0.25, 0.4])
 def test_the_disk_moves_what_was_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
-    """Over an epoch, of rows that stay where they are, with so many of the pages in memory. Who is early depends on the threads: a
-    percent or two of a thousand pages, more of these few."""
+    """Over an epoch, of rows that stay where they are, with so many of the pages in memory. Were pages read for the views of
+    the next batch as they are drawn, not for the turns of its plan, or turns gathered as early as their slots are free, it would be
+    a tenth more of these few pages, and another tenth."""
     keep = Store.keep_on_disk
     monkeypatch.setattr("clm.store.paged.PAGE_ROWS", 16)
     monkeypatch.setattr(
@@ -71,4 +72,4 @@ def test_the_disk_moves_what_was_predicted(tmp_path: Path, monkeypatch: pytest.M
         before = moved(batches)
         done, expected = moved(batches) - before, predicted(run, batches)
     assert expected.bytes_read > 100 * 16 * page_row_bytes("f32")
-    np.testing.assert_allclose(done, [expected.bytes_read, expected.bytes_written], rtol=0.15)
+    np.testing.assert_allclose(done, [expected.bytes_read, expected.bytes_written], rtol=0.08)
