@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from bench_common import SCENES, header
+from bench_common import SCENES, environment_of, header
 
 HERE = Path(__file__).resolve().parents[1]
 TURN = 0.5  # seconds
@@ -68,7 +67,7 @@ def start(checkout: Path, scene: Path, run: Path, options: dict[str, object]) ->
     config, marks = run.with_suffix(".yaml"), run.with_suffix(".json")
     config.write_text(json.dumps({**FIXED, **options}))
     words = ["train", str(scene), "-o", str(run), "--config", str(config), "-q", "--device", "cpu"]
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    environment = environment_of(checkout)
     process = subprocess.Popen([sys.executable, "-c", MEASURED, str(marks), *words], cwd=checkout, env=environment)
     return Side(process, marks)
 

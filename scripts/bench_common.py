@@ -33,6 +33,20 @@ def _commit() -> str:
     return commit or os.environ.get("CLM_COMMIT", "unknown")
 
 
+def environment_of(checkout: Path) -> dict[str, str]:
+    """Environment in which `import clm` takes the package of `checkout`. An editable install can come before PYTHONPATH, and two
+    commits that are compared would both be the installed one: refused."""
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    command = [sys.executable, "-c", "import clm; print(clm.__file__)"]
+    taken = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=True).stdout
+    if Path(taken.strip()).resolve().parents[1] != checkout.resolve():
+        raise SystemExit(
+            f"`import clm` in {checkout} takes {taken.strip()}: uninstall clm from this Python (`pip uninstall clm`); "
+            "scripts are run with PYTHONPATH=. and need no install"
+        )
+    return environment
+
+
 def header() -> str:
     """Date, hardware, kernels, load, command and commit, as lines of text."""
     command = " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pycolmap
-from bench_common import SCENES, header
+from bench_common import SCENES, environment_of, header
 
 MEASURED = 20  # times, on the way to a figure
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,7 +99,7 @@ def start(
     words += ["--iterations", str(case.images), "--batch-size", "4", *case.options, *more]
     if case.until is not None:
         words += ["--eval-every", str(case.images // MEASURED)]
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    environment = {**environment_of(checkout), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-m", "clm.cli", *words], cwd=checkout, env=environment)
 
 

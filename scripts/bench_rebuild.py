@@ -185,7 +185,9 @@ def told(seconds: list[float]) -> str:
 
 def child(arguments: list[str], where: Path) -> list[float]:
     """Measured in a process of its own, with the code of a checkout."""
-    environment = {**os.environ, "PYTHONPATH": str(where)}
+    from bench_common import environment_of
+
+    environment = environment_of(where)
     output = subprocess.run(
         [sys.executable, __file__, *arguments], env=environment, cwd=where, check=True, capture_output=True, text=True
     ).stdout
