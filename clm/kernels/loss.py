@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from clm.kernels import load, pointer
+from clm.kernels.memory import row_array
 
 _local = threading.local()
 
@@ -33,7 +34,7 @@ def _library() -> ctypes.CDLL:
 def _scratch(library: ctypes.CDLL, height: int, width: int) -> np.ndarray:
     need = int(library.clm_loss_scratch(height, width))
     if getattr(_local, "floats", None) is None or len(_local.floats) < need:
-        _local.floats = np.empty(need, np.float32)
+        _local.floats = row_array(1, need)[0]
     return _local.floats
 
 

@@ -13,6 +13,7 @@ namespace clm {
 namespace {
 
 constexpr int kStrip = 32, kTaps = 11, kHalf = 5, kPad = 16;
+constexpr int kPair = 2, kRing = kTaps + kPair - 1;  // rows that are blurred together, and the rows that they read
 constexpr int kQuantities = 4;  // x, t, x^2 + t^2, x t
 constexpr float kC1 = 0.01f * 0.01f, kC2 = 0.03f * 0.03f;
 
@@ -41,8 +42,8 @@ struct Image {
 };
 
 int64_t strips_of(int64_t height) { return (height + kStrip - 1) / kStrip; }
-// Scratch of one worker: a ring of rows, blurred rows, a row of zeros, x and t of one row.
-int64_t worker_floats(int64_t stride) { return (kTaps * kQuantities + kQuantities + 3) * stride; }
+// Scratch of one worker: a ring of rows, a pair of blurred rows, a row of zeros, x and t of one row.
+int64_t worker_floats(int64_t stride) { return ((kRing + kPair) * kQuantities + 3) * stride; }
 
 // Zeroes what surrounds the pixels of one padded row, so that blurs may read over the edges.
 inline void clear_padding(float* row, int64_t width, int64_t stride) {
@@ -86,21 +87,36 @@ void fill_ring(const Image& im, int channel, int64_t y, float* row) {
     }
 }
 
-// out = sum_k w_k rows[k]; the window is symmetric.
-CLM_INLINE void blur_rows(const float* const (&rows)[kTaps], int64_t width, float* out) {
+// out[n] = sum_k w_k rows[n + k] for a pair of rows n, or the first of it: what both read is loaded once. The window is symmetric.
+template <int kCount>
+CLM_INLINE void blur_rows(const float* const (&rows)[kRing], int64_t width, float* out, int64_t next) {
     for (int64_t i = 0; i < width; i += W) {
-        vf sum = load<vf>(rows[kHalf] + i) * kWindow.w[kHalf];
-        for (int k = 0; k < kHalf; ++k)
-            sum = fma(splat<vf>(kWindow.w[k]), load<vf>(rows[k] + i) + load<vf>(rows[kTaps - 1 - k] + i), sum);
-        store(out + i, sum);
+        vf in[kTaps + kCount - 1];
+        for (int k = 0; k < kTaps + kCount - 1; ++k) in[k] = load<vf>(rows[k] + i);
+        for (int n = 0; n < kCount; ++n) {
+            vf sum = in[n + kHalf] * kWindow.w[kHalf];
+            for (int k = 0; k < kHalf; ++k)
+                sum = fma(splat<vf>(kWindow.w[k]), in[n + k] + in[n + kTaps - 1 - k], sum);
+            store(out + n * next + i, sum);
+        }
     }
 }
 
+CLM_INLINE void blur_some(int count, const float* const (&rows)[kRing], int64_t width, float* out, int64_t next) {
+    if (count == kPair)
+        blur_rows<kPair>(rows, width, out, next);
+    else
+        blur_rows<1>(rows, width, out, next);
+}
+
 CLM_INLINE vf blur_along(const float* at) {
-    vf sum = load<vf>(at) * kWindow.w[kHalf];
-    for (int k = 1; k <= kHalf; ++k)
-        sum = fma(splat<vf>(kWindow.w[kHalf - k]), load<vf>(at - k) + load<vf>(at + k), sum);
-    return sum;
+    const Neighbours<vf> row(at);
+    vf sum = row.template at<0>() * kWindow.w[kHalf];
+    sum = fma(splat<vf>(kWindow.w[4]), row.template at<-1>() + row.template at<1>(), sum);
+    sum = fma(splat<vf>(kWindow.w[3]), row.template at<-2>() + row.template at<2>(), sum);
+    sum = fma(splat<vf>(kWindow.w[2]), row.template at<-3>() + row.template at<3>(), sum);
+    sum = fma(splat<vf>(kWindow.w[1]), row.template at<-4>() + row.template at<4>(), sum);
+    return fma(splat<vf>(kWindow.w[0]), row.template at<-5>() + row.template at<5>(), sum);
 }
 
 CLM_INLINE vi lanes_below(int64_t count) { return iota<vf>() < splat<vf>(float(count)); }
@@ -150,67 +166,82 @@ void ssim_row(const Image& im, int64_t y, const float* blurred, const float* x, 
 template <bool kMaps>
 Sums ssim_strip(const Image& im, int channel, int64_t strip, float* scratch, float* maps) {
     const int64_t s = im.stride, begin = strip * kStrip, end = begin + kStrip < im.height ? begin + kStrip : im.height;
-    float *ring = scratch, *blurred = ring + kTaps * kQuantities * s;
+    float *ring = scratch, *blurred = ring + kRing * kQuantities * s;
     clear_worker(im, scratch);
-    auto slot = [&](int64_t y) { return ring + (y - begin + kTaps) % kTaps * kQuantities * s; };
+    auto slot = [&](int64_t y) { return ring + (y - begin + kRing) % kRing * kQuantities * s; };
     for (int64_t y = begin - kHalf; y < begin + kHalf; ++y) fill_ring(im, channel, y, slot(y));
     Sums sums;
-    for (int64_t y = begin; y < end; ++y) {
-        fill_ring(im, channel, y + kHalf, slot(y + kHalf));
+    for (int64_t pair = begin; pair < end; pair += kPair) {
+        const int count = end - pair < kPair ? int(end - pair) : kPair;
+        for (int n = 0; n < count; ++n) fill_ring(im, channel, pair + n + kHalf, slot(pair + n + kHalf));
         for (int q = 0; q < kQuantities; ++q) {
-            const float* rows[kTaps];
-            for (int k = 0; k < kTaps; ++k) rows[k] = slot(y + k - kHalf) + q * s + kPad;
-            blur_rows(rows, im.width, blurred + q * s + kPad);
+            const float* rows[kRing];
+            for (int k = 0; k < kRing; ++k) rows[k] = slot(pair + k - kHalf) + q * s + kPad;
+            blur_some(count, rows, im.width, blurred + q * s + kPad, kQuantities * s);
             // Lanes past the image hold zeros before the horizontal blur: their inputs are the zero padding.
         }
-        float* out[3] = {};
-        for (int m = 0; kMaps && m < 3; ++m) {
-            float* row = maps + ((m * 3 + channel) * im.height + y) * s;
-            clear_padding(row, im.width, s);
-            out[m] = row + kPad;
+        for (int n = 0; n < count; ++n) {
+            const int64_t y = pair + n;
+            float* out[3] = {};
+            for (int m = 0; kMaps && m < 3; ++m) {
+                float* row = maps + ((m * 3 + channel) * im.height + y) * s;
+                clear_padding(row, im.width, s);
+                out[m] = row + kPad;
+            }
+            const float* centre = slot(y) + kPad;
+            ssim_row<kMaps>(im, y, blurred + n * kQuantities * s, centre, centre + s, out, sums);
         }
-        const float* centre = slot(y) + kPad;
-        ssim_row<kMaps>(im, y, blurred, centre, centre + s, out, sums);
     }
     return sums;
+}
+
+// One row of dL/dx from its blurred maps.
+void gradient_row(const Image& im, int64_t y, const float* blurred, const float* x, const float* t, vf l1_scale,
+                  vf ssim_scale, float* out) {
+    const int64_t s = im.stride;
+    for (int64_t i = 0; i < im.width; i += W) {
+        const float* at = blurred + kPad + i;
+        vf a = load<vf>(x + i), b = load<vf>(t + i), difference = a - b;
+        vf by_ssim = fma(2.0f * a, blur_along(at + s), fma(b, blur_along(at + 2 * s), blur_along(at)));
+        vf sign = keep(difference > vf{}, l1_scale) - keep(difference < vf{}, l1_scale);
+        vf v = fma(ssim_scale, by_ssim, sign);
+        int64_t n = im.width - i < W ? im.width - i : W;
+        if (n == W)
+            store(out + i, v);
+        else
+            std::memcpy(out + i, &v, size_t(n) * sizeof(float));
+    }
+    const uint8_t* mask = im.mask ? im.mask + y * im.width : nullptr;
+    for (int64_t i = 0; mask && i < im.width; ++i)
+        if (!mask[i]) out[i] = 0.0f;
 }
 
 void gradient_strip(const Image& im, int channel, int64_t strip, const float* maps, float weight, float* scratch,
                     float* v_rgb) {
     const int64_t s = im.stride, begin = strip * kStrip, end = begin + kStrip < im.height ? begin + kStrip : im.height;
-    float *blurred = scratch + kTaps * kQuantities * s, *zeros = blurred + kQuantities * s;
+    float *blurred = scratch + kRing * kQuantities * s, *zeros = blurred + kPair * kQuantities * s;
     float *x = zeros + s + kPad, *t = x + s;
     clear_worker(im, scratch);
     std::memset(zeros, 0, size_t(s) * sizeof(float));
     const double count = 3.0 * double(im.height) * double(im.width);
     const vf l1_scale = splat<vf>(float((1.0 - weight) / count)), ssim_scale = splat<vf>(float(-weight / count));
-    for (int64_t y = begin; y < end; ++y) {
+    for (int64_t pair = begin; pair < end; pair += kPair) {
+        const int count = end - pair < kPair ? int(end - pair) : kPair;
         for (int m = 0; m < 3; ++m) {
-            const float* rows[kTaps];
-            for (int k = 0; k < kTaps; ++k) {
-                int64_t from = y + k - kHalf;
+            const float* rows[kRing];
+            for (int k = 0; k < kRing; ++k) {
+                int64_t from = pair + k - kHalf;
                 bool inside = from >= 0 && from < im.height;
                 rows[k] = (inside ? maps + ((m * 3 + channel) * im.height + from) * s : zeros) + kPad;
             }
-            blur_rows(rows, im.width, blurred + m * s + kPad);
+            blur_some(count, rows, im.width, blurred + m * s + kPad, kQuantities * s);
         }
-        load_row(im, channel, y, x, t);
-        float* out = v_rgb + (channel * im.height + y) * im.width;
-        const uint8_t* mask = im.mask ? im.mask + y * im.width : nullptr;
-        for (int64_t i = 0; i < im.width; i += W) {
-            const float* at = blurred + kPad + i;
-            vf a = load<vf>(x + i), b = load<vf>(t + i), difference = a - b;
-            vf by_ssim = fma(2.0f * a, blur_along(at + s), fma(b, blur_along(at + 2 * s), blur_along(at)));
-            vf sign = keep(difference > vf{}, l1_scale) - keep(difference < vf{}, l1_scale);
-            vf v = fma(ssim_scale, by_ssim, sign);
-            int64_t n = im.width - i < W ? im.width - i : W;
-            if (n == W)
-                store(out + i, v);
-            else
-                std::memcpy(out + i, &v, size_t(n) * sizeof(float));
+        for (int n = 0; n < count; ++n) {
+            const int64_t y = pair + n;
+            load_row(im, channel, y, x, t);
+            gradient_row(im, y, blurred + n * kQuantities * s, x, t, l1_scale, ssim_scale,
+                         v_rgb + (channel * im.height + y) * im.width);
         }
-        for (int64_t i = 0; mask && i < im.width; ++i)
-            if (!mask[i]) out[i] = 0.0f;
     }
 }
 

@@ -22,7 +22,7 @@ void load_tile(const View& v, const float* plane, int x0, int y0, vf (&out)[kBlo
     int columns = v.image_width - x0 < kTile ? v.image_width - x0 : kTile;
     int rows = v.image_height - y0 < kTile ? v.image_height - y0 : kTile;
     for (int row = 0; row < rows; ++row)
-        std::memcpy(tile[row], plane + int64_t(y0 + row) * v.image_width + x0, size_t(columns) * 4);
+        copy_tile_row(tile[row], plane + int64_t(y0 + row) * v.image_width + x0, columns);
     for (int b = 0; b < kBlocks; ++b)
         for (int row = 0; row < kBlockHeight; ++row)
             std::memcpy(reinterpret_cast<float*>(&out[b]) + 4 * row,

@@ -147,7 +147,7 @@ void write_tile(const Workspace& ws, const BlockState* state, int x0, int y0, fl
     float* planes[5] = {rgb, rgb + plane, rgb + 2 * plane, alpha, depth};
     for (int c = 0; c < (depth ? 5 : 4); ++c)
         for (int row = 0; row < rows; ++row)
-            std::memcpy(planes[c] + (y0 + row) * width + x0, tile[c][row], size_t(columns) * 4);
+            copy_tile_row(planes[c] + (y0 + row) * width + x0, tile[c][row], columns);
 }
 
 template <bool kDepth>

@@ -1,5 +1,7 @@
 // What the forward and the backward pass must do identically, bit for bit: coverage, alpha, transmittance.
 #pragma once
+#include <cstring>
+
 #include "raster.h"
 
 namespace clm {
@@ -45,6 +47,14 @@ CLM_INLINE vf advance(const Alpha& a, vf& transmittance, vi& reached) {
     transmittance = blend(alive, after, bits<vf>(bits<vi>(transmittance) | int32_t(0x80000000)));
     reached = a.valid & alive;
     return w;
+}
+
+// Floats of one row of a tile, all of them but at the right edge of an image: then the copy is two instructions, not a call.
+CLM_INLINE void copy_tile_row(float* to, const float* from, int columns) {
+    if (columns == kTile)
+        std::memcpy(to, from, kTile * sizeof(float));
+    else
+        std::memcpy(to, from, size_t(columns) * sizeof(float));
 }
 
 constexpr uint32_t kAllLanes = uint32_t((uint64_t(1) << W) - 1);

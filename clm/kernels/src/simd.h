@@ -48,6 +48,7 @@ typedef i8 vi;
 constexpr int W = lanes<vf>::count;
 
 #define CLM_INLINE static inline __attribute__((always_inline))
+#define CLM_INLINE_MEMBER inline __attribute__((always_inline))
 
 template <class V>
 CLM_INLINE V load(const void* p) {
@@ -55,6 +56,30 @@ CLM_INLINE V load(const void* p) {
     std::memcpy(&v, p, sizeof v);
     return v;
 }
+// Lanes from `k` before or behind one place of an array on, |k| <= lanes: at<k>() is load(p + k). Where p lies on a cache line, such
+// loads would each touch two of them; 16 lanes are put together out of three aligned loads instead.
+template <class V>
+struct Neighbours {
+    const float* p;
+    explicit Neighbours(const float* place) : p(place) {}
+    template <int k>
+    CLM_INLINE_MEMBER V at() const {
+        return load<V>(p + k);
+    }
+};
+#ifdef CLM_AVX512
+template <>
+struct Neighbours<f16> {
+    f16 before, here, behind;
+    explicit Neighbours(const float* p) : before(load<f16>(p - 16)), here(load<f16>(p)), behind(load<f16>(p + 16)) {}
+    template <int k>
+    CLM_INLINE_MEMBER f16 at() const {
+        if (k == 0) return here;
+        const __m512i low = (__m512i)(k < 0 ? before : here), high = (__m512i)(k < 0 ? here : behind);
+        return (f16)_mm512_alignr_epi32(high, low, k & 15);
+    }
+};
+#endif
 template <class V>
 CLM_INLINE void store(void* p, V v) {
     std::memcpy(p, &v, sizeof v);
