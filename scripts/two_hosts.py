@@ -1,10 +1,11 @@
 """Two hosts of one machine: network namespaces with a cable between them, `torchrun` in each. Linux, root, iproute2.
 
     python scripts/two_hosts.py [--ranks 2] [--rate 1gbit] train DATA -o RUN ...      any command of clm, on both hosts
-    python scripts/two_hosts.py --check [--rate 1gbit]                                the bundled scene: one model with one process?
+    python scripts/two_hosts.py --check [--rate 1gbit] [--tight] [--apart]            the bundled scene: one model with one process?
 
-With --check it says what crossed the network per image and how long it took. --apart gives the second host a folder of its own, as
-if its disk were another: its rows pass through the first one's.
+With --check it says what crossed the network per image and how long it took; the model grows twice, and is measured while it
+trains. --tight has every rank's rows on disk and its views in pieces; the one process has everything in memory. --apart gives the
+second host a folder of its own, as if its disk were another: its rows pass through the first one's.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ from fault_parts.ranks import sorted_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 PORT = 29400
+GROWING = {
+    "iterations": 120, "batch_size": 4, "downscale": 4, "save_every": 40, "test_every": 8,
+    "densify_from": 10, "densify_every": 40, "densify_until": 100, "grow_screen_gradient": 4e-4,
+}  # fmt: skip
+TIGHT = {"offload": "disk", "gpu_memory": "2MiB"}
 
 
 @dataclass(frozen=True)
@@ -97,29 +103,21 @@ def run_on_both(
             process.kill()
 
 
-def check(ranks: int, rate: str | None, apart: bool) -> int:
+def check(ranks: int, rate: str | None, apart: bool, tight: bool) -> int:
     """The bundled scene on one process, and on two hosts."""
-    options = [
-        "--iterations",
-        "120",
-        "--batch-size",
-        "4",
-        "--downscale",
-        "4",
-        "--threads",
-        "1",
-        "--save-every",
-        "40",
-        "-q",
-    ]
+    options = ["--threads", "1", "-q", "--config"]
     with tempfile.TemporaryDirectory(prefix="clm-two-hosts-") as scratch:
         folder = Path(scratch)
+        roomy, narrow = folder / "roomy.yaml", folder / "tight.yaml"
+        roomy.write_text(json.dumps(GROWING))
+        narrow.write_text(json.dumps({**GROWING, **TIGHT}))
         train = ["train", str(ROOT / "data" / "demo"), *options]
         alone = subprocess.run(
-            [sys.executable, "-m", "clm", *train, "-o", str(folder / "alone")],
+            [sys.executable, "-m", "clm", *train, str(roomy), "-o", str(folder / "alone")],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
-        words = train if apart else [*train, "-o", str(folder / "run")]
+        words = [*train, str(narrow if tight else roomy)]
+        words = words if apart else [*words, "-o", str(folder / "run")]
         with two_hosts(rate) as hosts:
             codes = run_on_both(hosts, words, ranks, folder, 600, apart)
         run = folder / "disk0" / "run" if apart else folder / "run"
@@ -127,15 +125,19 @@ def check(ranks: int, rate: str | None, apart: bool) -> int:
             print(*(path.read_text(errors="replace") for path in folder.glob("host*.log")), sep="\n")
             print(f"ended with {alone.returncode}, {codes}")
             return 1
-        same = sorted_rows(ply_of(run)) == sorted_rows(ply_of(folder / "alone"))
+        model = sorted_rows(ply_of(run)) == sorted_rows(ply_of(folder / "alone"))
+        measured = [json.loads((each / "metrics.json").read_text()) for each in (run, folder / "alone")]
+        figures = all(measured[0][part] == measured[1][part] for part in ("train", "test", "num_gaussians"))
         report = json.loads((run / "report.json").read_text())
         network = report["ranks"]["network"]
         print(
             f"two hosts with {ranks} ranks each, cable {rate or 'unlimited'}, {'separate disks' if apart else 'one disk'}: "
-            f"{'the same model' if same else 'ANOTHER MODEL'} as one process, bit for bit; "
-            f"{network['bytes_per_image'] / 1e3:.1f} kB per image, {report['images_per_second']:.1f} images/s"
+            f"{'rows on disk, views in pieces, ' if tight else ''}{measured[0]['num_gaussians']:,} Gaussians: "
+            f"{'the same model' if model else 'ANOTHER MODEL'} as one process, bit for bit, "
+            f"and {'the same' if figures else 'OTHER'} metrics; {network['bytes_per_image'] / 1e3:.1f} kB per image, "
+            f"{report['images_per_second']:.1f} images/s"
         )
-        return 0 if same else 1
+        return 0 if model and figures else 1
 
 
 def ply_of(run: Path) -> Path:
@@ -147,13 +149,14 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="the bundled scene: is the model that of one process?")
     parser.add_argument("--ranks", type=int, default=1, help="of each host")
     parser.add_argument("--rate", help="of the cable, such as 1gbit")
+    parser.add_argument("--tight", action="store_true", help="--check: rows on disk, and views in pieces")
     parser.add_argument("--apart", action="store_true", help="--check: each host has a disk of its own")
     parser.add_argument("words", nargs=argparse.REMAINDER, help="a command of clm")
     options = parser.parse_args()
     if os.geteuid() != 0 or not Path("/proc/self/ns/net").exists():
         raise SystemExit("Network namespaces need Linux and root.")
     if options.check:
-        return check(options.ranks, options.rate, options.apart)
+        return check(options.ranks, options.rate, options.apart, options.tight)
     with two_hosts(options.rate) as hosts:
         folder = Path(tempfile.mkdtemp(prefix="clm-two-hosts-"))
         print(f"logs: {folder}")
