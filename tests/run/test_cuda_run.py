@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -328,3 +329,30 @@ def test_several_ranks_train_the_model_of_one(
     for ours, other in zip(several, one, strict=True):
         assert differing(ours, other, 2e-3) < 0.01
     assert len(of_type(theirs[1], BatchDone)) == 6
+
+
+def test_no_host_waits_for_what_travels(ply: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams wait for the events around a collective. The thread that computes waits for copies of its lists and rows alone, the
+    thread of the network for nothing, and each rank's lanes for what those of one process wait for."""
+    use_cuda_double(monkeypatch)
+    waits: set[tuple[str, str]] = set()
+    synchronize = cuda.CudaEvent.synchronize
+
+    def wait(event: Any, why: str) -> None:
+        if not any(word in why for word in ("the image is there", "may go")):  # at the end of the run
+            name = threading.current_thread().name
+            waits.add((name if name in ("update", "network") else "computes", why))
+        synchronize(event, why)
+
+    monkeypatch.setattr(cuda.CudaEvent, "synchronize", wait)
+    reasons = []
+    for world in (1, 2):
+        waits.clear()
+        run_ranks(tmp_path / f"run_{world}", world, offload="host", init_ply=ply, test_every=0, **STILL)
+        reasons.append(set(waits))
+    assert reasons[1] == reasons[0]
+    assert reasons[0] == {
+        ("computes", "index lists are on the device before any stream uses them"),
+        ("computes", "the rows gathered before have left this staging buffer"),
+        ("update", "the gradients of this turn have arrived on the host"),
+    }
