@@ -12,16 +12,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clm.errors import ClmError
 from clm.event import Event
 from clm.report.curves import Curves, take
 from clm.run.events import BatchDone, Emit, Evaluated, Finished, Message, Started, Working
-from clm.run.looking import look_at
-from clm.run.open import Run
 from clm.run.stopping import StopRequest
 from clm.view.easel import Easel
+
+if TYPE_CHECKING:
+    from clm.run.open import Run
 
 LANES = ("load", "compute", "send_back", "update", "disk", "plan")
 _EVERY = 1.0  # seconds between figures that a run is asked for
@@ -136,6 +137,8 @@ class Visit:
             self._emit(Message(f"the viewer failed and shows nothing more of the run, which goes on: {why}", "warning"))
 
     def _serve(self, run: Run) -> None:
+        from clm.run.looking import look_at  # not where a finished model is shown: all of training would be imported
+
         self.easel.model, began = run.schedule.image, time.monotonic()
         lingering = min(_MOST_LINGERING, began - self._left) if self._left else 0.0
         render, looked_at = look_at(run), began

@@ -109,7 +109,7 @@ def test_a_picture_of_a_run_is_that_of_an_evaluation_at_the_same_image(tmp_path:
 
 
 def test_while_nobody_looks_a_run_is_asked_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visiting, "look_at", lambda run: pytest.fail("nobody looks"))
+    monkeypatch.setattr(looking, "look_at", lambda run: pytest.fail("nobody looks"))
     seen = Visited(tmp_path / "run", iterations=16)
     seen.on_batch = lambda image: seen.easel.look(1, seen.gaze) or seen.easel.leave(1)  # type: ignore[func-returns-value]
     assert seen.train() and seen.said == ["The run is over: `clm view` shows its result."]
