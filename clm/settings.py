@@ -29,7 +29,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no text, no such date
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        reason = reason.splitlines()[0]
         raise ClmError(
             f"Cannot read the configuration {path}: {reason}.", "It must be a YAML file of `key: value`."
         ) from None

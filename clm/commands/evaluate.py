@@ -10,7 +10,7 @@ from typing import Any
 
 from clm.config import Config, still_background
 from clm.errors import ClmError
-from clm.files import finite, write_json
+from clm.files import finite, refuse_unwritable, write_json
 from clm.formats.model import ModelFile, image_of_ply
 from clm.run.begun import read_run_config, read_split, scene_of_run, with_split
 from clm.run.evaluate import measure_views
@@ -91,6 +91,8 @@ def _measured(judged: _Judged, split: str, budgets: Budgets, emit: Emit) -> dict
     views = scene.test if split == "test" else scene.train
     if not len(views):
         raise ClmError(f"No views are held out (test_every {config.test_every}).", "Use --split train.")
+    if judged.folder is not None:
+        refuse_unwritable(judged.folder / f"{split}.json")
     background = still_background(config)
     memory = budgets.host(emit, parse_bytes(config.image_cache), sum(scene.views[k].nbytes for k in views))
     with (

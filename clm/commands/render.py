@@ -18,7 +18,7 @@ import numpy as np
 from clm.camera import MAX_PIXELS, MAX_SIDE, Camera
 from clm.config import parse_background
 from clm.errors import ClmError
-from clm.files import remove_leftovers
+from clm.files import refuse_unwritable, remove_leftovers
 from clm.formats.model import ModelFile
 from clm.image.normals import normal_colours, normals_of_depth
 from clm.pictures import (
@@ -46,6 +46,8 @@ from clm.video import load_av, open_video, refuse_foreign_video
 
 Named = list[tuple[str, Camera]]
 FRAMES, RATE = 120, 30.0  # of a path, unless something else is said
+_MOST_FRAMES = 1_000_000  # nine hours
+_OTHER_VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mpg", ".webm")
 _SAMPLED_CAMERAS, _SAMPLED_ROWS = 64, 2000
 
 
@@ -72,8 +74,8 @@ class Wanted:
             raise ClmError(f"--path is `{self.path}`.", "Use interp or ellipse.")
         if self.frames is not None and self.path is None:
             raise ClmError("--frames is of a camera path, and there is none.", "Add --path interp or ellipse.")
-        if self.frames is not None and self.frames < 1:
-            raise ClmError(f"--frames is {self.frames}.", "A path needs one frame at least.")
+        if self.frames is not None and not 1 <= self.frames <= _MOST_FRAMES:
+            raise ClmError(f"--frames is {self.frames}.", f"A path has 1 to {_MOST_FRAMES:,} frames.")
         if self.scale is not None and (self.width or self.height):
             raise ClmError("--scale and --width or --height contradict each other.", "Pass one of them.")
         if self.scale is not None and not 0 < self.scale <= MAX_SIDE:
@@ -85,6 +87,7 @@ class Wanted:
             raise ClmError("--fps is of a video, and none is asked for.", "Add --video, or name the output OUT.mp4.")
         if self.rate is not None and not 0.1 <= self.rate <= 1000:
             raise ClmError(f"--fps is {self.rate:g}.", "Use 0.1 to 1000 frames a second.")
+        parse_background(self.background)
 
     def sized(self, camera: Camera) -> Camera:
         """The camera at the size that is asked for."""
@@ -187,6 +190,8 @@ def render_model(
 ) -> Rendered:
     """Write a PNG per camera to the folder `output`, and a video beside them if it is wanted; where `output` is an .mp4, the
     video alone. A signal ends it after the frame under way: what is there by then is kept, the video shorter."""
+    if output.suffix.lower() in _OTHER_VIDEOS and not output.is_dir():
+        raise ClmError(f"{output.name} cannot be written: videos are .mp4.", "Name OUT.mp4, or a folder.")
     alone = output.suffix.lower() == ".mp4"
     wanted = dataclasses.replace(wanted, video=wanted.video or alone)
     wanted.check()
@@ -258,7 +263,9 @@ class _Files:
         return self.output / "depth.json"
 
     def refuse_foreign(self) -> None:
-        """Raise ClmError before anything is rendered where something would be written over that clm did not write."""
+        """Raise ClmError before anything is rendered where nothing can be written, or something would be written over that clm did
+        not write."""
+        refuse_unwritable(self.output if self.alone else self.output / f"{self.stems[0]}.png")
         if not self.alone:
             kinds = [".png"] + [".normals.png"] * self.wanted.normals
             refuse_foreign_pictures(self.output / f"{stem}{kind}" for stem in self.stems for kind in kinds)

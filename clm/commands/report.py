@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clm.errors import ClmError
+from clm.files import refuse_unwritable
 from clm.report.facts import read_facts
 from clm.report.page import NAME, write_report
 from clm.run.begun import read_run_config
@@ -21,8 +22,7 @@ def report_run(run: Path, output: Path | None, data: Path | None, emit: Emit = l
         raise ClmError(f"No such directory: {run}.", "Pass the folder given to `clm train -o`.")
     read_facts(run)  # whether it is a run at all
     path = output or run / NAME
-    if path.is_dir():
-        raise ClmError(f"{path} is a folder.", "Name a file, such as report.html.")
+    refuse_unwritable(path)
     return write_report(run, _scene(run, data, emit), path)
 
 

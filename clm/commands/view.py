@@ -42,7 +42,11 @@ def view_model(
     stop = stop or StopRequest("closing the viewer", "closing the viewer at once")
     load_viser()  # before anything is read
     port = free_port(host, port)
+    if background is not None:
+        parse_background(background)
     opened = budgets.open(model, emit)
+    if data is not None:
+        _check_data(data, opened)
     memory = budgets.host(emit)
     with serving(host, port) as (server, port):
         server.gui.set_panel_label("reading the model")  # while the browser fetches the page
@@ -70,6 +74,14 @@ def view_model(
                     if not easel.paint(render):
                         easel.wait(0.05 if easel.looked_at else 0.5)
             page.close()
+
+
+def _check_data(data: Path, model: ModelFile) -> None:
+    """ClmError where photos are asked for that the page could not show."""
+    if model.run is None:
+        raise ClmError(f"--data is of a run, and {model.ply} belongs to none.", "Leave it out.")
+    if not data.is_dir():
+        raise ClmError(f"--data {data} is no folder.", "Pass the folder that holds `images` and `sparse`.")
 
 
 def _album(model: ModelFile, store: Store) -> Album:

@@ -22,7 +22,7 @@ from clm.formats.sog_read import open_sog
 from clm.formats.sog_write import ENCODED_BYTES, META, write_sog, write_sog_folder
 from clm.formats.splat import open_splat, write_splat
 from clm.formats.split import MANIFEST, open_split
-from clm.formats.spz import open_spz, write_spz
+from clm.formats.spz import open_spz, sh_bits, write_spz
 from clm.values import flag_of
 
 
@@ -61,9 +61,13 @@ def _open_split(path: Path) -> Rows:
     return open_split(path, open_rows)
 
 
-def _refuse_manifest(path: Path, selection: Selection, options: Options) -> int:
-    raise ClmError(
-        f"{path.name} lists the files of a split export.",
+def _write_no_manifest(path: Path, selection: Selection, options: Options) -> int:
+    raise _lists_others()
+
+
+def _lists_others() -> ClmError:
+    return ClmError(
+        f"{MANIFEST} lists the files of a split export.",
         "Name a file, OUT.ply or another, and --tile or --max-per-file.",
     )
 
@@ -87,7 +91,7 @@ FORMATS = (
     Format(
         INDEX, "streamed SOG, a folder", open_finest, write_lod, SPACE, options=frozenset({"lod"}), held=_leaves_held
     ),
-    Format(MANIFEST, "files of a split export", _open_split, _refuse_manifest, FILE),
+    Format(MANIFEST, "files of a split export", _open_split, _write_no_manifest, FILE),
 )
 
 
@@ -120,11 +124,14 @@ def open_rows(path: Path) -> Rows:
 
 
 def check_options(format: Format, filters: Filters, options: Options) -> None:
-    """ClmError where something was asked for that the format cannot do."""
+    """ClmError where something was asked for that the format cannot do, or that means nothing; before any row is read."""
+    if format.ending == MANIFEST:
+        raise _lists_others()
     for name in options.given():
         if name not in format.options:
             takers = ", ".join(f.ending for f in FORMATS if name in f.options)
             raise ClmError(f"{format.ending} takes no {flag_of(name)}.", f"It is for {takers}.")
+    sh_bits(options.sh_bits)
     if filters.sh is not None and filters.sh > format.most_sh:
         raise ClmError(f"{format.ending} holds spherical harmonics up to degree {format.most_sh}.", "Leave out --sh.")
 

@@ -55,6 +55,7 @@ class Split:
             raise ClmError(f"--tile is {shown(self.tile)}.", "Choose the edge of a tile, in the model's units.")
         if self.max_per_file is not None and self.max_per_file < 1:
             raise ClmError(f"--max-per-file is {self.max_per_file}.", "Choose how many Gaussians a file holds at most.")
+        levels_of(0, self.lod)  # refuses what is no number of levels
 
     def __bool__(self) -> bool:
         return (self.tile, self.max_per_file, self.lod) != (None, None, None)

@@ -18,6 +18,7 @@ import numpy as np
 from clm.camera import Camera
 from clm.device.budget import find_device_budget
 from clm.device.choose import open_device
+from clm.errors import ClmError
 from clm.extent import FAR_PER_NEAR, near_plane
 from clm.formats.model import ModelFile
 from clm.plan.budget import AUTO, CULL_BYTES, PARAMETER_BYTES, SLOT_BYTES
@@ -35,6 +36,7 @@ from clm.store.store import Store
 from clm.stream.fetch import Fetch
 from clm.stream.tiers import Tiers
 from clm.stream.view import render_view
+from clm.units import parse_bytes
 
 _BESIDE_ROWS = 0.25  # of host memory, at least, for arena and tile lists
 _FRAMES = 0.5  # of what entries leave, where rows are on disk
@@ -47,6 +49,14 @@ class Budgets:
     gpu_memory: str = AUTO
     host_memory: str = AUTO
     scratch: Path | None = None  # for files without a name; None: the model's own folder
+
+    def __post_init__(self) -> None:
+        """ClmError for what means nothing, before anything is read."""
+        for text in (self.gpu_memory, self.host_memory):
+            if text != AUTO:
+                parse_bytes(text)
+        if self.scratch is not None and self.scratch.exists() and not self.scratch.is_dir():
+            raise ClmError(f"--scratch {self.scratch} is no folder.", "Name a folder on a fast local disk.")
 
     def host(self, emit: Emit, image_cache: int = 0, all_photos: int = 0) -> HostMemory:
         """Bytes of the host, of which photos get their share; to be asked before the first row."""

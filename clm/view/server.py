@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from clm.errors import ClmError
+from clm.units import shown
 
 HOST, PORT = "127.0.0.1", 8080
 _TRIED = 100  # ports, where none is stated
@@ -30,6 +31,8 @@ def free_port(host: str, port: int | None) -> int:
     """`port`, or the first free one from `PORT` on. Raises ClmError where it is taken, or `host` is no address of this machine."""
     if port is not None and not 1 <= port <= 65535:
         raise ClmError(f"--port is {port}.", "Use 1 to 65535.")
+    if not _is_address(host):
+        raise ClmError(f"--host `{shown(host)}` is no address.", "Use 127.0.0.1, or 0.0.0.0 for every network.")
     wanted = range(PORT, PORT + _TRIED) if port is None else [port]
     for number in wanted:
         try:
@@ -37,8 +40,6 @@ def free_port(host: str, port: int | None) -> int:
                 return number
         except PermissionError:
             raise ClmError(f"Port {number} is not for this user.", "Pass `--port` 1024 or more.") from None
-        except socket.gaierror:
-            raise ClmError(f"--host {host} is no address.", "Use 127.0.0.1, or 0.0.0.0 for every network.") from None
         except OSError as error:
             if "assign" in str(error):
                 raise ClmError(
@@ -49,6 +50,14 @@ def free_port(host: str, port: int | None) -> int:
     raise ClmError(
         f"Port {port} is taken.", f"Pass another one, such as `--port {port % 65535 + 1}`, or leave --port out."
     )
+
+
+def _is_address(host: str) -> bool:
+    """Whether it can be listened at, if it is this machine's. An empty name would mean every network, unasked."""
+    try:
+        return bool(host) and bool(socket.getaddrinfo(host, None, socket.AF_INET))
+    except (socket.gaierror, UnicodeError):
+        return False
 
 
 @contextmanager

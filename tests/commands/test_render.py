@@ -149,6 +149,8 @@ REFUSED = [
     (("--video", "--fps", "0"), "--fps is 0"),
     (("--frames", "8"), "--frames is of a camera path"),
     (("--path", "ellipse", "--frames", "0"), "--frames is 0"),
+    (("--path", "ellipse", "--frames", "9999999999"), "A path has 1 to 1,000,000 frames"),
+    (("--background", "pinkish"), "`background` is `pinkish`"),
     (("--path", "spiral"), "--path is `spiral`"),
     (("--width", "0"), "--width is 0"),
     (("--height", "-3"), "--height is -3"),
@@ -178,6 +180,25 @@ def test_what_cannot_be_rendered_is_refused_in_one_sentence(
     lines = done.stderr.splitlines()
     assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0], done.stderr
     assert done.stdout == "" and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("file", "file is no folder"),
+        ("file/out", "file is no folder"),
+        ("file/out.mp4", "file is no folder"),
+        ("out.avi", "out.avi cannot be written: videos are .mp4"),
+    ],
+)
+def test_a_place_that_takes_no_pictures_is_refused_before_any_is_rendered(
+    run: Path, tmp_path: Path, name: str, said: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = clm("render", run, "-o", tmp_path / name)
+    [line] = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("error: ") and said in line
+    assert files_under(tmp_path) == {"file"} and (tmp_path / "file").read_text() == "mine"
 
 
 def test_cameras_of_several_sizes_make_a_video_of_one(run: Path, tmp_path: Path) -> None:

@@ -251,6 +251,7 @@ def test_the_lanes_of_ten_batches_are_told(run: Path) -> None:
         (("nowhere",), "No such directory: nowhere"),
         (("EMPTY",), "is not a run directory: it has neither"),
         (("RUN", "-o", "EMPTY"), "is a folder"),
+        (("RUN", "-o", "README.md/report.html"), "README.md is no folder"),
         (("RUN", "--data", "EMPTY"), "No COLMAP model"),
     ],
 )
