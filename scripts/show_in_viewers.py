@@ -42,7 +42,7 @@ from clm.formats.registry import open_rows
 from clm.pictures import file_stems
 
 _FAR = 1e6  # of a viewer's far plane to its near plane: more than float32 of GL bears would help nobody
-_THUMBNAIL = 130  # px
+_THUMBNAIL, _COLUMNS = 150, 8  # px and pictures in a row of the sheet
 _OFF = 1 / 6  # of the width, and of the height, by which the principal point is moved
 
 Views = dict[str, list[dict[str, Any]]]  # entries of cameras.json by the kind of cameras
@@ -145,7 +145,13 @@ def show(
         clm("render", files / FILES[0], "--cameras", out / f"{name}.json", "-o", out / "ours" / name, "-q")
     shown: list[Shown] = []
     with served(modules, files) as base:
-        job = {"base": base, "packages": str(modules.parent), "chromium": browser, "settle": options.settle}
+        job = {
+            "base": base,
+            "packages": str(modules.parent),
+            "chromium": browser,
+            "settle": options.settle,
+            "angle": options.angle,
+        }
         job["sights"] = [sight(case, views, antialiased, out) for case in wanted]
         for case, said in zip(wanted, drive(job), strict=True):
             shown.append(judged(case, views, out, said))
@@ -165,17 +171,18 @@ def _size(path: Path) -> int:
 
 
 def _sheet(shown: list[Shown], views: Views, out: Path) -> list[list[tuple[str, Path | None]]]:
-    """Rows of the sheet, one a viewer and kind of cameras; the first picture is ours. Of each the first view."""
+    """Rows of the sheet, by the kind of cameras; the first picture is ours. Of each case the first view."""
     rows = []
-    for viewer, kind in dict.fromkeys((each.case.viewer, each.case.cameras) for each in shown):
+    for kind in dict.fromkeys(each.case.cameras for each in shown):
         name = f"{views[kind][0]['img_name']}.png"
-        row: list[tuple[str, Path | None]] = [(f"clm render\n{kind}", out / "ours" / kind.replace(" ", "_") / name)]
+        cells: list[tuple[str, Path | None]] = [(f"clm render\n{kind}", out / "ours" / kind.replace(" ", "_") / name)]
         for each in shown:
-            if (each.case.viewer, each.case.cameras) == (viewer, kind):
+            if each.case.cameras == kind:
+                viewer = each.case.viewer + ", our footprint" * each.case.matched
                 file = each.case.file.removeprefix("model") + ("" if each.case.level is None else f" {each.case.level}")
                 reached = f"{each.psnr[0]:.1f} dB" if each.psnr else "not shown"
-                row.append((f"{viewer} {file}\n{reached}", out / "shown" / each.case.id / name))
-        rows.append(row)
+                cells.append((f"{viewer}\n{file}\n{reached}", out / "shown" / each.case.id / name))
+        rows += [cells[first : first + _COLUMNS] for first in range(0, len(cells), _COLUMNS)]
     return rows
 
 
@@ -195,6 +202,9 @@ def main() -> None:
     )
     parser.add_argument("--viewers", default=",".join(VIEWERS), help=f"some of {','.join(VIEWERS)}")
     parser.add_argument("--chromium", help="the browser's program, where it is not found")
+    parser.add_argument(
+        "--angle", default="swiftshader", help="ANGLE's backend; gl-egl: the system's OpenGL, in software"
+    )
     parser.add_argument("--settle", type=float, default=0.25, help="seconds between pictures that have to be equal")
     options = parser.parse_args()
     try:

@@ -21,3 +21,22 @@ export function fieldOfView({ height, fy }) {
 export function pause(milliseconds) {
   return new Promise(resolve => setTimeout(resolve, milliseconds));
 }
+
+/** A canvas on the page that `paint(pixels)` fills: RGBA of 0..1, the lowest row first. Viewers draw into floats and are shown on it,
+ *  because a canvas of 8 bits rounds once for every splat: where OpenGL is software, by as much as files differ. */
+export function easel(width, height) {
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, { width, height });
+  document.body.prepend(canvas);
+  const context = canvas.getContext("2d", { alpha: false }), picture = context.createImageData(width, height);
+  return pixels => {
+    for (let y = 0; y < height; y++) {
+      for (let x = 0; x < width; x++) {
+        const to = 4 * (y * width + x), from = 4 * ((height - 1 - y) * width + x);
+        for (let k = 0; k < 3; k++) picture.data[to + k] = Math.round(255 * pixels[from + k]);  // clamped by its type
+        picture.data[to + 3] = 255;
+      }
+    }
+    context.putImageData(picture, 0, 0);
+  };
+}

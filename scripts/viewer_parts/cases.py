@@ -1,8 +1,9 @@
 """Which files are shown by which viewer, what their pictures must reach, and whether they did.
 
-Spark with the options of `spark_options` draws what `clm` draws, but for its own rounding. PlayCanvas and SuperSplat let a Gaussian
-fall to zero at its rim, which darkens: how near they come to our render depends on the scene (`--least`), so the sharper test
-of a file is the picture that the same viewer makes of the PLY.
+Spark with the options of `spark_options` draws what `clm` draws, but for its own rounding. PlayCanvas and SuperSplat blur
+splats by a quarter of what ours are blurred by, and let them fall to zero at their rim: how near they come to our render depends on
+the scene (`--least`). So the sharper tests of a file are the picture that the same viewer makes of the PLY, and that of PlayCanvas
+with our footprint in its shaders (`matched`), which shows that nothing else is between the two.
 """
 
 from __future__ import annotations
@@ -48,12 +49,14 @@ class Case:
     least: float | None = None  # dB against our render; None: measured, nothing is required
     like_ply: float | None = None  # dB against the viewer's picture of the PLY
     level: int | None = None  # of detail; None: the viewer chooses, or there is one
+    matched: bool = False  # PlayCanvas with our footprint
 
     @property
     def id(self) -> str:
         """Also a name for a folder."""
         words = [self.viewer, self.file.replace("/", "_"), self.cameras.replace(" ", "_")]
-        return "-".join(words + ([f"level{self.level}"] if self.level is not None else []))
+        words += [f"level{self.level}"] if self.level is not None else []
+        return "-".join(words + ["matched"] * self.matched)
 
     @property
     def of_ply(self) -> Case:
@@ -63,7 +66,7 @@ class Case:
     def options(self, antialiased: bool) -> dict[str, Any]:
         """What the viewer's page is told."""
         level = {} if self.level is None else {"level": self.level}
-        return {"antialiased": antialiased, "spark": spark_options(antialiased), **level}
+        return {"antialiased": antialiased, "spark": spark_options(antialiased), "matched": self.matched, **level}
 
 
 def spark_options(antialiased: bool) -> dict[str, Any]:
@@ -79,7 +82,9 @@ def cases(viewers: Sequence[str], least: float) -> list[Case]:
     for file in _ENGINE:
         finest = 0 if file.endswith(".json") else None
         found.append(Case("playcanvas", file, least=least, like_ply=_like_ply(file), level=finest))
+        found.append(Case("playcanvas", file, least=_MATCHED.get(file, 38.0), level=finest, matched=True))
     found += [Case("playcanvas", "lod/lod-meta.json", level=1), Case("playcanvas", PLY, OFF_CENTRE, least)]
+    found.append(Case("playcanvas", PLY, OFF_CENTRE, _MATCHED[PLY], matched=True))
     found += [Case("supersplat", file, LEVEL, least, _like_ply(file)) for file in _SUPERSPLAT]
     found.append(Case("three", "model.glb"))
     return [case for case in found if case.viewer in viewers]
@@ -128,7 +133,7 @@ def table(shown: Sequence[Shown], sizes: dict[str, int]) -> str:
     ]
     for each in shown:
         case = each.case
-        file = case.file + ("" if case.level is None else f", level {case.level}")
+        file = case.file + ("" if case.level is None else f", level {case.level}") + ", our footprint" * case.matched
         cells = [case.viewer, file, f"{sizes[case.file] / 1e6:.1f}", case.cameras]
         cells += [_required(case.least), _reached(each.psnr), _required(case.like_ply), _reached(each.psnr_ply)]
         lines.append("| " + " | ".join([*cells, "; ".join(each.missed) or "ok"]) + " |")

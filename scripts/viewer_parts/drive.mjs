@@ -1,6 +1,7 @@
 // node drive.mjs < JOB.json: opens every file in its viewer, looks from every camera, and writes what the page then shows.
 //
 // JOB: { base: address of the server, packages: folder with node_modules, chromium: program, settle: seconds,
+//        angle: what draws (ANGLE's backend),
 //        sights: [{ id, viewer, url, options, views: [entry of cameras.json, with near, far and `picture`, the PNG to write] }] }
 // Out: one line of JSON for each sight: { id, seconds, complaints: [text], error: text or null }.
 //
@@ -16,7 +17,8 @@ const job = JSON.parse(fs.readFileSync(0, "utf8"));
 const puppeteer = createRequire(path.join(job.packages, "/"))("puppeteer-core");
 const browser = await puppeteer.launch({
   executablePath: job.chromium, headless: true, protocolTimeout: PATIENCE,
-  args: ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist",
+  env: { ...process.env, LIBGL_ALWAYS_SOFTWARE: "1", EGL_PLATFORM: "surfaceless" },  // of gl-egl alone
+  args: ["--no-sandbox", "--use-gl=angle", `--use-angle=${job.angle}`, "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist",
     "--disable-dev-shm-usage", "--force-color-profile=srgb", "--hide-scrollbars"],
 });
 
@@ -62,8 +64,9 @@ async function inOurPage(sight, complaints) {
 async function inSuperSplat(sight, complaints) {
   for (const view of sight.views) {
     const page = await opened(view, complaints);
+    await page.evaluateOnNewDocument("window.firstFrame = () => { window.drawn = true; }");  // it calls that
     await page.goto(address(job.base, sight.url, view, sight.options));
-    await page.waitForFunction("window.firstFrame === true", { timeout: 20_000 }).catch(() => {});  // a hint, not a promise
+    await page.waitForFunction("window.drawn", { timeout: PATIENCE });
     fs.writeFileSync(view.picture, await settled(page, view, () => {}));
     await page.close();
   }

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_MARGIN, _LABEL = 6, 28  # px
+_MARGIN, _LABEL = 6, 44  # px
 _SAME = 1e-9  # squared levels: of equal pictures, which would be infinitely near
 MOST_BYTES = 100_000  # of a sheet
 
