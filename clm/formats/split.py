@@ -31,12 +31,14 @@ from clm.formats.select import SPACE, Selection, select
 from clm.formats.spool import empty_spool
 from clm.kernels.sort import sorted_rows
 from clm.progress import pending
+from clm.store.layout import CHUNK_ROWS
 from clm.store.order import space_keys_of
 from clm.units import shown
 
 MANIFEST = "manifest.json"
 _MOST_FILES = 10_000
 _CURVE_BITS = 50  # of a key: above is the number of the tile, below the place along the curve
+_CELL = np.array([1 << 40, 1 << 20, 1])  # a tile's number of its places along the axes
 _MERGED_ROWS = 1 << 15  # rows that are merged among themselves, at most
 
 Write = Callable[[Path, Selection], int]
@@ -177,26 +179,32 @@ def _pieces(rows: Selection, split: Split) -> list[_Piece]:
 def _keys(entries: np.ndarray, split: Split) -> tuple[np.ndarray, np.ndarray | None]:
     """Keys [n] u64 by tile, then along the curve, and the tiles [t, 3] i64 by their numbers (None: there is one)."""
     keys = (space_keys_of(entries) & np.uint64((1 << 60) - 1)) >> np.uint64(60 - _CURVE_BITS)  # without radius classes
-    if split.tile is None:
+    tile = split.tile
+    if tile is None:
         return keys, None
-    cells = np.floor(entries[:, :3].astype(np.float64) / split.tile)
-    low, high = cells.min(axis=0), cells.max(axis=0)
-    wide = high - low + 1
+    pieces = [slice(first, first + CHUNK_ROWS) for first in range(0, len(entries), CHUNK_ROWS)]
+
+    def cells(piece: slice) -> np.ndarray:  # a chunk at a time: of all rows they would be 72 bytes of each
+        return np.floor(entries[piece, :3].astype(np.float64) / tile)
+
+    low = np.min([cells(piece).min(axis=0) for piece in pieces], axis=0)
+    wide = np.max([cells(piece).max(axis=0) for piece in pieces], axis=0) - low + 1
     if wide.max() >= 1 << 20:
         raise ClmError(
             f"--tile {split.tile:g} divides the model into {wide.max():,.0f} tiles along one axis.",
             "Use a larger --tile.",
         )
-    packed = ((cells - low) @ np.array([1 << 40, 1 << 20, 1])).astype(np.int64)
-    del cells
-    found, numbers = np.unique(packed, return_inverse=True)
+    packed = np.concatenate([((cells(piece) - low) @ _CELL).astype(np.int64) for piece in pieces])
+    found = np.unique(packed)
     if len(found) > _MOST_FILES:
         raise ClmError(
             f"--tile {split.tile:g} makes {len(found):,} tiles, and {_MOST_FILES:,} are the most.",
             "Use a larger --tile.",
         )
+    for piece in pieces:
+        keys[piece] |= np.searchsorted(found, packed[piece]).astype(np.uint64) << np.uint64(_CURVE_BITS)
     tiles = np.stack([found >> 40, found >> 20 & (1 << 20) - 1, found & (1 << 20) - 1], axis=1)
-    return keys | (numbers.astype(np.uint64) << np.uint64(_CURVE_BITS)), tiles + low.astype(np.int64)
+    return keys, tiles + low.astype(np.int64)
 
 
 class SplitRows(JoinedRows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from clm.commands.export import export_model
 from clm.errors import ClmError
 from clm.formats.options import Filters, Options
 from clm.formats.registry import open_rows
-from clm.formats.split import Split
+from clm.formats.split import Split, _keys
 from clm.run.viewing import Budgets
 from tests.formats.made import made_rows, whole
 from tests.formats.models import written
@@ -151,3 +152,15 @@ def test_what_cannot_be_divided_ends_in_one_sentence(model: Path, tmp_path: Path
     with pytest.raises(ClmError, match="list of files cannot be read"):
         (tmp_path / "manifest.json").write_text('{"version": 1, "files": [{}]}')
         open_rows(tmp_path / "manifest.json")
+
+
+def test_sharing_out_over_tiles_takes_no_more_than_is_stated() -> None:
+    """48 bytes a row, of which entries are 16."""
+    entries = np.random.default_rng(0).uniform(-100, 100, (400_000, 4)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        _, cells = _keys(entries, Split(tile=20.0))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert cells is not None and len(cells) == 1000 and peak < 32 * len(entries) + (8 << 20)
