@@ -216,7 +216,7 @@ def export(
     ] = "drop",
     sh_bits: Annotated[
         str | None,
-        typer.Option(metavar="8|5,4", help=".spz: bits of the first SH degree and of the others; default 5,4."),
+        typer.Option(metavar="8|5,4", help=".spz: bits of the first SH degree and of the others; default 6,5."),
     ] = None,
     tile: Annotated[
         float | None,

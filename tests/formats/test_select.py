@@ -207,7 +207,7 @@ def test_names_of_formats_and_options_that_a_format_does_not_take(tmp_path: Path
         check_options(format_of(Path("a.ply")), Filters(), Options(sh_bits="8"))
     with pytest.raises(ClmError, match=r"\.splat holds spherical harmonics up to degree 0"):
         check_options(format_of(Path("a.splat")), Filters(sh=2), Options())
-    assert sh_bits("8") == (8, 8) and sh_bits("6, 3") == (6, 3) and sh_bits(None) == (5, 4)
+    assert sh_bits("8") == (8, 8) and sh_bits("6, 3") == (6, 3) and sh_bits(None) == (6, 5)
     for text in ("9", "0", "a", "1,2,3", ""):
         with pytest.raises(ClmError, match="--sh-bits is"):
             sh_bits(text)
