@@ -269,6 +269,10 @@ class Config:
         lo=0.0,
         hi=1e12,
     )
+    prune_views: float = _option(
+        1.5, "After growth, rows go that no view sees, or fewer than this and no photo their centre; 0: none go.", flag=False,
+        lo=0.0, hi=1e9,
+    )  # fmt: skip
     absgrad: bool = _option(False, "Screen gradient from absolute per-pixel sums (AbsGS).", flag=False)
     prune_opacity: float = _option(0.005, "Rows more transparent than this are pruned.", flag=False, lo=0.0, hi=1.0)
     prune_scale: float = _option(
@@ -343,4 +347,4 @@ def to_dict(config: Config) -> dict[str, Any]:
 def from_dict(values: dict[str, Any], source: str) -> Config:
     """The configuration that a run wrote. What is not in it is what older runs did, and what is not known any more is gone."""
     kept = {key: value for key, value in values.items() if key not in RETIRED}
-    return Config(**checked({"anneal": 1.0, **kept}, source))
+    return Config(**checked({"anneal": 1.0, "prune_views": 0.0, **kept}, source))

@@ -15,6 +15,7 @@ from clm.run.bars import PLAIN_EVERY, WorkBar, clock
 from clm.run.events import (
     BatchDone,
     CheckpointSaved,
+    Cleared,
     Densified,
     Emit,
     Evaluated,
@@ -123,6 +124,8 @@ class Console:
         elif isinstance(event, Densified):
             self._refusal(event)
             self._no_evidence(event)
+        elif isinstance(event, Cleared):
+            self._cleared(event)
         elif isinstance(event, CheckpointSaved):
             self._say(f"saved {event.path}")
         elif isinstance(event, Finished):
@@ -152,6 +155,13 @@ class Console:
             self._say(
                 f"image {event.iteration}: growth slows down at {event.num_gaussians:,} Gaussians: {event.unproven:,} more would "
                 "grow, but too little of them is seen from more than one place (grow_evidence)"
+            )
+
+    def _cleared(self, event: Cleared) -> None:
+        if event.unseen or event.edges:
+            self._say(
+                f"image {event.iteration}: {event.unseen + event.edges:,} Gaussians are gone that would float in front of other "
+                f"views: {event.unseen:,} that no photo shows, {event.edges:,} that one shows at its edge (prune_views)"
             )
 
     def _say(self, text: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from clm.event import Event as Event
 from clm.progress import Report
+from clm.strategy.strategy import Cleared as Cleared
 from clm.strategy.strategy import Densified as Densified
 from clm.strategy.strategy import OpacityReset as OpacityReset
 from clm.strategy.strategy import Relocated as Relocated

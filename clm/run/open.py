@@ -132,14 +132,14 @@ def open_run(
             else resume_exposures(scene, config, saved.exposures, emit)
         )
         cameras = [view.camera for view in scene.views]
-        strategy = choose_strategy(config, scene.scale, len(scene.train))
+        strategy = choose_strategy(config, scene.scale, [cameras[view] for view in scene.train])
         schedule.foresee(strategy.due)
         residence = Residence(
             store, device, rasterizer, cameras, config, schedule, emit, memory, scratch, unseen, scene.train, ranks
         )
         if unseen is not None and (nobodys := ranks.total(int(unseen.sum()))):
             count = f"{nobodys:,} of {residence.rows:,} Gaussians"
-            warn(f"{count} are seen by no training view: they stay as they are")
+            warn(f"{count} are seen by no training view: training does not change them")
         growth = Growth(schedule, residence, strategy, emit)
         batches = Batches(schedule, residence, scene.train, photos, growth)
         stack.enter_context(closing(batches))

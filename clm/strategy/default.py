@@ -8,12 +8,13 @@ rows start with zero moments.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from clm.calendar import crossed
+from clm.camera import Camera
 from clm.config import Config
 from clm.event import Event
 from clm.kernels import rows as row_kernels
@@ -25,7 +26,10 @@ from clm.store.identity import child_keys
 from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOGIT_OPACITIES
 from clm.store.store import Store
 from clm.strategy.halves import LONGEST, halve
-from clm.strategy.strategy import AllRows, Densified, OpacityReset, Rebuild
+from clm.strategy.strategy import AllRows, Cleared, Densified, OpacityReset, Rebuild
+from clm.strategy.vouched import unvouched, views_that_count, without
+
+_EPOCHS = 4  # after growth, by which it is known who sees a row; as many must be left for others to fill the gaps
 
 
 @dataclass(frozen=True)
@@ -44,15 +48,15 @@ class DefaultStrategy:
 
     reason = ""
 
-    def __init__(self, config: Config, scene_scale: float, views: int):
-        """views: that are trained on."""
-        self._config, self._scale, self._views = config, scene_scale, views
+    def __init__(self, config: Config, scene_scale: float, cameras: Sequence[Camera]):
+        """cameras: of the views that are trained on."""
+        self._config, self._scale, self._cameras, self._views = config, scene_scale, cameras, len(cameras)
 
     def due(self, before: int, now: int) -> bool:
-        return self._densify_due(before, now) or self._reset_due(before, now)
+        return self._densify_due(before, now) or self._reset_due(before, now) or self._clear_due(before, now)
 
     def counts(self, image: int) -> bool:
-        return self._config.grow_evidence > 0 and image <= self._config.densify_until
+        return self._config.grow_evidence > 0 and image <= max(self._config.densify_until, self._clear_at)
 
     def rebuild(self, rebuild: Rebuild, before: int, now: int) -> Iterator[Event]:
         store, config = rebuild.store, self._config
@@ -68,6 +72,16 @@ class DefaultStrategy:
             reset_opacity(store, rebuild.step, config.reset_opacity)
             rebuild.everything()
             yield OpacityReset(now)
+        if self._clear_due(before, now):
+            yield self._clear(rebuild, now)
+
+    def _clear(self, rebuild: Rebuild, now: int) -> Cleared:
+        store, all_rows = rebuild.store, rebuild.all_rows
+        epochs = (now - self._last_densified) / self._views
+        unseen, edges = unvouched(store, rebuild.step, self._cameras, epochs, self._config.prune_views, now, all_rows)
+        pages = rebuild.apply(without(np.union1d(unseen, edges)))
+        clear_statistics(store)
+        return Cleared(now, *all_rows.totals(len(unseen), len(edges), store.rows, pages))
 
     def _densify_due(self, before: int, now: int) -> bool:
         """Every `densify_every` images within (densify_from, densify_until]."""
@@ -77,6 +91,25 @@ class DefaultStrategy:
     def _reset_due(self, before: int, now: int) -> bool:
         """Only while densification may still prune what stays transparent."""
         return now < self._config.densify_until and crossed(self._config.opacity_reset_every, before, now)
+
+    @property
+    def _last_densified(self) -> int:
+        """Image of the last densification, or 0."""
+        size = self._config.batch_size
+        last = self._config.densify_until // size * size
+        while last > 0 and not self._densify_due(last - size, last):
+            last -= size
+        return last
+
+    @property
+    def _clear_at(self) -> int:
+        """Image after which rows go that no photo vouches for; 0: never."""
+        config, needed = self._config, _EPOCHS * self._views
+        asked = config.prune_views > 0 and config.grow_evidence > 0 and config.densify_until > 0
+        return config.densify_until + needed if asked and config.densify_until + 2 * needed <= config.iterations else 0
+
+    def _clear_due(self, before: int, now: int) -> bool:
+        return before < self._clear_at <= now
 
     def _window(self, now: int) -> int:
         """Images that the statistics are of: since the last densification, or, before the first, since the beginning."""
@@ -136,8 +169,7 @@ def evidence(pixels: np.ndarray, squares: np.ndarray, epochs: float) -> np.ndarr
     compared with all others. pixels, squares [n]: sums of v and of v^2 over the views of so many epochs; n = pixels^2 / squares,
     the number of views that count. Of a part of an epoch pairs are as rare as its square.
     """
-    total = pixels.astype(np.float64)
-    views = np.divide(total * total, squares, out=np.zeros_like(total), where=squares > 0)
+    total, views = pixels.astype(np.float64), views_that_count(pixels, squares)
     if epochs >= 1:
         return np.asarray(total / epochs * np.maximum(views / epochs - 1.0, 0.0))
     return np.asarray(total * np.maximum(views - 1.0, 0.0) / epochs**2)

@@ -37,6 +37,17 @@ class OpacityReset(Event):
 
 
 @dataclass(frozen=True)
+class Cleared(Event):
+    """Rows that are gone because no photo vouches for them: that no training view sees, and that one sees at its edge."""
+
+    iteration: int
+    unseen: int
+    edges: int
+    num_gaussians: int
+    pages: int  # that changed, of all
+
+
+@dataclass(frozen=True)
 class Relocated(Event):
     """Dead rows that went where others live, and rows that were added there."""
 

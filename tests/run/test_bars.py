@@ -14,7 +14,18 @@ from clm.progress import counted, pending, unseen
 from clm.run import bars
 from clm.run.bars import sparse
 from clm.run.console import Console, EventLog
-from clm.run.events import BatchDone, Densified, Event, Finished, LanesSampled, Message, Started, Working, reporter
+from clm.run.events import (
+    BatchDone,
+    Cleared,
+    Densified,
+    Event,
+    Finished,
+    LanesSampled,
+    Message,
+    Started,
+    Working,
+    reporter,
+)
 from tests.demo_run import clm, of_type, read_events, run_demo
 
 STARTED = Started(0, 100, 10, 4, 1, "cpu", "host")
@@ -162,6 +173,16 @@ def test_refused_growth_is_said_once_and_summed_up_at_the_end() -> None:
     lines = [line for line in screen.getvalue().splitlines() if "wanted" in line or "refused" in line]
     assert lines[0] == "image 0: 1,000 Gaussians more were wanted than the budget admits"
     assert len(lines) == 2 and "refused 7 times, of up to 1,006 Gaussians at once" in lines[1]
+
+
+def test_what_is_cleared_away_is_said_with_its_reason_and_nothing_where_nothing_went() -> None:
+    console = Console(screen := io.StringIO())
+    console(Cleared(1032, 0, 0, 5000, 0))
+    assert not screen.getvalue()
+    console(Cleared(1032, 1200, 34, 5000, 7))
+    assert screen.getvalue().startswith(
+        "image 1032: 1,234 Gaussians are gone that would float in front of other views: 1,200 that"
+    )
 
 
 def test_everything_that_may_take_long_in_a_run_reports_its_beginning_and_its_end(tmp_path: Path) -> None:

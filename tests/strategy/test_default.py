@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clm.camera import Camera
 from clm.optim.adam import Adam, Betas
 from clm.settings import load_config
 from clm.store.layout import LOG_SCALES, LOGIT_OPACITIES, MEANS
@@ -28,6 +29,7 @@ from tests.store.test_store import BOTH, by_key, random_store, reorder
 
 LIMITS = Thresholds(screen_gradient=2e-4, prune_opacity=0.005, prune_scale=None)
 MANY = 10**9
+CAMERA = Camera(100, 100, 50.0, 50.0, 50.0, 50.0, np.eye(4))
 
 
 def grow(store: Store, decision: Decision) -> None:
@@ -91,7 +93,7 @@ def test_evidence_of_a_part_of_an_epoch_is_on_average_that_of_all() -> None:
 def test_the_first_densification_looks_at_all_images_since_the_beginning(begins: int, first: int) -> None:
     config = load_config({})
     config = dataclasses.replace(config, densify_from=begins, densify_every=100, densify_until=5000)
-    strategy = DefaultStrategy(config, 1.0, views=50)
+    strategy = DefaultStrategy(config, 1.0, [CAMERA] * 50)
     assert not any(strategy.due(now - 4, now) for now in range(4, first, 4)) and strategy.due(first - 4, first)
     assert strategy._thresholds(first).epochs == first / 50
     assert strategy._thresholds(first + 100).epochs == strategy._thresholds(first + 102).epochs == 100 / 50
@@ -214,11 +216,13 @@ def test_opacity_reset_lowers_opacities_and_clears_their_moments_only(moments: s
     np.testing.assert_array_equal(store.m_geometry[:, :10], kept)
 
 
-def test_pixels_are_counted_as_long_as_a_densification_may_read_them() -> None:
-    config = dataclasses.replace(load_config({}), densify_from=50, densify_every=100, densify_until=1000)
-    strategy, asked = DefaultStrategy(config, 1.0, 10), []
+def test_pixels_are_counted_as_long_as_a_rebuild_may_read_them() -> None:
+    config = dataclasses.replace(
+        load_config({"iterations": 2000}), densify_from=50, densify_every=100, densify_until=1000
+    )
+    strategy, asked = DefaultStrategy(config, 1.0, [CAMERA] * 10), []
     for now in range(4, 2000, 4):  # batches of four images: now - 4 to now - 1
         asked.append(any(strategy.counts(image) for image in range(now - 4, now)))
         assert asked[-1] or not strategy.due(now - 4, now)
-    assert asked[0] and not asked[-1]
-    assert not DefaultStrategy(dataclasses.replace(config, grow_evidence=0.0), 1.0, 10).counts(1)
+    assert asked[0] and asked.index(False) == 1 + 1040 // 4, "until four epochs of ten views after growth"
+    assert not DefaultStrategy(dataclasses.replace(config, grow_evidence=0.0), 1.0, [CAMERA] * 10).counts(1)
