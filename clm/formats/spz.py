@@ -46,8 +46,8 @@ _FRACTIONAL_BITS = 12
 _FARTHEST = float(1 << 23 - _FRACTIONAL_BITS)  # 2048 units
 _ANTIALIASED, _EXTENDED = 1, 2  # flags; extensions lie behind the columns
 _COLOUR_SCALE = 0.15  # of coefficients of degree 0, so that colours beyond 0..1 have a place
-# Of coefficients of degree 1, and of the others. One more each than other writers take: where colours change with the view their 5, 4
-# cost 8 dB and save a fifth of the file (docs/log.md).
+# Of coefficients of degree 1, and of the others. One more each than other writers take: where colours change with the view
+# their 5 and 4 cost 8 dB and save a fifth of the file (docs/log.md).
 _DEFAULT_BITS = (6, 5)
 _ROTATION_MOST = (1 << 9) - 1
 _BLOCK = 1 << 20  # bytes that are compressed or read at a time
