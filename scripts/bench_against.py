@@ -26,6 +26,7 @@ from bench_common import SCENES, environment_of, header
 HERE = Path(__file__).resolve().parents[1]
 TURN = 0.5  # seconds
 FIXED = {"densify_until": 0, "opacity_reset_every": 0, "sh_interval": 1, "save_every": 0, "keep_checkpoints": 1}
+NEWER = {"anneal": 1.0}  # what the other commit may not know, as it was there: other rates make other splats, and so other work
 # Both commits make a BatchDone per batch; where its module lies has changed.
 MEASURED = """
 import importlib.util, json, sys, time
@@ -65,7 +66,7 @@ class Side:
 
 def start(checkout: Path, scene: Path, run: Path, options: dict[str, object]) -> Side:
     config, marks = run.with_suffix(".yaml"), run.with_suffix(".json")
-    config.write_text(json.dumps({**FIXED, **options}))
+    config.write_text(json.dumps({**FIXED, **(NEWER if checkout == HERE else {}), **options}))
     words = ["train", str(scene), "-o", str(run), "--config", str(config), "-q", "--device", "cpu"]
     environment = environment_of(checkout)
     process = subprocess.Popen([sys.executable, "-c", MEASURED, str(marks), *words], cwd=checkout, env=environment)
