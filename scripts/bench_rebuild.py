@@ -6,7 +6,7 @@ last gradient at some step before, as in a run: rows have moments (of up to 16 M
 so that rebuilds pay for its first use) and steps to catch up.
 
 Timed now: the rows are whole, decide, carry out the growth with entries and bounds, clear statistics, see whether the placement
-holds, what tiers need to know. Timed at 508a314, as its `rebuild` did it: write back, settle all rows, densify, sort anew where
+holds, what tiers need to know. Timed at 08936c0, as its `rebuild` did it: write back, settle all rows, densify, sort anew where
 more than 5% are new, refresh all, the pass over the visible sets of all views, tiers and lanes anew; also without that pass.
 
     python scripts/bench_rebuild.py flat [--millions 1 4 16] [--changed 100000]
@@ -143,7 +143,7 @@ def measure_base(rows: int, changed: int, spread: bool, repeats: int) -> list[fl
         pose[:3, 3] = -pose[:3, :3] @ np.array([*place, 16.0])
         cameras.append(Camera(640, 480, 500.0, 500.0, 320.0, 240.0, pose))
     device = CpuDevice()
-    tiers = Tiers(device, store, np.ones(store.blocks, bool), 1000, 1000)
+    tiers = Tiers(device, store, np.ones(store.blocks, bool), 1000)
     lanes = Lanes(tiers)
     for image in range(repeats):
         run_on(store, slice(None), rng)
@@ -170,7 +170,7 @@ def measure_base(rows: int, changed: int, spread: bool, repeats: int) -> list[fl
         blocks = resident_blocks(seen, store.rows)
         lanes.close()
         del lanes, tiers
-        tiers = Tiers(device, store, blocks, 1000, seen.largest_view)
+        tiers = Tiers(device, store, blocks, 1000)
         lanes = Lanes(tiers)
         seconds.append(perf_counter() - began)
         passes.append(looked)
