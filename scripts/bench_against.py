@@ -26,7 +26,7 @@ from bench_common import SCENES, environment_of, header
 HERE = Path(__file__).resolve().parents[1]
 TURN = 0.5  # seconds
 FIXED = {"densify_until": 0, "opacity_reset_every": 0, "sh_interval": 1, "save_every": 0, "keep_checkpoints": 1}
-NEWER = {"anneal": 1.0}  # what the other commit may not know, as it was there: other rates make other splats, and so other work
+NEWER = {"anneal": 1.0}  # as it was there, where the other commit does not know it: other rates make other splats
 # Both commits make a BatchDone per batch; where its module lies has changed.
 MEASURED = """
 import importlib.util, json, sys, time
