@@ -138,7 +138,15 @@ def test_a_checkpoint_from_before_there_were_legs_goes_on(data: Path, tmp_path: 
     with tarfile.open(Path(__file__).parent / "data" / "format1.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     run = tmp_path / "run_format1"
-    options = {**OPTIONS, "means_lr": 1.6e-4, "anneal": 1.0, "test_every": 8, "densify_every": 8, "densify_until": 20}
+    options = {
+        **OPTIONS,
+        "means_lr": 1.6e-4,
+        "anneal": 1.0,
+        "prune_views": 0.0,
+        "test_every": 8,
+        "densify_every": 8,
+        "densify_until": 20,
+    }
     options |= {"data": data, "iterations": 24, "batch_size": 4, "sh_interval": 1}
     events = run_demo(run, resume=True, **options)
     assert images_done(events) == [16, 20, 24]
