@@ -67,6 +67,9 @@ def members(folder: Path, work: Callable[..., None], world: int, *given: Any, **
 
 
 def _begin(environment: dict[str, str], said: Path, work: Callable[..., None], *given: Any) -> None:
+    os.environ.pop(
+        "CUDA_VISIBLE_DEVICES", None
+    )  # tests run on the CPU, whatever is left of others in the process that forks
     os.environ.update(environment)
     file = os.open(said, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)

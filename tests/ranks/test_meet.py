@@ -102,6 +102,7 @@ def test_an_environment_that_names_ranks_but_not_how_they_meet_is_refused(key: s
 
 
 def test_each_rank_of_a_host_sees_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # which is written to
     for shown, sees in ((None, "1"), ("4,7", "7"), ("", "")):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if shown is not None:
