@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 from clm import kernels
@@ -33,6 +34,7 @@ def _commit() -> str:
     return commit or os.environ.get("CLM_COMMIT", "unknown")
 
 
+@cache
 def environment_of(checkout: Path) -> dict[str, str]:
     """Environment in which `import clm` takes the package of `checkout`. An editable install can come before PYTHONPATH, and two
     commits that are compared would both be the installed one: refused."""

@@ -5,6 +5,7 @@
 // result is bitwise equal for any thread count. Scratch belongs to the caller; rows are padded with zeros.
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "pool.h"
 #include "simd.h"
@@ -109,14 +110,15 @@ CLM_INLINE void blur_some(int count, const float* const (&rows)[kRing], int64_t 
         blur_rows<1>(rows, width, out, next);
 }
 
-CLM_INLINE vf blur_along(const float* at) {
-    const Neighbours<vf> row(at);
+template <int... k>
+CLM_INLINE vf blur_along(const Neighbours<vf>& row, std::integer_sequence<int, k...>) {
     vf sum = row.template at<0>() * kWindow.w[kHalf];
-    sum = fma(splat<vf>(kWindow.w[4]), row.template at<-1>() + row.template at<1>(), sum);
-    sum = fma(splat<vf>(kWindow.w[3]), row.template at<-2>() + row.template at<2>(), sum);
-    sum = fma(splat<vf>(kWindow.w[2]), row.template at<-3>() + row.template at<3>(), sum);
-    sum = fma(splat<vf>(kWindow.w[1]), row.template at<-4>() + row.template at<4>(), sum);
-    return fma(splat<vf>(kWindow.w[0]), row.template at<-5>() + row.template at<5>(), sum);
+    ((sum = fma(splat<vf>(kWindow.w[kHalf - 1 - k]), row.template at<-1 - k>() + row.template at<1 + k>(), sum)), ...);
+    return sum;
+}
+
+CLM_INLINE vf blur_along(const float* at) {
+    return blur_along(Neighbours<vf>(at), std::make_integer_sequence<int, kHalf>());
 }
 
 CLM_INLINE vi lanes_below(int64_t count) { return iota<vf>() < splat<vf>(float(count)); }

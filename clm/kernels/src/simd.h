@@ -56,6 +56,7 @@ CLM_INLINE V load(const void* p) {
     std::memcpy(&v, p, sizeof v);
     return v;
 }
+
 // Lanes from `k` before or behind one place of an array on, |k| <= lanes: at<k>() is load(p + k). Where p lies on a cache line, such
 // loads would each touch two of them; 16 lanes are put together out of three aligned loads instead.
 template <class V>
@@ -80,6 +81,7 @@ struct Neighbours<f16> {
     }
 };
 #endif
+
 template <class V>
 CLM_INLINE void store(void* p, V v) {
     std::memcpy(p, &v, sizeof v);
