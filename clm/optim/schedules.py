@@ -40,13 +40,13 @@ class Leg:
     anneal: float = 1.0  # the other rates go from so many times to a so-manieth of `rates`
 
     @staticmethod
-    def of(config: Config, scene_scale: float, rows: int = 0) -> Leg:
-        """The first leg of a run of a model with so many rows. The rate of means scales with the scene."""
+    def of(config: Config, scene_scale: float, rows: int = 0, image: int = 0) -> Leg:
+        """The first leg of a run of a model with so many rows, with batches as they are at an image. The rate of means scales with
+        the scene."""
         rates = [float(getattr(config, f"{group}_lr")) for group in GROUPS]
         rates[0] *= scene_scale
-        leg = Leg(
-            config.batch_size, config.iterations, tuple(rates), config.means_lr_final, anneal=config.anneal or 1.0
-        )
+        views = config.batch_size_at(image)
+        leg = Leg(views, config.iterations, tuple(rates), config.means_lr_final, anneal=config.anneal or 1.0)
         if config.strategy != "mcmc":
             return leg
         size = max(config.max_gaussians or 1, rows)  # that it grows to

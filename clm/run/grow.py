@@ -1,4 +1,4 @@
-"""The one step that rebuilds the store: a strategy over a residence."""
+"""The one step that rebuilds the store: a strategy over a residence, and the leg of the schedule that follows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Growth:
 
     def follows(self, before: int, now: int) -> bool:
         """Whether the batch (before, now] is followed by a rebuild."""
-        return self._strategy.due(before, now)
+        return self._strategy.due(before, now) or self._schedule.leg_ends(before, now)
 
     def counts(self, image: int) -> bool:
         """Whether a rebuild will read how many pixels of this image its rows explain."""
@@ -29,6 +29,10 @@ class Growth:
     def rebuild(self) -> int:
         """What is due after the last batch; returns how many rows changed, which its cost follows."""
         with self._residence.rebuilding() as rebuild:
-            for event in self._strategy.rebuild(rebuild, *self._schedule.last_batch):
-                self._emit(event)
+            if self._strategy.due(*self._schedule.last_batch):
+                for event in self._strategy.rebuild(rebuild, *self._schedule.last_batch):
+                    self._emit(event)
+            if self._schedule.leg_ends(*self._schedule.last_batch):
+                self._schedule.begin_leg(rebuild.store)
+                rebuild.everything()
         return rebuild.rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +55,9 @@ class Schedule:
                 f"{source} is already at image {done}, beyond --iterations {config.iterations}.",
                 f"Pass `--iterations {done}` to end there, or more.",
             )
-        progress.leg = old.followed_by(Leg.of(config, scene_scale, rows), done, progress.step)
+        progress.leg = old.followed_by(Leg.of(config, scene_scale, rows, done), done, progress.step)
         if progress.leg is not old:
-            store.settle(old.adam().at(old.index(progress.step) + 1))
-            for ids, held in store.sweep_rows(changing=True):
-                at = held.at(ids)
-                held.stamp[at[held.stamp[at] > 0]] = progress.leg.settled
+            _settle(store, old.adam().at(old.index(progress.step) + 1), progress.leg)
         return Schedule(config, progress)
 
     @property
@@ -87,7 +84,19 @@ class Schedule:
 
     def views_of_batch(self, first: int) -> int:
         """How many views the batch has that begins at image `first`."""
-        return min(self.config.batch_size, self.config.iterations - first)
+        return min(self.config.batch_size_at(first), self.config.iterations - first)
+
+    def leg_ends(self, before: int, now: int) -> bool:
+        """Whether batches have another size after the batch (before, now]."""
+        return self.config.batch_size_at(before) != self.config.batch_size_at(now)
+
+    def begin_leg(self, store: Store) -> None:
+        """Batches have another size from here on: every row is settled as of now."""
+        old, size = self.progress.leg, self.config.batch_size_at(self.image)
+        leg = old.followed_by(replace(old, batch_size=size), self.image, self.step)
+        _settle(store, self.next_step(), leg)
+        self.progress.leg, self.adam = leg, leg.adam()
+        store.refresh(self.next_step())
 
     def advance(self, images: int, next_order: list[int] | None) -> None:
         """A batch over so many images is done; next_order: that of the next one, if it is decided."""
@@ -123,10 +132,13 @@ class Schedule:
         image, step = self._next_rebuild
         if image <= self.image:
             image, step, before = self.image, self.step, -1
-            while image < self.config.iterations and not (image > self.image and self._rebuilt(before, image)):
+            while image < self.config.iterations and not (image > self.image and self._changes(before, image)):
                 before, image, step = image, image + self.views_of_batch(image), step + 1
             self._next_rebuild = image, step
         return self.progress.leg.index(step)
+
+    def _changes(self, before: int, now: int) -> bool:
+        return self._rebuilt(before, now) or self.leg_ends(before, now)
 
     @property
     def _next_index(self) -> int:
@@ -143,3 +155,11 @@ class Schedule:
     def still_background(self) -> tuple[float, float, float]:
         """Of pictures that are not trained on."""
         return still_background(self.config)
+
+
+def _settle(store: Store, step: AdamStep, leg: Leg) -> None:
+    """Rows are written back as they are after `step - 1`, the last step before `leg`, and stamped as that has them."""
+    store.settle(step)
+    for ids, held in store.sweep_rows(changing=True):
+        at = held.at(ids)
+        held.stamp[at[held.stamp[at] > 0]] = leg.settled

@@ -95,7 +95,7 @@ class DefaultStrategy:
     @property
     def _last_densified(self) -> int:
         """Image of the last densification, or 0."""
-        size = self._config.batch_size
+        size = self._config.batch_size_at(0)  # while rows come and go
         last = self._config.densify_until // size * size
         while last > 0 and not self._densify_due(last - size, last):
             last -= size

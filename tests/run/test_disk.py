@@ -68,8 +68,8 @@ def test_a_quarter_of_the_pages_in_ram_and_a_quarter_of_a_view_on_the_device_tra
     threads: int,
     moments: str,
 ) -> None:
-    """Rows are added, opacity is reset, every view is in pieces; stopped half-way and resumed."""
-    options = {"data": survey, "moments": moments, **SURVEY}
+    """Rows are added, opacity is reset, batches become larger, every view is in pieces; stopped half-way and resumed."""
+    options = {"data": survey, "moments": moments, **SURVEY, "growing_batch_size": 5}
     run_demo(tmp_path / "all", offload="none", threads=3 - threads, **options)
     monkeypatch.setattr(placement, "LEAST_SLOTS", 64)
     tight = {"offload": "disk", "threads": threads, "gpu_memory": str(700 * SLOT_BYTES), **options}

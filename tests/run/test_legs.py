@@ -153,3 +153,39 @@ def test_a_checkpoint_from_before_there_were_legs_goes_on(data: Path, tmp_path: 
     assert not [e.text for e in of_type(events, Message) if e.level == "warning" and "resumed with" in e.text]
     assert read_json(run / "checkpoints" / "step_24" / "state.json")["progress"]["leg"]["first_step"] == 0
     assert (run / "point_cloud" / "iteration_24" / "point_cloud.ply").exists()
+
+
+SMALL: dict[str, Any] = {
+    **OPTIONS,
+    "iterations": 60,
+    "batch_size": 10,
+    "growing_batch_size": 3,
+}  # growth ends at image 40
+
+
+def test_batches_are_small_until_growth_ends_and_the_run_is_that_of_a_batch_size_changed_by_hand(
+    data: Path, tmp_path: Path
+) -> None:
+    done = images_done(run_demo(tmp_path / "a", data=data, **SMALL))
+    assert done == [*range(3, 43, 3), 52, 60]
+    by_hand = {**SMALL, "growing_batch_size": 0}
+    run_demo(tmp_path / "b", data=data, stop_at=42, **{**by_hand, "batch_size": 3})
+    run_demo(tmp_path / "b", data=data, resume=True, **by_hand)
+    assert_same_model(tmp_path / "a", tmp_path / "b")
+
+
+def test_the_end_of_small_batches_is_passed_with_the_same_bits_wherever_rows_live_and_wherever_the_run_stops(
+    data: Path, tmp_path: Path
+) -> None:
+    run_demo(tmp_path / "a", data=data, offload="none", **SMALL)
+    for stop_at in (15, 39, 42, 52, None):
+        run_demo(tmp_path / "b", data=data, offload="host", stop_at=stop_at, resume=stop_at != 15, **SMALL)
+    assert_same_model(tmp_path / "a", tmp_path / "b")
+
+
+def test_small_batches_are_for_growth_only() -> None:
+    config = load_config({"iterations": 100, "batch_size": 16, "growing_batch_size": 4})
+    assert [config.batch_size_at(image) for image in (0, 49, 50, 99)] == [4, 4, 16, 16]
+    assert load_config({"batch_size": 2, "growing_batch_size": 4}).batch_size_at(0) == 2
+    assert load_config({"batch_size": 16}).batch_size_at(0) == 16
+    assert load_config({"densify_until": 0, "batch_size": 16, "growing_batch_size": 4}).batch_size_at(0) == 16
