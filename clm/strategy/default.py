@@ -27,9 +27,7 @@ from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, LOGIT_OPACITIES
 from clm.store.store import Store
 from clm.strategy.halves import LONGEST, halve
 from clm.strategy.strategy import AllRows, Cleared, Densified, OpacityReset, Rebuild
-from clm.strategy.vouched import unvouched, views_that_count, without
-
-_EPOCHS = 4  # after growth, by which it is known who sees a row; as many must be left for others to fill the gaps
+from clm.strategy.vouched import EPOCHS, clearings, unvouched, views_that_count, without
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,15 @@ class DefaultStrategy:
     def __init__(self, config: Config, scene_scale: float, cameras: Sequence[Camera]):
         """cameras: of the views that are trained on."""
         self._config, self._scale, self._cameras, self._views = config, scene_scale, cameras, len(cameras)
+        asked = config.prune_views > 0 and config.grow_evidence > 0 and config.densify_until > 0
+        self._clearings = clearings(config.densify_until, config.iterations, self._views) if asked else ()
 
     def due(self, before: int, now: int) -> bool:
         return self._densify_due(before, now) or self._reset_due(before, now) or self._clear_due(before, now)
 
     def counts(self, image: int) -> bool:
-        return self._config.grow_evidence > 0 and image <= max(self._config.densify_until, self._clear_at)
+        asked = any(at - EPOCHS * self._views < image <= at for at in self._clearings)
+        return asked or (self._config.grow_evidence > 0 and image <= self._config.densify_until)
 
     def rebuild(self, rebuild: Rebuild, before: int, now: int) -> Iterator[Event]:
         store, config = rebuild.store, self._config
@@ -73,11 +74,12 @@ class DefaultStrategy:
             rebuild.everything()
             yield OpacityReset(now)
         if self._clear_due(before, now):
-            yield self._clear(rebuild, now)
+            yield self._clear(rebuild, before, now)
 
-    def _clear(self, rebuild: Rebuild, now: int) -> Cleared:
+    def _clear(self, rebuild: Rebuild, before: int, now: int) -> Cleared:
         store, all_rows = rebuild.store, rebuild.all_rows
-        epochs = (now - self._last_densified) / self._views
+        first = before < self._clearings[0]  # whose statistics begin with the end of growth
+        epochs = (now - self._last_densified) / self._views if first else EPOCHS
         unseen, edges = unvouched(store, rebuild.step, self._cameras, epochs, self._config.prune_views, now, all_rows)
         pages = rebuild.apply(without(np.union1d(unseen, edges)))
         clear_statistics(store)
@@ -101,15 +103,8 @@ class DefaultStrategy:
             last -= size
         return last
 
-    @property
-    def _clear_at(self) -> int:
-        """Image after which rows go that no photo vouches for; 0: never."""
-        config, needed = self._config, _EPOCHS * self._views
-        asked = config.prune_views > 0 and config.grow_evidence > 0 and config.densify_until > 0
-        return config.densify_until + needed if asked and config.densify_until + 2 * needed <= config.iterations else 0
-
     def _clear_due(self, before: int, now: int) -> bool:
-        return before < self._clear_at <= now
+        return any(before < at <= now for at in self._clearings)
 
     def _window(self, now: int) -> int:
         """Images that the statistics are of: since the last densification, or, before the first, since the beginning."""

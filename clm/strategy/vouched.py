@@ -4,7 +4,8 @@ Two kinds, both of which cost nothing in the photos while they stay: rows that n
 lie beside everything; and rows near a camera whose centre lies in no photo, of which one view sees a part at its edge. One view
 says nothing about depth, and most of such a row is where no photo looks: it is as wide as the neighbouring view. At the depth of
 what the photo shows, the same row only goes on with it beyond the edge. Which rows these are is a function of the rows and of what
-their views explained of them, not of where they lie.
+their views explained of them, not of where they lie. They go as soon as it is known who sees a row, and again whenever half of the
+rest of the run is over, because rows that stay move on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from clm.store.layout import COLOUR_COLUMNS, GEOMETRY_COLUMNS, MEANS
 from clm.store.store import Store
 from clm.strategy.strategy import AllRows
 
+EPOCHS = 4  # by which it is known who sees a row
 _NEAR = 1 / 3  # of the middle depth of a view: as near as that, hardly anything is what a photo shows
 _SAMPLE = 65_536  # rows, about, that say how deep views are
 _AT_ONCE = 65_536  # rows that are projected at a time: 8 MB of temporaries
@@ -54,15 +56,26 @@ def middle_depths(points: np.ndarray, cameras: Sequence[Camera]) -> np.ndarray:
     return middles
 
 
+def clearings(grown: int, iterations: int, views: int) -> tuple[int, ...]:
+    """Images after which such rows go, of a run of so many views that grows until image `grown`: the first when all views have come
+    `EPOCHS` times, then whenever half of the rest is over; as many epochs are left for others to fill the gaps."""
+    needed, images = EPOCHS * views, list[int]()
+    image = grown + needed
+    while image + needed <= iterations:
+        images.append(image)
+        image += max(needed, (iterations - image) // 2)
+    return tuple(images)
+
+
 def beside_frames(points: np.ndarray, cameras: Sequence[Camera], middles: np.ndarray) -> np.ndarray:
-    """[n] bool: which of points [n, 3] (world) lie in no camera's frame, but beside one, within a frame twice as wide and high, and
-    not a third as far as the middle [V] of what it shows."""
+    """[n] bool: which of points [n, 3] (world) lie in no camera's frame, but before some camera, not a third as far as the middle
+    [V] of what it shows."""
     beside = np.zeros(len(points), bool)
     for first in range(0, len(points), _AT_ONCE):
         left, near = np.arange(first, min(first + _AT_ONCE, len(points))), beside[first : first + _AT_ONCE]
         for camera, middle in zip(cameras, middles.tolist(), strict=True):
             across, down, depth = _projected(camera, points[left])
-            near[left - first] |= (across <= 2.0) & (down <= 2.0) & (depth < _NEAR * middle)
+            near[left - first] |= (depth > 0) & (depth < _NEAR * middle)
             framed = (across <= 1.0) & (down <= 1.0)
             near[left[framed] - first] = False
             left = left[~framed]  # most are in the frame of some camera soon

@@ -100,7 +100,12 @@ def test_ranks_train_the_same_model_and_measure_the_same(
         (2, {"strategy": "mcmc", "max_gaussians": 2000, "growing_batch_size": 2}),
         (4, {"batch_size": 2, "iterations": 14, "absgrad": True, "antialias": True}),
     ],
-    ids=["the strongest rows of all grow, batches too", "exposures, backgrounds, moments", "mcmc", "batches smaller than the ranks"],
+    ids=[
+        "the strongest rows of all grow, batches too",
+        "exposures, backgrounds, moments",
+        "mcmc",
+        "batches smaller than the ranks",
+    ],
 )
 def test_ranks_train_the_same_model_whatever_else_is_asked_for(
     tmp_path: Path, world: int, options: dict[str, Any]
