@@ -26,7 +26,7 @@ from clm.scene.brightness import FEWEST_PHOTOS, Judged, judged_photos, mean_diff
 
 FILE = "exposure.json"
 _DIFFER = 0.05  # of full brightness: photos whose exposures change colours by more, in the mean, are corrected
-_RATE, _LAST_RATE, _WARM_UP = 0.01, 0.1, 0.05  # of a log gain; share of it at the end; share of a run
+_RATE, _LAST_RATE, _WARM_UP = 0.001, 0.1, 0.05  # of a log gain; share of it at the end; share of a run
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-15
 _RATES = np.array([1.0, *[0.5] * 9, *[0.5] * 3])
 _LEAST_GAIN = 0.05  # of a photo as judged; beneath it the points say nothing
@@ -167,7 +167,7 @@ def begin_exposures(scene: Scene, config: Config, emit: Emit) -> Exposures:
         emit(Message(f"exposure: {'on' if on else 'off'}, because {reason} (--exposure {'off' if on else 'on'})"))
         if not on:
             return _none()
-    values = np.array([_as_judged(photo.matrix) for photo in judged.values()]).reshape(-1, _COLUMNS)
+    values = np.array([_as_judged(photo.likely) for photo in judged.values()]).reshape(-1, _COLUMNS)
     values = centred(values) if len(values) else values  # those that were not judged are taken for average
     return _of_scene(scene, dict(zip((scene.views[view].name for view in judged), values, strict=True)))
 

@@ -36,6 +36,13 @@ class Judged:
     matrix: np.ndarray = field(repr=False)  # [3, 4] f64: from the points' colours (of 255, over 255) to the photo's
     moments: np.ndarray = field(repr=False)  # [4, 4] f64: means over the points of products of their colours and 1
     points: int
+    explained: float  # share of the squared differences between photo and points that the map takes away
+
+    @property
+    def likely(self) -> np.ndarray:
+        """[3, 4]: the map as far as it is to be believed. What it leaves unexplained (people, shadows, other weather) has had its
+        say in it, too: it is shrunk towards no change by the share that it explains."""
+        return np.eye(3, 4) + self.explained * (self.matrix - np.eye(3, 4))
 
     def differs(self, other: np.ndarray) -> float:
         """Root mean square, over the points and channels, of what the map [3, 4] `other` makes of them otherwise; of 1."""
@@ -95,4 +102,5 @@ def _judged(view: View, observed: Observed) -> Judged | None:
     moments = np.einsum("ni,nj->ij", system, system) / len(seen)
     sides = np.einsum("ni,nc->ic", system, seen - known) / len(seen)
     change = np.linalg.solve(moments + _RIDGE * np.eye(4), sides)
-    return Judged(change.T + np.eye(3, 4), moments, len(seen))
+    before, left = (np.square(d).mean() for d in (seen - known, seen - known - np.einsum("ni,ic->nc", system, change)))
+    return Judged(change.T + np.eye(3, 4), moments, len(seen), float(1.0 - left / before) if before > 0 else 0.0)

@@ -167,6 +167,19 @@ def test_points_judge_the_photos_that_saw_them(uneven: Path) -> None:
         assert photo.matrix[:, :3].trace() / 3 == pytest.approx(expected, abs=0.17), scene.views[view].name
 
 
+def test_a_map_that_explains_little_of_how_a_photo_differs_is_hardly_believed(uneven: Path) -> None:
+    scene = load_scene(uneven)
+    for view, photo in judged_photos(scene).items():
+        gains = [matrix[:, :3].trace() / 3 for matrix in (photo.matrix, photo.likely)]
+        assert 0.0 <= photo.explained <= 1.0
+        if view % 2 == 0:
+            assert photo.explained > 0.8 and gains[0] < gains[1] < 1.25 * gains[0], "a dark photo is dark"
+    alike = judged_photos(load_scene(DEMO)).values()
+    assert np.mean([photo.explained for photo in alike]) < 0.4, "what differs there is not exposure"
+    for photo in alike:
+        np.testing.assert_allclose(photo.likely - np.eye(3, 4), photo.explained * (photo.matrix - np.eye(3, 4)))
+
+
 def test_rates_rise_and_fall() -> None:
     rates = [rate_at(progress) for progress in (0.0, 0.01, 0.05, 0.5, 1.0)]
-    assert rates[0] == 0 < rates[1] < rates[2] > rates[3] > rates[4] == pytest.approx(1e-3)
+    assert rates[0] == 0 < rates[1] < rates[2] > rates[3] > rates[4] == pytest.approx(1e-4)
