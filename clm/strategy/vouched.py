@@ -68,14 +68,14 @@ def clearings(grown: int, iterations: int, views: int) -> tuple[int, ...]:
 
 
 def beside_frames(points: np.ndarray, cameras: Sequence[Camera], middles: np.ndarray) -> np.ndarray:
-    """[n] bool: which of points [n, 3] (world) lie in no camera's frame, but before some camera, not a third as far as the middle
-    [V] of what it shows."""
+    """[n] bool: which of points [n, 3] (world) lie in no camera's frame, but beside one, within a frame twice as wide and high, and
+    not a third as far as the middle [V] of what it shows."""
     beside = np.zeros(len(points), bool)
     for first in range(0, len(points), _AT_ONCE):
         left, near = np.arange(first, min(first + _AT_ONCE, len(points))), beside[first : first + _AT_ONCE]
         for camera, middle in zip(cameras, middles.tolist(), strict=True):
             across, down, depth = _projected(camera, points[left])
-            near[left - first] |= (depth > 0) & (depth < _NEAR * middle)
+            near[left - first] |= (across <= 2.0) & (down <= 2.0) & (depth < _NEAR * middle)
             framed = (across <= 1.0) & (down <= 1.0)
             near[left[framed] - first] = False
             left = left[~framed]  # most are in the frame of some camera soon
