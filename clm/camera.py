@@ -9,7 +9,6 @@ import numpy as np
 
 MAX_SIDE, MAX_PIXELS = 1 << 16, 1 << 28  # beyond, a size is damage, not a picture; 2^28 pixels render in 8 GiB
 MAX_VALUE = 1e18  # of lengths and pixels: its square is still a float32
-LEAST_HALVED = 64  # px: smaller pictures say too little
 NEAR, FAR = 0.01, 1e10  # gsplat's; a scene's own follow its unit (`clm.extent.near_plane`)
 
 
@@ -47,12 +46,6 @@ class Camera:
         sx, sy = width / self.width, height / self.height
         intrinsics = (self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy)
         return Camera(width, height, *intrinsics, self.world_to_camera, self.near, self.far)
-
-    @cached_property
-    def halved(self) -> Camera:
-        """For half the width and height, rounded down; itself where a side would have fewer than `LEAST_HALVED` pixels."""
-        width, height = self.width // 2, self.height // 2
-        return self.resized(width, height) if min(width, height) >= LEAST_HALVED else self
 
     def fitted(self, width: int, height: int) -> Camera:
         """For a picture of width x height whatever its shape, without stretching: the angle across its diagonal stays. The same

@@ -189,9 +189,6 @@ class Config:
     sh_interval: int = option(
         None, "Training images per additional SH degree.", flag=False, lo=1, hi=_MANY, section="Schedule"
     )
-    half_size_until: int = option(
-        None, "Training images at the beginning that are compared at half their size.", flag=False, lo=0, hi=_MANY
-    )
     strategy: str = option(
         "default",
         "How the number of Gaussians changes: default (split, prune); mcmc: towards --max-gaussians, then constant.",
@@ -319,4 +316,4 @@ def to_dict(config: Config) -> dict[str, Any]:
 def from_dict(values: dict[str, Any], source: str) -> Config:
     """The configuration that a run wrote. What is not in it is what older runs did, and what is not known any more is gone."""
     kept = {key: value for key, value in values.items() if key not in RETIRED}
-    return Config(**checked({"anneal": 1.0, "prune_views": 0.0, "half_size_until": 0, **kept}, source))
+    return Config(**checked({"anneal": 1.0, "prune_views": 0.0, **kept}, source))

@@ -34,7 +34,6 @@ class NextBatch:
     planned: Planned
     exposed: float  # seconds that the run waited for its plan
     coming: list[np.ndarray]  # of rows on disk: the pages that each view of the epoch after it uses
-    half: bool = False  # whether its pictures and photos have half their size
 
     @property
     def plan(self) -> Plan:
@@ -71,8 +70,7 @@ class Batches:
         began, first = time.perf_counter(), self._schedule.image
         planned = self._take(first)
         views = self._schedule.views_of_batch(first)
-        pages, half = self._pages_after(first + views), self._schedule.half_size(first)
-        return NextBatch(first, views, planned, time.perf_counter() - began, pages, half)
+        return NextBatch(first, views, planned, time.perf_counter() - began, self._pages_after(first + views))
 
     def plan_ahead(self, batch: NextBatch, after: Outcome[Any]) -> None:
         """Plan the batch after `batch`, which runs now, unless there is none or rows change places before it. Not before
@@ -133,9 +131,8 @@ class Batches:
         views = self._views(first, count)
         decided = self._schedule.progress.next_order
         ordered = decided is not None and sorted(decided) == sorted(views)  # else --batch-size was changed on resume
-        half = self._schedule.half_size(first)
-        planned = self._residence.plan(decided if ordered and decided else views, margin, ordered=ordered, half=half)
+        planned = self._residence.plan(decided if ordered and decided else views, margin, ordered=ordered)
         self._residence.lanes.foresee(planned.plan, self._pages_after(first + count))
         ranks = self._residence.ranks
-        self._photos.prefetch(planned.views[ranks.rank :: ranks.world], half)  # those that this rank rasterises
+        self._photos.prefetch(planned.views[ranks.rank :: ranks.world])  # those that this rank rasterises
         return planned

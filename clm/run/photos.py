@@ -38,13 +38,11 @@ class Photos:
         self._scene, self._strict, self._named = scene, strict, FirstFew(warn)
         self._unreadable: list[int] = []  # views, in the order in which they were found
 
-    def of(
-        self, view: int, background: tuple[float, float, float], half: bool
-    ) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """Photo [H, W, 3] u8, over `background` where it is transparent, and mask [H, W] bool of a view, or of it halved. None: it
-        cannot be read, and this visit is skipped; the first few are named."""
+    def of(self, view: int, background: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Photo [H, W, 3] u8, over `background` where it is transparent, and mask [H, W] bool of a view; None: it cannot be read,
+        and this visit is skipped. The first few are named."""
         try:
-            return self.cache.over(view, background, half)
+            return self.cache.over(view, background)
         except CorruptImage as error:
             if self._strict:
                 raise
@@ -60,8 +58,8 @@ class Photos:
             self._unreadable.append(view)
             self._named.add(sentence)
 
-    def prefetch(self, views: Sequence[int], half: bool) -> None:
-        self.cache.prefetch(views, half)
+    def prefetch(self, views: Sequence[int]) -> None:
+        self.cache.prefetch(views)
 
     def vanished(self) -> ClmError | None:
         """Why a run should stop: more photos became unreadable than it should go on without."""

@@ -63,7 +63,6 @@ class Residence(Budgeted):
         """scratch: folder of the disk tier. unseen_rows [N] bool: false afterwards for the rows that a view in `watching` [V] may
         see. ranks: that have the other rows. Raises ResourceError where nothing fits."""
         self.device, self.rasterizer, self.cameras, self.ranks = device, rasterizer, cameras, ranks
-        self._halved = [camera.halved for camera in cameras]
         self._planning, self.travelled = ranks.lane("plan"), Travelled(ranks.world)
         self._store, self._config, self._schedule, self._emit = store, config, schedule, emit
         self._host_memory, self._scratch = host_memory, scratch
@@ -175,12 +174,11 @@ class Residence(Budgeted):
         step, degree = self._schedule.next_step(), self._schedule.sh_degree
         through_arena(self.lanes.fetch, step, projector, camera, degree, lambda: True)
 
-    def plan(self, views: list[int], margin: Margin, *, ordered: bool, half: bool) -> Planned:
-        """Cull, order and plan a batch; half: of `View.halved`. From any thread."""
+    def plan(self, views: list[int], margin: Margin, *, ordered: bool) -> Planned:
+        """Cull, order and plan a batch. From any thread."""
         self.lanes.publish_entries()
-        cameras = self._halved if half else self.cameras
         planned = plan_batch(
-            self._store, cameras, views, self.arena.slots, margin, self._config.seed, ordered=ordered,
+            self._store, self.cameras, views, self.arena.slots, margin, self._config.seed, ordered=ordered,
             ranks=self.ranks.world, totals=self._planning.totals,
         )  # fmt: skip
         if len(planned.plan.union_rows) > _ARENA_FILL * self.arena.slots:

@@ -86,10 +86,6 @@ class Schedule:
         """How many views the batch has that begins at image `first`."""
         return min(self.config.batch_size_at(first), self.config.iterations - first)
 
-    def half_size(self, first: int) -> bool:
-        """Whether pictures and photos have half their size in the batch that begins at image `first`."""
-        return first < (self.config.half_size_until or 0)
-
     def leg_ends(self, before: int, now: int) -> bool:
         """Whether batches have another size after the batch (before, now]."""
         return self.config.batch_size_at(before) != self.config.batch_size_at(now)

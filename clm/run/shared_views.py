@@ -74,7 +74,7 @@ class SharedViews(Views):
             self._draw_mine(batch, number)
         if turn.adds:
             self._network.returned(group)
-        camera, degree = self._camera(turn.view, batch.half), self._schedule.sh_degree
+        camera, degree = self._scene.views[turn.view].camera, self._schedule.sh_degree
         render_turn(
             group.projectors[member], self._residence.arena, turn, camera, degree, _nothing, slots
         )  # fmt: skip
@@ -86,10 +86,10 @@ class SharedViews(Views):
         group, rasterizer = self._groups[number], self._residence.rasterizer
         position, mine = group.first + self._ranks.rank, self._ranks.rank < group.views
         view = batch.planned.views[position] if mine else -1
-        draw = self._draw(view, batch.first + position, batch.half) if mine else None
+        draw = self._draw(view, batch.first + position) if mine else None
         splats, counts = self._network.splats(group)
         if draw is not None:
-            rasterizer.begin(self._camera(view, batch.half), self._schedule.sh_degree)
+            rasterizer.begin(self._scene.views[view].camera, self._schedule.sh_degree)
             rasterizer.put_splats(splats)
             self._drawn.append((number, draw()))
         self._network.send_back(group, counts, draw is not None)

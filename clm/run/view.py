@@ -74,8 +74,8 @@ class Views:
         while i < len(plan.turns):
             turn, lanes = plan.turns[i], self._residence.lanes
             if turn.begins:
-                draw = self._draw(turn.view, image, batch.half)
-            loss, failure = self._attempt(i, self._work(turn, draw, batch.half))
+                draw = self._draw(turn.view, image)
+            loss, failure = self._attempt(i, turn, draw)
             if failure is not None:
                 rest = self._residence.shrink_arena(plan, i)
                 if rest is not None:
@@ -90,30 +90,26 @@ class Views:
         self._last = losses
         return losses
 
-    def _attempt(self, i: int, work: Callable[[Any], Any]) -> tuple[Any, OutOfDeviceMemory | None]:
+    def _attempt(self, i: int, turn: Turn, draw: Draw | None) -> tuple[Any, OutOfDeviceMemory | None]:
         """What turn i comes to: the loss where it renders; or why not. Of a failed turn nothing stays, neither its work nor
         the frames of a traceback, because they hold the arena whose memory the next try needs."""
         try:
-            return self._residence.lanes.compute(i, work), None
+            return self._residence.lanes.compute(i, self._work(turn, draw)), None
         except OutOfDeviceMemory as error:
             return None, error.with_traceback(None)
 
-    def _camera(self, view: int, half: bool) -> Camera:
-        whole = self._scene.views[view]
-        return (whole.halved if half else whole).camera
-
-    def _work(self, turn: Turn, draw: Draw | None, half: bool) -> Callable[[Any], Any]:
+    def _work(self, turn: Turn, draw: Draw | None) -> Callable[[Any], Any]:
         """What the device does in a turn, given the slots of its rows."""
         if draw is None:
             return _nothing
-        camera, degree = self._camera(turn.view, half), self._schedule.sh_degree
+        camera, degree = self._scene.views[turn.view].camera, self._schedule.sh_degree
         return partial(render_turn, self._residence.rasterizer, self._residence.arena, turn, camera, degree, draw)
 
-    def _draw(self, view: int, image: int, half: bool) -> Draw | None:
+    def _draw(self, view: int, image: int) -> Draw | None:
         """What is done with the splats of a view once they are all there: rasterise, compare, and back down to them; it
         returns the loss. None where the photo cannot be read."""
         background = self._schedule.background(image)
-        pair = self._photos.of(view, self._exposures.seen(view, background), half)
+        pair = self._photos.of(view, self._exposures.seen(view, background))
         if pair is None:
             return None
         exposure = self._exposures.of(view)

@@ -16,9 +16,9 @@ import numpy as np
 
 from clm.pictures import laid_over
 from clm.scene.decode import decode_cut_out, decode_image, decode_opacity
-from clm.scene.scene import Scene, View
+from clm.scene.scene import Scene
 
-_Key = tuple[str, int, bool]  # "image" or "mask", view index, whether at half the size
+_Key = tuple[str, int]  # ("image" or "mask", view index)
 
 
 class ImageCache:
@@ -40,34 +40,32 @@ class ImageCache:
         with self._lock:
             return self._bytes
 
-    def get(self, view_index: int, half: bool = False) -> np.ndarray:
+    def get(self, view_index: int) -> np.ndarray:
         """Photo [H, W, 3] u8, read-only, over black where it is transparent. Raises CorruptImage (a ClmError) where it cannot be
         decoded."""
-        return self._array(("image", int(view_index), half))
+        return self._array(("image", int(view_index)))
 
-    def mask(self, view_index: int, half: bool = False) -> np.ndarray | None:
+    def mask(self, view_index: int) -> np.ndarray | None:
         """[H, W], read-only: bool, True where the photo counts; u8, how opaque it is, where the view is transparent. None: the view
         has no mask."""
         if self._views[view_index].mask_path is None:
             return None
-        return self._array(("mask", int(view_index), half))
+        return self._array(("mask", int(view_index)))
 
-    def over(
-        self, view_index: int, background: tuple[float, float, float], half: bool = False
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """What a picture of the view, or of the view halved, drawn on `background` (RGB in 0..1), is compared with: the photo
-        [H, W, 3] u8, on that colour where it is transparent, and a mask [H, W] bool of what counts; None: all of it."""
-        photo, mask = self.get(view_index, half), self.mask(view_index, half)
+    def over(self, view_index: int, background: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray | None]:
+        """What a picture of the view, drawn on `background` (RGB in 0..1), is compared with: the photo [H, W, 3] u8, on that colour
+        where it is transparent, and a mask [H, W] bool of what counts; None: all of it."""
+        photo, mask = self.get(view_index), self.mask(view_index)
         if mask is not None and self._views[view_index].transparent:
             return laid_over(photo, mask, background), None
         return photo, mask
 
-    def prefetch(self, indices: Iterable[int], half: bool = False) -> None:
+    def prefetch(self, indices: Iterable[int]) -> None:
         """Start decoding views in the background, in this order, as many as the budget holds; errors wait for `get`."""
         room = self._budget
         with self._lock:
             for index in indices:
-                for key in self._keys_of(int(index), half):
+                for key in self._keys_of(int(index)):
                     room -= self._size(key)
                     if room < 0 or self._closed:
                         return  # more would push out what was just asked for
@@ -92,15 +90,11 @@ class ImageCache:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _keys_of(self, index: int, half: bool) -> list[_Key]:
-        return [("image", index, half)] + [("mask", index, half)] * (self._views[index].mask_path is not None)
-
-    def _view(self, key: _Key) -> View:
-        view = self._views[key[1]]
-        return view.halved if key[2] else view
+    def _keys_of(self, index: int) -> list[_Key]:
+        return [("image", index)] + ([("mask", index)] if self._views[index].mask_path is not None else [])
 
     def _size(self, key: _Key) -> int:
-        return self._view(key).nbytes // (1 if key[0] == "image" else 3)
+        return self._views[key[1]].nbytes // (1 if key[0] == "image" else 3)
 
     def _array(self, key: _Key) -> np.ndarray:
         with self._lock:
@@ -146,7 +140,7 @@ class ImageCache:
         return array
 
     def _decode(self, key: _Key) -> np.ndarray:
-        view = self._view(key)
+        view = self._views[key[1]]
         if key[0] == "mask":
             assert view.mask_path is not None
             array = decode_opacity(view.mask_path, view.training, alpha=view.mask_path == view.image_path)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +45,6 @@ class View:
     def nbytes(self) -> int:
         """Bytes of the decoded photo."""
         return self.camera.width * self.camera.height * 3
-
-    @cached_property
-    def halved(self) -> View:
-        """The same view for `Camera.halved`."""
-        camera = self.camera.halved
-        return replace(self, camera=camera, training=replace(self.training, width=camera.width, height=camera.height))
 
 
 @dataclass(frozen=True, eq=False)

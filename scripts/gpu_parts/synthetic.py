@@ -34,16 +34,16 @@ class OnePhoto:
         self._photo = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
         self.bytes = self._photo.nbytes
 
-    def get(self, view: int, half: bool = False) -> np.ndarray:
+    def get(self, view: int) -> np.ndarray:
         return self._photo
 
-    def over(self, view: int, background: tuple[float, float, float], half: bool = False) -> tuple[np.ndarray, None]:
+    def over(self, view: int, background: tuple[float, float, float]) -> tuple[np.ndarray, None]:
         return self._photo, None
 
     def mask(self, view: int) -> None:
         return None
 
-    def prefetch(self, views: Any, half: bool = False) -> None:
+    def prefetch(self, views: Any) -> None:
         """It is here."""
 
     def close(self) -> None:

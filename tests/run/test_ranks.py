@@ -96,7 +96,7 @@ def test_ranks_train_the_same_model_and_measure_the_same(
     ("world", "options"),
     [
         (3, {"max_gaussians": 1700, "growing_batch_size": 2}),
-        (2, {"exposure": "on", "background": "random", "moments": "bf16", "half_size_until": 30}),
+        (2, {"exposure": "on", "background": "random", "moments": "bf16"}),
         (2, {"strategy": "mcmc", "max_gaussians": 2000, "growing_batch_size": 2}),
         (4, {"batch_size": 2, "iterations": 14, "absgrad": True, "antialias": True}),
     ],
@@ -108,9 +108,8 @@ def test_ranks_train_the_same_model_and_measure_the_same(
     ],
 )
 def test_ranks_train_the_same_model_whatever_else_is_asked_for(
-    tmp_path: Path, world: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, world: int, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("clm.camera.LEAST_HALVED", 8)
     (events,) = run_ranks(tmp_path / "one", 1, **{**RUN, **options})
     theirs = run_ranks(tmp_path / "several", world, **{**RUN, **options})
     assert_same(tmp_path / "one", events, tmp_path / "several", theirs)
@@ -159,11 +158,11 @@ def test_a_photo_that_one_rank_cannot_read_is_skipped_by_all(tmp_path: Path, mon
     options = {**SURVEY, "iterations": 21, "test_every": 0}
     read, asked = ImageCache.get, []
 
-    def get(cache: ImageCache, view: int, half: bool = False) -> np.ndarray:
+    def get(cache: ImageCache, view: int) -> np.ndarray:
         asked.append(view)
         if view == 4:
             raise CorruptImage(survey / "images" / "04.png", "it is a test")
-        return read(cache, view, half)
+        return read(cache, view)
 
     monkeypatch.setattr(ImageCache, "get", get)
     (events,) = run_ranks(tmp_path / "one", 1, survey, **options)
