@@ -96,7 +96,7 @@ def start(
         "--test-every",
         str(every),
     ]
-    words += ["--iterations", str(case.images), "--batch-size", "4", *case.options, *more]
+    words += ["--iterations", str(case.images), *case.options, *more]
     if case.until is not None:
         words += ["--eval-every", str(case.images // MEASURED)]
     environment = {**environment_of(checkout), "OMP_NUM_THREADS": "1"}
@@ -150,7 +150,7 @@ def main() -> None:
                 runs, began = {}, time.monotonic()
                 for side, checkout, options in (("before", args.checkout.resolve(), []), ("now", ROOT, more)):
                     run = folder / f"{scene.name}_{side}_{seed}"
-                    runs[side] = run, start(checkout, run, scene, case, every, seed, options)
+                    runs[side] = run, start(checkout, run, scene, case, every, seed, ["--batch-size", "4", *options])
                 while runs:
                     for side, (run, process) in list(runs.items()):
                         if process.poll() is not None:

@@ -9,7 +9,7 @@ import pytest
 from clm.config import Config, fields, from_dict, parse_background, to_dict
 from clm.errors import ClmError
 from clm.plan.budget import AUTO, COLOUR_BUS_BYTES, MOMENT_BYTES, OFFLOADS
-from clm.settings import load_config
+from clm.settings import load_config, presets
 from clm.store.arrays import MOMENT_TYPES
 
 
@@ -71,11 +71,15 @@ def test_a_full_length_run_has_the_reference_schedule() -> None:
     assert (*reference, config.opacity_reset_every) == (1000, 500, 15_000, 100, 3000)
 
 
-def test_every_preset_loads() -> None:
-    presets = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
-    assert presets
-    for preset in presets:
-        assert isinstance(load_config({}, preset=preset.stem), Config)
+def test_every_preset_loads_changes_something_fits_a_screen_and_is_explained_in_the_guide() -> None:
+    root = Path(__file__).parents[1]
+    guide, known = (root / "docs" / "guide" / "captures.md").read_text(), presets()
+    assert set(known) >= {"object", "indoor", "aerial", "street", "internet", "quick", "city", "low-memory", "mcmc"}
+    for name, purpose in known.items():
+        config = load_config({}, preset=name)
+        assert isinstance(config, Config) and config != load_config({}), name
+        assert len((root / "configs" / f"{name}.yaml").read_text().splitlines()) <= 24 and len(purpose) > 30, name
+        assert f"--preset {name}`" in guide or f"--preset {name} " in guide, name
 
 
 def test_backgrounds() -> None:
