@@ -57,7 +57,7 @@ class Schedule:
             )
         progress.leg = old.followed_by(Leg.of(config, scene_scale, rows, done), done, progress.step)
         if progress.leg is not old:
-            _settle(store, old.adam().at(old.index(progress.step) + 1), progress.leg)
+            store.settle(old.adam().at(old.index(progress.step) + 1), stamp=progress.leg.settled)
         return Schedule(config, progress)
 
     @property
@@ -94,7 +94,7 @@ class Schedule:
         """Batches have another size from here on: every row is settled as of now."""
         old, size = self.progress.leg, self.config.batch_size_at(self.image)
         leg = old.followed_by(replace(old, batch_size=size), self.image, self.step)
-        _settle(store, self.next_step(), leg)
+        store.settle(self.next_step(), stamp=leg.settled)
         self.progress.leg, self.adam = leg, leg.adam()
         store.refresh(self.next_step())
 
@@ -155,11 +155,3 @@ class Schedule:
     def still_background(self) -> tuple[float, float, float]:
         """Of pictures that are not trained on."""
         return still_background(self.config)
-
-
-def _settle(store: Store, step: AdamStep, leg: Leg) -> None:
-    """Rows are written back as they are after `step - 1`, the last step before `leg`, and stamped as that has them."""
-    store.settle(step)
-    for ids, held in store.sweep_rows(changing=True):
-        at = held.at(ids)
-        held.stamp[at[held.stamp[at] > 0]] = leg.settled

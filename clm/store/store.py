@@ -165,13 +165,17 @@ class Store(PagedRows):
 
     # ---- every row ----
 
-    def settle(self, step: AdamStep, then: Callable[[RowArrays, np.ndarray], None] | None = None) -> None:
+    def settle(
+        self, step: AdamStep, then: Callable[[RowArrays, np.ndarray], None] | None = None, stamp: int | None = None
+    ) -> None:
         """Write every row back as it is after `step - 1`; then(arrays, places [n]) changes some rows at a time further, and
-        cull entries and bounds follow."""
+        cull entries and bounds follow. stamp: of rows that ever had a gradient, under the tables of the next leg."""
         self.changed[:] = True
         for ids, held in self.sweep_rows(changing=True):
             at = held.at(ids)
             row_kernels.settle(held, step, at)
+            if stamp is not None:
+                held.stamp[at[held.stamp[at] > 0]] = stamp
             if then is not None:
                 then(held, at)
                 self._refresh_rows(step, ids, held)
