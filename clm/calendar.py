@@ -24,6 +24,5 @@ def schedule_of(iterations: int, strategy: str) -> dict[str, Any]:
         "densify_from": max(50, round(500 * ratio)),
         "densify_until": round((25_000 if mcmc else 15_000) * ratio),
         "densify_every": 100 if mcmc else max(50, round(100 * ratio**0.5)),
-        "opacity_reset_every": 3000 if ratio == 1.0 and not mcmc else 0,
         "anneal": 1.0 if mcmc else min(MOST_ANNEAL, ratio**-0.5),
     }

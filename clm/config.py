@@ -201,7 +201,7 @@ class Config:
     )
     densify_every: int = option(None, "Training images between densifications.", flag=False, lo=1, hi=_MANY)
     opacity_reset_every: int = option(
-        None, "Training images between opacity resets; 0: never.", flag=False, lo=0, hi=_MANY
+        0, "Training images between opacity resets (3DGS: 3000); 0: never.", flag=False, lo=0, hi=_MANY
     )
     # Optimizer (batch 1 values of gsplat's simple_trainer)
     means_lr: float = rate(1.6e-4, "Learning rate of means, times the scene scale.")
@@ -240,7 +240,7 @@ class Config:
     absgrad: bool = option(False, "Screen gradient from absolute per-pixel sums (AbsGS).", flag=False)
     prune_opacity: float = option(0.005, "Rows more transparent than this are pruned.", flag=False, lo=0.0, hi=1.0)
     prune_scale: float = option(
-        0.1, "After the first reset, rows above this size (times scene scale) go.", flag=False, lo=0.0, hi=1e9
+        0.1, "After the first opacity reset, rows above this size (times scene scale) go.", flag=False, lo=0.0, hi=1e9
     )
     noise_lr: float = option(
         5e5,
