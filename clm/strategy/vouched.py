@@ -25,6 +25,7 @@ from clm.store.store import Store
 from clm.strategy.strategy import AllRows
 
 EPOCHS = 4  # by which it is known who sees a row
+_BESIDE = 3.0  # half frames from the middle of a frame
 _NEAR = 1 / 3  # of the middle depth of a view: as near as that, hardly anything is what a photo shows
 _SAMPLE = 65_536  # rows, about, that say how deep views are
 _AT_ONCE = 65_536  # rows that are projected at a time: 8 MB of temporaries
@@ -68,14 +69,14 @@ def clearings(grown: int, iterations: int, views: int) -> tuple[int, ...]:
 
 
 def beside_frames(points: np.ndarray, cameras: Sequence[Camera], middles: np.ndarray) -> np.ndarray:
-    """[n] bool: which of points [n, 3] (world) lie in no camera's frame, but beside one, within a frame twice as wide and high, and
-    not a third as far as the middle [V] of what it shows."""
+    """[n] bool: which of points [n, 3] (world) lie in no camera's frame, but beside one, within a frame three times as wide and
+    high, and not a third as far as the middle [V] of what it shows."""
     beside = np.zeros(len(points), bool)
     for first in range(0, len(points), _AT_ONCE):
         left, near = np.arange(first, min(first + _AT_ONCE, len(points))), beside[first : first + _AT_ONCE]
         for camera, middle in zip(cameras, middles.tolist(), strict=True):
             across, down, depth = _projected(camera, points[left])
-            near[left - first] |= (across <= 2.0) & (down <= 2.0) & (depth < _NEAR * middle)
+            near[left - first] |= (across <= _BESIDE) & (down <= _BESIDE) & (depth < _NEAR * middle)
             framed = (across <= 1.0) & (down <= 1.0)
             near[left[framed] - first] = False
             left = left[~framed]  # most are in the frame of some camera soon

@@ -60,7 +60,7 @@ def test_rows_beside_a_frame_are_those_near_its_camera_that_no_frame_shows() -> 
         framed = (z > 0) & (u >= 0) & (u <= 100) & (v >= 0) & (v <= 80)
         assert middle == pytest.approx(np.median(z[framed]))
         outside &= ~framed
-        near |= (z > 0) & (z < middle / 3) & (u >= -50) & (u <= 150) & (v >= -40) & (v <= 120)
+        near |= (z > 0) & (z < middle / 3) & (u >= -100) & (u <= 200) & (v >= -80) & (v <= 160)
     np.testing.assert_array_equal(beside_frames(points, TWO, middles), outside & near)
     assert (outside & near).sum() > 40
     assert not middle_depths(points[:0], TWO).any() and not beside_frames(points, TWO, np.zeros(2)).any()
