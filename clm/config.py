@@ -259,7 +259,7 @@ class Config:
 
     def batch_size_at(self, image: int) -> int:
         """Views of the batch that begins at a training image: many small steps while rows come and go, if that is asked for."""
-        growing = image < (self.densify_until or 0) and self.growing_batch_size > 0
+        growing = self.growing_batch_size > 0 and image < self.densify_until
         return min(self.batch_size, self.growing_batch_size) if growing else self.batch_size
 
 

@@ -4,10 +4,9 @@
     python scripts/bench_presets.py [--presets object ...] [--seeds 0 1] [--keep DIR]
 
 Both runs of a preset go at the same time, one thread each. `object`: the bundled scene, its room cut away, and both models measured
-as what is before white; `indoor`: the bundled
-scene, each photo made brighter or darker at random, with a slight tint; `street`: sceaux; `internet`: sacre_coeur; `aerial`:
-caliterra. Colour-corrected: each picture after the affine map of colours that fits it best. Loads: of an image, where Gaussians
-live in host memory.
+as what is before white; `indoor`: the bundled scene, each photo made brighter or darker at random, with a slight tint; `street`:
+sceaux; `internet`: sacre_coeur; `aerial`: caliterra. Colour-corrected: each picture after the affine map of colours that fits it
+best. Loads: of an image, where Gaussians live in host memory.
 """
 
 from __future__ import annotations
@@ -25,11 +24,12 @@ from typing import Any
 import make_demo_scene
 import numpy as np
 from bench_common import environment_of, header
-from bench_quality import CASES, ROOT, Case, start, write_case
+from bench_quality import CASES, ROOT, Case, add_run_arguments, start, write_case
 from PIL import Image
 from scene_parts.capture import rays
 
 Edit = Callable[[list[Path]], None]
+"""Puts photos of its own in the place of links to those of a capture."""
 
 
 def cut_out(photos: list[Path]) -> None:
@@ -86,13 +86,7 @@ def write_capture(kind: Kind, folder: Path) -> tuple[Case, int]:
     """Its case, and that every Nth photo is held out."""
     case = CASES[kind.case]
     every = write_case(case, folder)
-    if kind.edit is not as_they_are:
-        photos = sorted((folder / "images").iterdir())
-        for link in photos:
-            original = link.resolve()
-            link.unlink()
-            link.write_bytes(original.read_bytes())
-        kind.edit(photos)
+    kind.edit(sorted((folder / "images").iterdir()))
     return case, every
 
 
@@ -121,11 +115,8 @@ def line(preset: str, seed: int, side: str, run: Path, test: dict[str, Any]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=list(KINDS), choices=list(KINDS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--images", type=int, help="of every run, instead of its own")
-    parser.add_argument("--keep", type=Path, help="folder for the runs, which are kept")
+    add_run_arguments(parser)
     args = parser.parse_args()
-    environment_of(ROOT)
     print(header())
     print("| preset | seed | options | PSNR | colour-corrected | SSIM | Gaussians | rows loaded per image |")
     print("|---|---|---|---|---|---|---|---|", flush=True)

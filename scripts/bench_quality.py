@@ -129,13 +129,17 @@ def line(name: str, side: str, seed: int, run: Path, seconds: float) -> str:
     )
 
 
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--images", type=int, help="of every run, instead of its case's own")
+    parser.add_argument("--keep", type=Path, help="folder for the runs, which are kept")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--images", type=int, help="of every case, instead of its own")
-    parser.add_argument("--keep", type=Path, help="folder for the runs, which are kept")
+    add_run_arguments(parser)
     args, more = parser.parse_known_args()
     print(header())
     print("| capture | commit | seed | PSNR | median | SSIM | training PSNR | Gaussians | seconds | views, or time |")

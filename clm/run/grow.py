@@ -16,7 +16,7 @@ class Growth:
 
     def follows(self, before: int, now: int) -> bool:
         """Whether the batch (before, now] is followed by a rebuild."""
-        return self._strategy.due(before, now) or self._schedule.leg_ends(before, now)
+        return self._schedule.rebuilds(before, now)
 
     def counts(self, image: int) -> bool:
         """Whether a rebuild will read how many pixels of this image its rows explain."""

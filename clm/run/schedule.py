@@ -79,12 +79,16 @@ class Schedule:
         return sh_degree_at(self.config, self.image)
 
     def foresee(self, rebuilt: Callable[[int, int], bool]) -> None:
-        """rebuilt(before, now): whether the store is rebuilt after the batch (before, now]; cull entries hold until then."""
+        """rebuilt(before, now): whether a strategy rebuilds after the batch (before, now]; cull entries hold until then."""
         self._rebuilt, self._next_rebuild = rebuilt, (self.image, self.step)
 
     def views_of_batch(self, first: int) -> int:
         """How many views the batch has that begins at image `first`."""
         return min(self.config.batch_size_at(first), self.config.iterations - first)
+
+    def rebuilds(self, before: int, now: int) -> bool:
+        """Whether the store is rebuilt after the batch (before, now]: as was foreseen, or because a leg ends."""
+        return self._rebuilt(before, now) or self.leg_ends(before, now)
 
     def leg_ends(self, before: int, now: int) -> bool:
         """Whether batches have another size after the batch (before, now]."""
@@ -132,13 +136,10 @@ class Schedule:
         image, step = self._next_rebuild
         if image <= self.image:
             image, step, before = self.image, self.step, -1
-            while image < self.config.iterations and not (image > self.image and self._changes(before, image)):
+            while image < self.config.iterations and not (image > self.image and self.rebuilds(before, image)):
                 before, image, step = image, image + self.views_of_batch(image), step + 1
             self._next_rebuild = image, step
         return self.progress.leg.index(step)
-
-    def _changes(self, before: int, now: int) -> bool:
-        return self._rebuilt(before, now) or self.leg_ends(before, now)
 
     @property
     def _next_index(self) -> int:
