@@ -35,18 +35,18 @@ _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)  # another place is needed
 _SHORT_WRITE = re.compile(r"requested and \d+ written|encoder error")  # numpy and Pillow, without an errno
 
 
-def storage_failure(error: OSError, path: Path | str, needed: int | None = None) -> ClmError | None:
+def storage_failure(error: OSError, path: Path, needed: int | None = None, kind_of: str = "") -> ClmError | None:
     """What to say when writing `path` failed, a ResourceError where for want of space; None: the error is of another kind.
 
-    needed: bytes that the whole file or folder takes, where they are known."""
+    needed: bytes that the whole file or folder takes, where they are known. kind_of: what it is, in a word."""
     number = errno.ENOSPC if error.errno is None and _SHORT_WRITE.search(str(error)) else error.errno
     if number not in _REASONS:
         return None
     reason, fix = _REASONS[number]
     size = f" It needs {format_bytes(needed)}." if needed is not None else ""
-    free = f" {format_bytes(free_bytes(Path(path)))} are free." if number == errno.ENOSPC else ""
+    free = f" {format_bytes(free_bytes(path))} are free." if number == errno.ENOSPC else ""
     kind = ClmError if number in _FORBIDDEN else ResourceError
-    return kind(f"{reason}: {path} was not written.{size}{free}", fix)
+    return kind(f"{reason}: {f'{kind_of} ' if kind_of else ''}{path} was not written.{size}{free}", fix)
 
 
 def refuse_unwritable(path: Path) -> None:

@@ -95,7 +95,7 @@ class _Steps:
         try:
             return work()
         except OSError as error:
-            failure = storage_failure(error, f"checkpoint {self._target}", self._size)
+            failure = storage_failure(error, self._target, self._size, "checkpoint")
             if failure is None:
                 raise
             raise ResourceError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -288,6 +290,23 @@ def test_a_write_that_fails_anywhere_leaves_what_was_there(tmp_path: Path, monke
         assert caught.value.exit_code == 3
         monkeypatch.undo()
         assert files_under(tmp_path) == before
+
+
+def test_a_full_disk_says_what_is_free_where_the_checkpoint_was_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fails(path: Path, *rest: Any) -> Any:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(segments, "write_array", fails)
+    monkeypatch.setattr(
+        "clm.files.shutil.disk_usage", lambda folder: asked.append(folder) or SimpleNamespace(free=5 << 20)
+    )
+    with pytest.raises(ResourceError, match=r"5\.0 MiB are free"):
+        save(tmp_path, 12)
+    assert asked[-1] == tmp_path, "not where the command was typed"
 
 
 def test_the_command_names_the_damage_in_one_sentence(tmp_path: Path) -> None:
