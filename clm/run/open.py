@@ -97,10 +97,44 @@ def open_run(
     of them do the same at the same time.
 
     Raises ClmError for a checkpoint that cannot be used, ResourceError when a budget is impossible."""
-    warn = _warner(emit)
     base = resident_bytes() - (0 if keep_points else scene.point_bytes)  # before the first row
     kernels.set_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks.local_world))
     return_freed_memory()
+    ground = _ground(scene, config, folder, emit, machine, base, ranks)
+    begun = (
+        _fresh(scene, config, store, emit, ground, ranks)
+        if resume is None
+        else _gone_on(scene, config, folder, resume, emit, ground, ranks)
+    )
+    if not keep_points:
+        scene.forget_points()
+        begun.scene.forget_points()
+    with ExitStack() as stack, unjoined(ranks, stack):
+        stack.enter_context(closing(begun.store))
+        images = stack.enter_context(closing(cache or ImageCache(begun.scene, ground.memory.photos)))
+        yield _assembled(begun, ground, images, config, folder, emit, ranks, stack)
+
+
+class _Ground(NamedTuple):
+    """What a run stands on: who computes, and the memory and the folder that rows may take."""
+
+    device: Device
+    rasterizer: Rasterizer
+    memory: HostMemory
+    room: Room
+    scratch: Path
+
+
+def _ground(
+    scene: Scene,
+    config: Config,
+    folder: Path,
+    emit: Emit,
+    machine: tuple[Device, Rasterizer] | None,
+    base: int,
+    ranks: Ranks,
+) -> _Ground:
+    """base: bytes that the process holds without any row."""
     device, rasterizer = machine or together(
         ranks,
         lambda: open_device(
@@ -109,63 +143,9 @@ def open_run(
     )
     agree(ranks, {"the device": {"its kind": device.kind}})
     all_photos, image_cache = sum(view.nbytes for view in scene.views), parse_bytes(config.image_cache)
-    memory = HostMemory.find(config.host_memory, base, image_cache, all_photos, warn, ranks.local_world)
+    memory = HostMemory.find(config.host_memory, base, image_cache, all_photos, _warner(emit), ranks.local_world)
     scratch = Path(config.scratch) if config.scratch else folder / "scratch"
-    room = memory.room(config.offload, scratch)
-    begun = (
-        _fresh(scene, config, store, emit, room, scratch, ranks)
-        if resume is None
-        else _gone_on(scene, config, folder, resume, emit, room, ranks)
-    )
-    if not keep_points:
-        scene.forget_points()
-        begun.scene.forget_points()
-    scene, schedule, store, saved = begun.scene, begun.schedule, begun.store, begun.saved
-    unseen = np.ones(store.places, bool) if saved is None else None
-    with ExitStack() as stack, unjoined(ranks, stack):
-        stack.enter_context(closing(store))
-        cache = stack.enter_context(closing(cache or ImageCache(scene, memory.photos)))
-        photos = Photos(scene, cache, config.strict, warn)
-        exposures = (
-            begin_exposures(scene, config, emit)
-            if saved is None
-            else resume_exposures(scene, config, saved.exposures, emit)
-        )
-        cameras = [view.camera for view in scene.views]
-        strategy = choose_strategy(config, scene.scale, [cameras[view] for view in scene.train])
-        schedule.foresee(strategy.due)
-        residence = Residence(
-            store, device, rasterizer, cameras, config, schedule, emit, memory, scratch, unseen, scene.train, ranks
-        )
-        if unseen is not None and (nobodys := ranks.total(int(unseen.sum()))):
-            count = f"{nobodys:,} of {residence.rows:,} Gaussians"
-            warn(f"{count} are seen by no training view: training does not change them")
-        growth = Growth(schedule, residence, strategy, emit)
-        batches = Batches(schedule, residence, scene.train, photos, growth)
-        stack.enter_context(closing(batches))
-        stack.enter_context(closing(residence))  # first of all: a plan may wait for the view that was under way
-        accounts = Accounts(
-            schedule,
-            residence,
-            photos,
-            saved.totals if saved else Totals(),
-            emit,
-            Path(config.trace) if config.trace else None,
-        )
-        parts = scene, photos, schedule, residence, exposures, growth.counts
-        views = Views(*parts) if ranks.alone else SharedViews(*parts)
-        stack.enter_context(closing(views))
-        evaluation = Evaluation(scene, photos, schedule, residence, views, folder, emit)
-        saver = Saver(folder / "checkpoints", schedule, residence, exposures, accounts, scene.scale, emit)
-        if saved is not None:
-            saver.goes_on_from(saved.run, begun.checkpoint, begun.kept)
-        files = RunFiles(folder, scene, schedule, residence, accounts, evaluation, emit)
-        shared = in_words(ranks, residence.own_rows, residence.budgets())
-        for line in [*[strategy.reason] * bool(strategy.reason), *shared, *_first_lines(residence, batches, schedule)]:
-            emit(Message(line))
-        yield Run(
-            scene, schedule, photos, residence, batches, views, exposures, growth, evaluation, accounts, saver, files
-        )  # fmt: skip
+    return _Ground(device, rasterizer, memory, memory.room(config.offload, scratch), scratch)
 
 
 class _Begun(NamedTuple):
@@ -179,30 +159,26 @@ class _Begun(NamedTuple):
     kept: Kept | None = None  # and where it has the rows
 
 
-def _fresh(
-    scene: Scene, config: Config, store: Store | None, emit: Emit, room: Room, scratch: Path, ranks: Ranks
-) -> _Begun:
-    warn = _warner(emit)
+def _fresh(scene: Scene, config: Config, store: Store | None, emit: Emit, ground: _Ground, ranks: Ranks) -> _Begun:
     if store is None:
-        share = ranks.rank, ranks.world
         store = initial_store(
             scene,
             config,
-            warn,
+            _warner(emit),
             reporter(emit),
-            scratch=scratch,
-            make=room.empty,
-            bucket_rows=room.bucket_rows,
-            share=share,
+            scratch=ground.scratch,
+            make=ground.room.empty,
+            bucket_rows=ground.room.bucket_rows,
+            share=(ranks.rank, ranks.world),
         )
     return _Begun(scene, Schedule.first(config, scene.scale, ranks.total(store.rows)), store)
 
 
 def _gone_on(
-    scene: Scene, config: Config, folder: Path, checkpoint: Path, emit: Emit, room: Room, ranks: Ranks
+    scene: Scene, config: Config, folder: Path, checkpoint: Path, emit: Emit, ground: _Ground, ranks: Ranks
 ) -> _Begun:
     """The scene is as the run has it: with the views held out that it began with, and lengths as they were."""
-    checkpoint, saved, store, kept = load_saved(checkpoint, emit, room, ranks)
+    checkpoint, saved, store, kept = load_saved(checkpoint, emit, ground.room, ranks)
 
     def begun() -> _Begun:
         for text in config_changes(saved.config, config):
@@ -218,6 +194,73 @@ def _gone_on(
         found = together(ranks, begun)
         unless_begun.pop_all()
     return found
+
+
+def _assembled(
+    begun: _Begun,
+    ground: _Ground,
+    images: ImageCache,
+    config: Config,
+    folder: Path,
+    emit: Emit,
+    ranks: Ranks,
+    stack: ExitStack,
+) -> Run:
+    """The parts of a run, in the order in which they need each other; `stack` closes them in the other one."""
+    scene, schedule, store, saved = begun.scene, begun.schedule, begun.store, begun.saved
+    photos = Photos(scene, images, config.strict, _warner(emit))
+    exposures = (
+        begin_exposures(scene, config, emit)
+        if saved is None
+        else resume_exposures(scene, config, saved.exposures, emit)
+    )
+    cameras = [view.camera for view in scene.views]
+    strategy = choose_strategy(config, scene.scale, [cameras[view] for view in scene.train])
+    schedule.foresee(strategy.due)
+    residence = _residence(store, ground, scene, schedule, config, emit, ranks, asks_unseen=saved is None)
+    growth = Growth(schedule, residence, strategy, emit)
+    batches = Batches(schedule, residence, scene.train, photos, growth)
+    stack.enter_context(closing(batches))
+    stack.enter_context(closing(residence))  # first of all: a plan may wait for the view that was under way
+    totals, trace = saved.totals if saved else Totals(), Path(config.trace) if config.trace else None
+    accounts = Accounts(schedule, residence, photos, totals, emit, trace)
+    parts = scene, photos, schedule, residence, exposures, growth.counts
+    views = Views(*parts) if ranks.alone else SharedViews(*parts)
+    stack.enter_context(closing(views))
+    evaluation = Evaluation(scene, photos, schedule, residence, views, folder, emit)
+    saver = Saver(folder / "checkpoints", schedule, residence, exposures, accounts, scene.scale, emit)
+    if saved is not None:
+        saver.goes_on_from(saved.run, begun.checkpoint, begun.kept)
+    files = RunFiles(folder, scene, schedule, residence, accounts, evaluation, emit)
+    shared = in_words(ranks, residence.own_rows, residence.budgets())
+    for line in [*[strategy.reason] * bool(strategy.reason), *shared, *_first_lines(residence, batches, schedule)]:
+        emit(Message(line))
+    return Run(
+        scene, schedule, photos, residence, batches, views, exposures, growth, evaluation, accounts, saver, files
+    )  # fmt: skip
+
+
+def _residence(
+    store: Store,
+    ground: _Ground,
+    scene: Scene,
+    schedule: Schedule,
+    config: Config,
+    emit: Emit,
+    ranks: Ranks,
+    asks_unseen: bool,
+) -> Residence:
+    """Where the rows of a run live; asks_unseen: how many of them no training view sees is found out and said."""
+    cameras = [view.camera for view in scene.views]
+    unseen = np.ones(store.places, bool) if asks_unseen else None
+    residence = Residence(
+        store, ground.device, ground.rasterizer, cameras, config, schedule, emit, ground.memory, ground.scratch, unseen,
+        scene.train, ranks,
+    )  # fmt: skip
+    if unseen is not None and (nobodys := ranks.total(int(unseen.sum()))):
+        count = f"{nobodys:,} of {residence.rows:,} Gaussians"
+        _warner(emit)(f"{count} are seen by no training view: training does not change them")
+    return residence
 
 
 def _warner(emit: Emit) -> Callable[[str], None]:
