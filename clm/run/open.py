@@ -207,17 +207,16 @@ def _assembled(
     stack: ExitStack,
 ) -> Run:
     """The parts of a run, in the order in which they need each other; `stack` closes them in the other one."""
-    scene, schedule, store, saved = begun.scene, begun.schedule, begun.store, begun.saved
+    scene, schedule, saved = begun.scene, begun.schedule, begun.saved
     photos = Photos(scene, images, config.strict, _warner(emit))
     exposures = (
         begin_exposures(scene, config, emit)
         if saved is None
         else resume_exposures(scene, config, saved.exposures, emit)
     )
-    cameras = [view.camera for view in scene.views]
-    strategy = choose_strategy(config, scene.scale, [cameras[view] for view in scene.train])
+    strategy = choose_strategy(config, scene.scale, [scene.views[view].camera for view in scene.train])
     schedule.foresee(strategy.due)
-    residence = _residence(store, ground, scene, schedule, config, emit, ranks, asks_unseen=saved is None)
+    residence = _residence(begun, ground, config, emit, ranks)
     growth = Growth(schedule, residence, strategy, emit)
     batches = Batches(schedule, residence, scene.train, photos, growth)
     stack.enter_context(closing(batches))
@@ -240,19 +239,11 @@ def _assembled(
     )  # fmt: skip
 
 
-def _residence(
-    store: Store,
-    ground: _Ground,
-    scene: Scene,
-    schedule: Schedule,
-    config: Config,
-    emit: Emit,
-    ranks: Ranks,
-    asks_unseen: bool,
-) -> Residence:
-    """Where the rows of a run live; asks_unseen: how many of them no training view sees is found out and said."""
+def _residence(begun: _Begun, ground: _Ground, config: Config, emit: Emit, ranks: Ranks) -> Residence:
+    """Where the rows of a run live; one that begins finds out, and says, how many of them no training view sees."""
+    scene, schedule, store = begun.scene, begun.schedule, begun.store
     cameras = [view.camera for view in scene.views]
-    unseen = np.ones(store.places, bool) if asks_unseen else None
+    unseen = np.ones(store.places, bool) if begun.saved is None else None
     residence = Residence(
         store, ground.device, ground.rasterizer, cameras, config, schedule, emit, ground.memory, ground.scratch, unseen,
         scene.train, ranks,
